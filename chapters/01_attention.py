@@ -1,0 +1,404 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [slm/attention.py]
+# ---
+
+# %% [markdown]
+# # Attention
+#
+# How a token gathers what it needs from the tokens before it. You build causal attention from two loops, prove it equal to PyTorch's own kernel, and
+# export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in which tokens exchange information.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %%
+#| export
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each (chapter 7)
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# %% [markdown]
+# ## The idea
+#
+# Read "Mia has a kite. Leo has a boat. Mia lost the ...". To guess the next word you go back to *Mia* and take what stood beside it. Attention does
+# this with three vectors for every token:
+#
+# - a **query**: what am I looking for?
+# - a **key**: what could I be found by?
+# - a **value**: what do I hand over when I am found?
+#
+# A token compares its query with the key of every token up to itself, turns the comparison into weights that sum to one, and takes the weighted mean of
+# the values. Here are six tokens with keys that say whose token it is. The last one asks for Mia's. Each row is one token's look back; hover over a cell to
+# read its weight.
+
+# %% tags=["hide-input"]
+from course.figures.chapter_01 import attention_table
+
+tokens = ["Mia", "kite", "Leo", "boat", "Mia", "lost"]
+key = 4.0 * torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]]).float()  # (T, K): Mia's or Leo's
+scores = (key @ key.T / math.sqrt(2)).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+attention_table(tokens, scores.softmax(-1))
+
+# %% [markdown]
+# Nobody looks ahead: the upper right half is empty. A model that learns to predict the next token must not see it.
+#
+# ## By hand
+#
+# Take one head and `T` tokens. Query, key and value are the rows of $Q, K, V$, each `(T, K)` with head size `K`. Token $t$ compares itself with each $s \le t$:
+#
+# $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad o_t = \sum_{s \le t} w_{ts}\, v_s$$
+#
+# Three sums, so three loops, two of which hide in `@` and `sum`:
+
+# %%
+def attention_loops(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One head, (T, K) each, exactly as the formula reads."""
+    output = torch.zeros_like(v)
+    for t in range(len(q)):
+        scores = torch.tensor([q[t] @ k[s] / math.sqrt(q.size(-1)) for s in range(t + 1)])  # the past and itself
+        weights = scores.exp() / scores.exp().sum()  # (t + 1,), sums to one
+        for s in range(t + 1):
+            output[t] += weights[s] * v[s]
+    return output
+
+
+q, k, v = torch.randn(3, 5, 8)  # (T, K) = (5, 8) each
+attention_loops(q, k, v).shape
+
+# %% [markdown]
+# The first token sees only itself, so its output is its own value. The loops had better agree.
+
+# %% tags=["nbval-check-output"]
+bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
+
+# %% [markdown]
+# ## All tokens at once
+#
+# Loops over tokens leave the processor idle. All scores together are one matrix product, $QK^\top$, `(T, T)`: row $t$ holds what token $t$ thinks of everyone.
+# The forbidden upper half becomes $-\infty$ *before* the softmax, because $e^{-\infty} = 0$ and the rest of the row still sums to one. Zeroing weights
+# *after* the softmax would leave rows that sum to less than one.
+#
+# Nothing here depends on the axes in front, so the same lines serve `(T, K)` and `(B, H, T, K)`. One generality costs nothing now and pays in chapter 7: there may
+# be more keys than queries, when the first keys were computed earlier. Then the `T` queries are the *last* `T` of `S` positions, and the diagonal moves right by `S - T`.
+
+# %%
+#| export
+def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention as matrix products: the definition, and the fastest kernel for bfloat16 on a CPU."""
+    T, S = q.size(-2), k.size(-2)
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)  # (B, H, T, S), rows sum to one
+    return F.dropout(weights, dropout) @ v  # (B, H, T, K)
+
+
+# %% tags=["nbval-check-output"]
+bool(torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v), atol=1e-6))
+
+# %% [markdown]
+# ## Why divide by $\sqrt{K}$
+#
+# If the entries of $q$ and $k$ are independent with variance 1, then $q \cdot k$ is a sum of `K` products and has variance `K`. Wide heads would have large scores, a softmax
+# that puts everything on one token, and almost no gradient. Measure it: random queries and keys, 64 tokens, growing head size.
+
+# %% tags=["hide-input"]
+from course.figures.chapter_01 import scale_figure
+
+scale_figure()
+
+# %% [markdown]
+# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: the gradient that reaches
+# the scores dies away, and with it the queries and keys. Divided by $\sqrt{K}$, both stay where they are at every size.
+#
+# ## Does anyone see the future?
+#
+# The mask is the one line that, if wrong, makes a model look brilliant in training and useless afterwards. So test causality itself, not the mask: change the last
+# token and demand that no earlier output moves, *exactly*.
+
+# %% tags=["nbval-check-output"]
+def sees_the_future(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
+    """Whether changing the last position changes any output before it."""
+    q, k, v = torch.randn(3, 1, 2, 6, 8)  # (B, H, T, K)
+    before = attention(q, k, v)[..., :-1, :]
+    k[..., -1, :], v[..., -1, :] = 5.0, -5.0
+    return not torch.equal(before, attention(q, k, v)[..., :-1, :])
+
+
+def masked_the_wrong_way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    past = torch.ones_like(scores, dtype=torch.bool).tril(-1)  # hides the past instead of the future
+    return scores.masked_fill(past, -torch.inf).softmax(-1) @ v
+
+
+{"explicit": sees_the_future(_explicit_attention), "masked the wrong way": sees_the_future(masked_the_wrong_way)}
+
+# %% [markdown]
+# ## The kernel that PyTorch brings
+#
+# `F.scaled_dot_product_attention` computes the same in one fused kernel that never stores the `(T, S)` weights, which on a GPU is several times faster. Two traps come with
+# it. Its `is_causal=True` aligns the diagonal to the *top left*, so it is right only when `T == S`; for `T < S` you must hand over the mask. And it applies dropout
+# whenever you ask, in evaluation too: passing 0 there is the caller's job.
+#
+# One case remains where the matrix products win: bfloat16 on a CPU. Measure it on yours (a ratio above one means that the explicit form is faster).
+
+# %%
+from course.figures.chapter_01 import kernel_ratio
+
+for dtype in (torch.float32, torch.bfloat16):
+    print(f"{str(dtype):15} fused time / explicit time = {kernel_ratio(_explicit_attention, dtype):.2f}")
+
+
+# %%
+#| export
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention in which no position sees a later one.
+
+    The fused kernel of PyTorch, except for bfloat16 on a CPU, where plain matrix products are faster.
+
+    Args:
+        q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
+        k: Keys `(B, H, S, K)` with `S >= T`.
+        v: Values `(B, H, S, K)`.
+        dropout: Probability with which each weight is dropped. Pass 0 in evaluation.
+
+    Returns:
+        `(B, H, T, K)`: for each query the mean of the values that it may see, weighted by the softmax of the scaled scores.
+
+    Raises:
+        ValueError: There are more queries than keys.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
+    """
+    T, S = q.size(-2), k.size(-2)
+    if T > S:
+        raise ValueError(f"causal_attention got {T} queries and {S} keys; queries are the last of the keys' positions, so at most {S}")
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _explicit_attention(q, k, v, dropout)
+    if T == S or T == 1:  # a single query is the last position: it may see everything
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=past, dropout_p=dropout)
+
+
+# %% [markdown]
+# ## Many heads
+#
+# One weighted mean can answer one question. A token has several: who is this about, which verb is open, what comes after a quote. So split the `D` channels into
+# `H` heads of size `K = D / H`, let each head attend for itself, and mix the results with one more matrix. The work stays the same.
+#
+# Splitting is where shapes go wrong. A row of `D` numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T` and `H`. Going to `(B, H, T, K)`
+# by `view` alone also runs, and hands head 0 the first *tokens* rather than its share of every token's channels:
+
+# %%
+x = torch.arange(6).view(1, 3, 2)  # (B, T, D) = (1, 3, 2): token t holds the channels 2t and 2t + 1
+right = x.view(1, 3, 2, 1).transpose(1, 2)  # (B, H, T, K): two heads of size 1
+wrong = x.view(1, 2, 3, 1)
+print("head 0 by transpose:", right[0, 0, :, 0].tolist(), "  by view alone:", wrong[0, 0, :, 0].tolist())
+
+
+# %%
+#| export
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention with `n_heads` heads, as in GPT-2.
+
+    Args:
+        d_model: Width D of the input and the output.
+        n_heads: Number of heads H; each has size `K = D / H`.
+        dropout: Probability of dropping an attention weight, and an output channel, in training.
+
+    Raises:
+        ValueError: `n_heads` does not divide `d_model`.
+
+    Source: Vaswani et al. 2017, section 3.2.2; Radford et al. 2019 (GPT-2).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"n_heads = {n_heads} does not divide d_model = {d_model}; every head gets d_model / n_heads channels")
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)  # one product makes queries, keys and values
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Let every position gather from those before it.
+
+        Args:
+            x: `(B, T, D)`.
+            cache: Keeps the keys and values of earlier calls (chapter 7).
+
+        Returns:
+            `(B, T, D)`.
+        """
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        if cache is not None:
+            k, v = cache(k, v)  # chapter 7
+        dropout = self.dropout if self.training else 0.0
+        heads = causal_attention(q, k, v, dropout)  # (B, H, T, K)
+        return F.dropout(self.out(heads.transpose(1, 2).reshape(B, T, D)), dropout)
+
+
+# %% [markdown]
+# ## A head learns to look something up
+#
+# Does it find out by itself where to look? Give it the story from the start as a game: five tokens, each a name with an object, then a name alone. The task is to
+# say that name's object. Nothing tells the head that names matter; it gets only right and wrong.
+
+# %%
+names, objects, width = 6, 8, 32
+embed_name, embed_object = nn.Embedding(names + 1, width), nn.Embedding(objects + 1, width)
+head, read_out = MultiHeadAttention(width, 1), nn.Linear(width, objects)
+parameters = [p for module in (embed_name, embed_object, head, read_out) for p in module.parameters()]
+optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Names (B, 6), objects (B, 6) of which the last is 'none', and the right answers (B,)."""
+    name = torch.rand(batch, names).argsort(-1)[:, :5]  # five different names
+    object_ = torch.randint(objects, (batch, 5))
+    asked = torch.randint(5, (batch, 1))
+    who = torch.cat([name, name.gather(1, asked)], 1)  # (B, T)
+    what = torch.cat([object_, torch.full((batch, 1), objects)], 1)  # (B, T)
+    return who, what, object_.gather(1, asked)[:, 0]
+
+
+for step in range(400):
+    who, what, answer = episode(128)
+    logits = read_out(head(embed_name(who) + embed_object(what))[:, -1])  # (B, objects)
+    loss = F.cross_entropy(logits, answer)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+who, what, answer = episode(2000)
+accuracy = (read_out(head(embed_name(who) + embed_object(what))[:, -1]).argmax(-1) == answer).float().mean().item()
+print(f"loss {loss.item():.4f}, {accuracy:.1%} of 2,000 new episodes right")
+
+# %% [markdown]
+# And this is what the head looks at in one of them. Only the last row was trained to answer; look where it goes.
+
+# %% tags=["hide-input"]
+NAMES, OBJECTS = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"], ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
+q, k, _ = head.qkv(embed_name(who[:1]) + embed_object(what[:1]))[0].split(width, -1)  # (T, K) each
+future = torch.ones(6, 6, dtype=torch.bool).triu(1)
+weights = (q @ k.T / math.sqrt(width)).masked_fill(future, -torch.inf).softmax(-1)
+attention_table([f"{NAMES[n]}: {OBJECTS[o]}" for n, o in zip(who[0].tolist(), what[0].tolist(), strict=True)], weights)
+
+# %% [markdown]
+# ## Is it right?
+#
+# Four questions that a wrong implementation cannot answer: do rows of weights sum to one, is the future invisible, does every kernel agree, and does the module
+# equal `nn.MultiheadAttention` when it is given the same matrices?
+
+# %% tags=["nbval-check-output"]
+q, k, v = torch.randn(3, 2, 4, 16, 8)  # (B, H, T, K) each
+ours, theirs = MultiHeadAttention(32, 4), nn.MultiheadAttention(32, 4, batch_first=True)
+with torch.no_grad():
+    theirs.in_proj_weight.copy_(ours.qkv.weight)
+    theirs.in_proj_bias.copy_(ours.qkv.bias)
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+x, mask = torch.randn(2, 16, 32), torch.ones(16, 16, dtype=torch.bool).triu(1)
+ours(x).sum().backward()
+
+{
+    "rows sum to one": bool(torch.allclose(causal_attention(q, k, torch.ones_like(v)), torch.ones_like(v), atol=1e-6)),
+    "sees the future": sees_the_future(causal_attention),
+    "fused equals explicit": bool(torch.allclose(causal_attention(q, k, v), _explicit_attention(q, k, v), atol=1e-5)),
+    "the last 3 queries alone give the last 3 rows": bool(torch.allclose(causal_attention(q[:, :, -3:], k, v), causal_attention(q, k, v)[:, :, -3:], atol=1e-5)),
+    "equals nn.MultiheadAttention": bool(torch.allclose(ours(x), theirs(x, x, x, attn_mask=mask)[0], atol=1e-5)),
+    "gradient reaches every parameter": all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
+}
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Attention, from memory.** Without scrolling up: causal attention for one head, `(T, K)` in, `(T, K)` out, no loop and no fused kernel.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention for q, k, v of shape (T, K)."""
+    raise NotImplementedError("your turn")
+
+
+check.attention(my_attention)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_attention(q, k, v):
+#     scores = q @ k.T / math.sqrt(q.size(-1))  # (T, T)
+#     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+#     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+# ```
+# ````
+#
+# **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds channels `h*K` to `(h + 1)*K - 1` of *every* token.
+
+# %% tags=["exercise"]
+def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, T, D) to (B, H, T, K)."""
+    raise NotImplementedError("your turn")
+
+
+check.split_heads(my_split_heads)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_split_heads(x, n_heads):
+#     B, T, D = x.shape
+#     return x.view(B, T, n_heads, D // n_heads).transpose(1, 2)
+# ```
+# ````
+#
+# **3. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
+# mask: a boolean `(T, T)` that is true where row $t$ may look at column $s$.
+
+# %% tags=["exercise"]
+def my_window_mask(T: int, W: int) -> Tensor:
+    """Boolean (T, T): true where t may see s, the last W positions including t."""
+    raise NotImplementedError("your turn")
+
+
+check.window_mask(my_window_mask)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_window_mask(T, W):
+#     distance = torch.arange(T)[:, None] - torch.arange(T)[None, :]  # (T, T): t - s
+#     return (distance >= 0) & (distance < W)
+# ```
+# ````
+#
+# ## What you have now
+#
+# The exchange of information between tokens, in one function and one module. What a token *does* with what it gathered is the next chapter.
+
+# %%
+course.summary("slm/attention.py")

@@ -1,0 +1,374 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [slm/blocks.py]
+# ---
+
+# %% [markdown]
+# # Blocks
+#
+# The unit that a GPT repeats: gather, then think, each time adding to what is there. You build the layer norm, the feed-forward network and the residual
+# connection that let dozens of layers train at all, and export `FeedForward` and `TransformerBlock`.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %%
+#| export
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.attention import Cache, MultiHeadAttention
+
+# %%
+import math
+from collections.abc import Callable
+
+import torch
+
+# %% [markdown]
+# ## The idea
+#
+# Attention moves information between tokens, but it only takes weighted means. What a token makes of what it gathered is the work of a small network applied to each
+# token for itself. A block is one of each. Around both runs the **residual stream**: a row of `D` numbers per token that every part reads from and adds to, and that
+# nothing ever overwrites.
+
+# %% tags=["hide-input"]
+from course.figures.chapter_02 import block_diagram
+
+block_diagram()
+
+# %% [markdown]
+# In symbols, for the stream $x$ of shape `(B, T, D)`:
+#
+# $$x \leftarrow x + \operatorname{Attention}(\operatorname{Norm}_1(x)), \qquad x \leftarrow x + \operatorname{FeedForward}(\operatorname{Norm}_2(x))$$
+#
+# Three pieces are new: the norm, the feed-forward network, and the plus sign, which turns out to matter most.
+#
+# ## Layer norm
+#
+# Every part adds to the stream, so its numbers grow with depth. A part that must work with inputs of any size learns badly; so give each a copy of the stream in which
+# every token's `D` numbers have mean 0 and variance 1, then let it stretch ($\gamma$) and shift ($\beta$) each channel as it likes, `(D,)` both:
+#
+# $$\operatorname{Norm}(x) = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta$$
+#
+# Mean and variance are over the channels of *one* token. Nothing here looks at other tokens or other texts, so causality survives and the batch size does not matter.
+#
+# Two tokens by hand, one a hundred times the other:
+
+# %% tags=["nbval-check-output"]
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    mean = x.mean(-1, keepdim=True)  # (B, T, 1)
+    variance = x.var(-1, keepdim=True, correction=0)  # (B, T, 1), divided by D and not by D - 1
+    return gamma * (x - mean) / torch.sqrt(variance + eps) + beta  # (B, T, D)
+
+
+x = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [100.0, 200.0, 300.0, 400.0]]])  # (B, T, D) = (1, 2, 4)
+print([[round(value, 2) for value in token] for token in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist()])
+
+# %% [markdown]
+# The same pattern for both: only the direction of a token's row is left. PyTorch's kernel does the same in one pass.
+
+# %% tags=["nbval-check-output"]
+x, gamma, beta = torch.randn(2, 3, 8), torch.randn(8), torch.randn(8)
+bool(torch.allclose(layer_norm(x, gamma, beta), F.layer_norm(x, (8,), gamma, beta), atol=1e-6))
+
+# %% [markdown]
+# ## The feed-forward network
+#
+# Per token: widen from `D` to `d_ff` (usually `4 * D`), bend, narrow again.
+#
+# $$\operatorname{FeedForward}(x) = W_2\, \operatorname{GELU}(W_1 x + b_1) + b_2, \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
+#
+# Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The bend is the GELU: $x$ times the probability that a standard normal number is
+# smaller than $x$. GPT-2 used an approximation with a tanh, from a time when the exact form was slow. We keep it, because loading GPT-2's weights into a model with the exact form
+# would give slightly different logits.
+
+# %% tags=["nbval-check-output"]
+def gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+z = torch.linspace(-6, 6, 2001)
+exact = z * torch.distributions.Normal(0, 1).cdf(z)
+{
+    "equals PyTorch's tanh form": bool(torch.allclose(gelu_tanh(z), F.gelu(z, approximate="tanh"), atol=1e-6)),
+    "largest distance from the exact form": round((gelu_tanh(z) - exact).abs().max().item(), 4),
+}
+
+
+# %%
+#| export
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, applied to each position for itself.
+
+    Args:
+        d_model: Width D of the input and the output.
+        d_ff: Width of the hidden layer, usually `4 * d_model`.
+        dropout: Probability of dropping an output channel in training.
+
+    Source: Vaswani et al. 2017, section 3.3; GELU in its tanh form as in GPT-2 (Hendrycks and Gimpel 2016).
+    """
+
+    def __init__(self, d_model: int, d_ff: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`."""
+        return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))
+
+
+# %% [markdown]
+# ## Where the norm goes, and what the plus sign does
+#
+# The original Transformer normalised *after* adding: $x \leftarrow \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 normalises what each part *reads*,
+# $x \leftarrow x + f(\operatorname{Norm}(x))$, called pre-norm, and leaves the stream itself alone. And one could do without the plus: $x \leftarrow f(\operatorname{Norm}(x))$.
+#
+# Don't take sides yet; build all three, 32 blocks deep, and give each the same short text to learn by heart.
+
+# %%
+class AnyBlock(nn.Module):
+    """A block whose wiring can be chosen, to compare."""
+
+    def __init__(self, d_model: int, wiring: str) -> None:
+        super().__init__()
+        self.wiring = wiring
+        self.parts = nn.ModuleList([MultiHeadAttention(d_model, 4), FeedForward(d_model, 4 * d_model)])
+        self.norms = nn.ModuleList([nn.LayerNorm(d_model), nn.LayerNorm(d_model)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, part in zip(self.norms, self.parts, strict=True):
+            if self.wiring == "pre-norm":
+                x = x + part(norm(x))
+            elif self.wiring == "post-norm":
+                x = norm(x + part(x))
+            else:
+                x = part(norm(x))
+        return x
+
+
+text = torch.tensor(list(b"Mia lost her red kite. Leo found it near the old tree. Mia was glad and gave Leo a hug. "))
+
+
+def learn(wiring: str, n_layers: int = 32, d_model: int = 32, steps: int = 100) -> tuple[list[float], list[float]]:
+    """Similarity of the tokens after each block before training, and the loss at each step of training."""
+    torch.manual_seed(0)
+    letters, places = nn.Embedding(128, d_model), nn.Embedding(len(text), d_model)
+    blocks = nn.Sequential(*[AnyBlock(d_model, wiring) for _ in range(n_layers)])
+    read_out = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 128))
+    optimizer = torch.optim.AdamW([p for part in (letters, places, blocks, read_out) for p in part.parameters()], lr=3e-3)
+    similarity, losses = [], []
+    with torch.no_grad():
+        x = (letters(text) + places.weight)[None]  # (1, T, D)
+        for block in blocks:
+            x = block(x)
+            direction = F.normalize(x[0], dim=-1)  # (T, D), unit length
+            similarity.append((direction @ direction.T).mean().item())
+    for _ in range(steps):
+        logits = read_out(blocks((letters(text[:-1]) + places.weight[:-1])[None]))[0]  # (T - 1, 128)
+        loss = F.cross_entropy(logits, text[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return similarity, losses
+
+
+results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
+share = text[1:].bincount() / (len(text) - 1)
+letter_entropy = -torch.special.xlogy(share, share).sum().item()  # nats: what knowing the letter frequencies alone gives
+
+# %% tags=["hide-input"]
+from course.figures.chapter_02 import wiring_figure
+
+wiring_figure(results, letter_entropy)
+
+# %% [markdown]
+# Left, before any training: how alike the tokens have become after each block (1 means that all point the same way). Without the plus sign, attention's averaging wins. After a few
+# blocks every position holds the same vector, and nothing above can tell the tokens apart. Right, what that costs: the loss stops at the dotted line, the entropy of the letter
+# frequencies. Such a model has learned how often each letter occurs and has lost the text.
+#
+# Post-norm keeps the tokens apart and still gets stuck here, because every update of an early layer passes through dozens of norms on its way up; it needs a careful warm-up, the more so the
+# deeper it is. Pre-norm simply learns. GPT-2 and nearly everything since is wired this way.
+
+# %% tags=["nbval-check-output"]
+final = {wiring: losses[-1] for wiring, (_, losses) in results.items()}
+{
+    "pre-norm has learned the text": final["pre-norm"] < 0.1,
+    "without residual, only the letter frequencies": abs(final["no residual"] - letter_entropy) < 0.1,
+    "without residual, all tokens are alike": results["no residual"][0][-1] > 0.99,
+}
+
+# %% [markdown]
+# ## The block
+
+# %%
+#| export
+class TransformerBlock(nn.Module):
+    """A pre-norm block: attention, then a feed-forward network, each added to the residual stream.
+
+    Args:
+        d_model: Width D of the residual stream.
+        n_heads: Number of attention heads; divides `d_model`.
+        d_ff: Width of the feed-forward network's hidden layer.
+        dropout: Probability of dropping attention weights and the output channels of both parts, in training.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3; Xiong et al. 2020 on where the norm belongs.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(d_model)
+        self.attention = MultiHeadAttention(d_model, n_heads, dropout)
+        self.norm_2 = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """`(B, T, D)` to `(B, T, D)`; `cache` goes to the attention as it is (chapter 7)."""
+        x = x + self.attention(self.norm_1(x), cache)
+        return x + self.feed_forward(self.norm_2(x))
+
+
+# %% [markdown]
+# ## Look at it
+#
+# Where do a block's parameters sit? Mostly not in attention:
+
+# %% tags=["nbval-check-output"]
+block = TransformerBlock(d_model=768, n_heads=12, d_ff=3072)
+{name: f"{sum(p.numel() for p in part.parameters()):,}" for name, part in block.named_children()}
+
+# %% [markdown]
+# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. What does the block do to the stream? At initialisation, little: each part adds a
+# small vector, so a deep stack starts close to the identity and grows from there.
+
+# %%
+x = torch.randn(1, 16, 768)  # (B, T, D)
+with torch.no_grad():
+    print(f"the block moves the stream by {((block(x) - x).norm() / x.norm()).item():.1%} of its length")
+
+# %% [markdown]
+# A switch that beginners leave on: **dropout**. It makes a training step robust by deleting channels at random, and an evaluation wrong by the same means. `block.eval()` turns it
+# off on every path; forgetting it costs nothing visible, just a worse loss.
+
+# %% tags=["nbval-check-output"]
+wobbly = TransformerBlock(64, 4, 256, dropout=0.5)
+x = torch.randn(1, 8, 64)
+{"training: twice the same": torch.equal(wobbly(x), wobbly(x)), "eval: twice the same": torch.equal(wobbly.eval()(x), wobbly(x))}
+
+# %% [markdown]
+# ## Is it right?
+#
+# The reference is PyTorch's own encoder layer, which can be wired the same way. It must be given the same matrices and a causal mask.
+
+# %% tags=["nbval-check-output"]
+ours = TransformerBlock(32, 4, 128)
+theirs = nn.TransformerEncoderLayer(
+    32, 4, 128, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
+)
+pairs = [(ours.norm_1, theirs.norm1), (ours.norm_2, theirs.norm2), (ours.feed_forward.up, theirs.linear1), (ours.feed_forward.down, theirs.linear2)]
+for mine, its in [*pairs, (ours.attention.out, theirs.self_attn.out_proj)]:
+    its.load_state_dict(mine.state_dict())
+with torch.no_grad():
+    theirs.self_attn.in_proj_weight.copy_(ours.attention.qkv.weight)
+    theirs.self_attn.in_proj_bias.copy_(ours.attention.qkv.bias)
+
+x = torch.randn(2, 10, 32)
+changed = x.clone()
+changed[:, -1] = 7.0
+ours(x).square().sum().backward()
+{
+    "equals nn.TransformerEncoderLayer": bool(torch.allclose(ours(x), theirs(x, nn.Transformer.generate_square_subsequent_mask(10)), atol=1e-5)),
+    "the past does not move when the last token changes": torch.equal(ours(x)[:, :-1], ours(changed)[:, :-1]),
+    "gradient reaches every parameter": all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
+}
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Layer norm.** Write it for `(B, T, D)`, with stretch and shift, from means and variances.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalise x (B, T, D) over its channels; gamma and beta are (D,)."""
+    raise NotImplementedError("your turn")
+
+
+check.layer_norm(my_layer_norm)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_layer_norm(x, gamma, beta, eps=1e-5):
+#     mean = x.mean(-1, keepdim=True)
+#     variance = x.var(-1, keepdim=True, correction=0)
+#     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta
+# ```
+# ````
+#
+# **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`. Connect them as a pre-norm block.
+
+# %% tags=["exercise"]
+Part = Callable[[Tensor], Tensor]
+
+
+def my_block(x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part) -> Tensor:
+    """One pre-norm block."""
+    raise NotImplementedError("your turn")
+
+
+check.block_wiring(my_block)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_block(x, norm_1, attention, norm_2, feed_forward):
+#     x = x + attention(norm_1(x))
+#     return x + feed_forward(norm_2(x))
+# ```
+# ````
+#
+# **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
+# return how many whole blocks you can afford.
+
+# %% tags=["exercise"]
+def my_depth(budget: int, d_model: int) -> int:
+    """The largest number of blocks of width d_model with at most `budget` parameters in all."""
+    raise NotImplementedError("your turn")
+
+
+check.affordable_depth(my_depth)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.
+# ```python
+# def my_depth(budget, d_model):
+#     return budget // (12 * d_model**2 + 13 * d_model)
+# ```
+# ````
+#
+# ## What you have now
+#
+# A unit that can be stacked as deep as you can pay for. The next chapter puts tokens in at the bottom and takes predictions out at the top.
+
+# %%
+course.summary("slm/blocks.py")

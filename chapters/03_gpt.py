@@ -1,0 +1,571 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [slm/gpt.py, slm/gpt_config.py]
+# ---
+
+# %% [markdown]
+# # GPT
+#
+# From token ids to a probability for every possible next token. You put embeddings below the blocks and a prediction above them, start the whole so that it knows that
+# it knows nothing, and export `GPTConfig` and `GPT`, which reads and writes GPT-2's published weights.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %%
+#| export
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from slm.attention import Cache
+from slm.blocks import TransformerBlock
+from slm.gpt_config import GPTConfig
+
+# %%
+#| export gpt_config
+from dataclasses import asdict, dataclass
+
+# %% [markdown]
+# ## The idea
+#
+# A language model answers one question at every position: given the tokens so far, how likely is each of the `V` tokens of the vocabulary to come next? The whole machine:
+
+# %% tags=["hide-input"]
+from course.figures.chapter_03 import model_diagram
+
+model_diagram()
+
+# %% [markdown]
+# The blocks you have. This chapter adds what is left: two tables at the bottom, one product at the top, a loss, and numbers to start from.
+#
+# ## Tokens in
+#
+# A token id is a name, not a quantity: 300 is not twice 150. So each id gets its own row in a table of `V` rows and `D` columns, learned like any other weight. Looking a row
+# up is the same as multiplying a one-hot vector by the table, without the multiplication:
+
+# %% tags=["nbval-check-output"]
+table = torch.randn(10, 4)  # (V, D)
+tokens = torch.tensor([3, 1, 3])  # (T,)
+torch.equal(table[tokens], F.one_hot(tokens, 10).float() @ table)
+
+# %% [markdown]
+# Is that enough? Attention takes a weighted mean over earlier tokens, and a mean has no order. To the last token, "dog bites man" and "man bites dog" would be the same text:
+
+# %% tags=["nbval-check-output"]
+block = TransformerBlock(d_model=32, n_heads=4, d_ff=128)
+dog, bites, man, stop = torch.randn(4, 32)
+one = block(torch.stack([dog, bites, man, stop])[None])[0, -1]
+other = block(torch.stack([man, bites, dog, stop])[None])[0, -1]
+position = torch.randn(4, 32)
+placed = block((torch.stack([dog, bites, man, stop]) + position)[None])[0, -1]
+swapped = block((torch.stack([man, bites, dog, stop]) + position)[None])[0, -1]
+{"same without positions": bool(torch.allclose(one, other, atol=1e-5)), "same with positions": bool(torch.allclose(placed, swapped, atol=1e-5))}
+
+# %% [markdown]
+# So a second table, one row per position, is added to the first. It is why a GPT-2 has a longest text: position 1,024 has no row.
+#
+# ## Predictions out
+#
+# On top, the stream of `D` numbers per token must become `V` scores. That is a product with a `(D, V)` matrix, and a good one is already there: the token table itself,
+# transposed. A token scores high when the stream points in its direction. Sharing the matrix (*weight tying*, Press and Wolf 2017) saves a second table of that size, and
+# what is learned about a word as input helps to predict it.
+#
+# First the shape of a model, checked when it is made and not when it fails an hour later. It gets a module of its own, without PyTorch, so that reading a config stays quick:
+
+
+# %%
+#| export gpt_config
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT-2-class model; the field names are those of a config file's `model:` section.
+
+    Args:
+        vocab_size: Number of token ids V.
+        context_length: Most positions T that the model can see at once.
+        n_layers: Number of blocks.
+        n_heads: Attention heads per block; divides `d_model`.
+        d_model: Width D of the residual stream.
+        d_ff: Width of each feed-forward network's hidden layer.
+        dropout: Probability of dropping a weight or channel in training, at least 0 and below 1.
+
+    Raises:
+        ValueError: A size is not a positive integer, `n_heads` does not divide `d_model`, or `dropout` is out of range.
+    """
+
+    vocab_size: int
+    context_length: int
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_ff: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "dropout" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} = {value!r} is not allowed; it must be an integer of at least 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; every head gets d_model / n_heads channels")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout!r} is not allowed; it must be at least 0 and below 1")
+
+
+# %% [markdown]
+# ## The model
+#
+# Twenty lines assemble it. Two of them decide how it starts. Every matrix begins with small normal numbers (standard deviation 0.02), and the two matrices per block that write to the
+# stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many additions of independent vectors then end with the same variance at any depth.
+
+
+# %%
+#| export
+class GPT(nn.Module):
+    """A decoder-only language model with GPT-2's architecture.
+
+    Learned positions, pre-norm blocks with biases, GELU in its tanh form, output tied to the token embedding.
+
+    Args:
+        config: The model's shape.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; initialisation as
+    in the published code: normal with std 0.02, projections into the residual stream with 0.02 / sqrt(2 * n_layers).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.d_model, config.n_heads, config.d_ff, config.dropout) for _ in range(config.n_layers)
+        )
+        self.norm = nn.LayerNorm(config.d_model)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                into_stream = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layers) if into_stream else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.token_embedding.weight.device
+
+    def count_parameters(self) -> int:
+        """Number of trained numbers; the output matrix is the token embedding and counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def hidden(self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0) -> Tensor:
+        """The normalised residual stream above the last block, `(B, T, D)`; arguments and errors as in `forward`."""
+        T = tokens.size(-1)
+        if start + T > self.config.context_length:
+            raise ValueError(f"{start + T} tokens do not fit into the model's context_length = {self.config.context_length}; shorten the text")
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere, looking would stall the device
+            lowest, highest = (int(bound) for bound in tokens.aminmax())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                bad = lowest if lowest < 0 else highest
+                raise ValueError(f"token id {bad} is outside the vocabulary; ids from 0 to {self.config.vocab_size - 1} are allowed")
+        positions = torch.arange(start, start + T, device=tokens.device)
+        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i])
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0) -> Tensor:
+        """Scores for the next token at every position.
+
+        Args:
+            tokens: `(B, T)` int64 token ids.
+            caches: One per block; each keeps the keys and values of the positions before `start` (chapter 7).
+            start: Position of the first token, when earlier ones are in the caches.
+
+        Returns:
+            Logits `(B, T, V)`.
+
+        Raises:
+            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) a token id is not in the vocabulary.
+        """
+        return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)
+
+
+# %% [markdown]
+# Here is GPT-2, the smallest of the four that OpenAI published, with the parameter count that everybody checks:
+
+# %% tags=["nbval-check-output"]
+gpt2 = GPT(GPTConfig(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072, dropout=0.1))
+f"{gpt2.count_parameters():,}"
+
+# %% tags=["hide-input"]
+from course.figures.chapter_03 import parameter_map
+
+parameter_map(gpt2)
+
+# %% [markdown]
+# Every area is a share of the parameters. Nearly a third is the vocabulary; in a block, the feed-forward network weighs twice the attention.
+#
+# ## The loss, and what it should be before training
+#
+# The loss is the mean of $-\ln p(\text{next token})$, in nats. A model that knows nothing should give each of `V` tokens the probability $1/V$, so its loss should be $\ln V$. Start from
+# wider numbers, and it is far *worse* than ignorant: certain, and wrong.
+
+# %%
+tokens = torch.randint(50257, (1, 65))
+for std in (0.02, 0.2, 1.0):
+    trial = GPT(GPTConfig(vocab_size=50257, context_length=64, n_layers=2, n_heads=4, d_model=256, d_ff=1024))
+    nn.init.normal_(trial.token_embedding.weight, std=std)
+    with torch.no_grad():
+        loss = F.cross_entropy(trial(tokens[:, :-1])[0], tokens[0, 1:]).item()
+    print(f"embedding std {std:4}: loss {loss:7.2f}   (ln V = {math.log(50257):.2f})")
+
+# %% [markdown]
+# ## The loss without the logits
+#
+# Every position of GPT-2 has 50,257 logits. For a batch of 8 texts that fill the context, in float32, that is
+
+# %% tags=["nbval-check-output"]
+f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
+
+# %% [markdown]
+# and autograd keeps copies. Yet the loss needs only two numbers of each row, its log-sum-exp and its target, and the gradient of the logits has a closed form:
+#
+# $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y]$$
+#
+# So take the rows a few at a time: make their logits, use them for the loss *and at once* for the gradients of stream and matrix, and throw them away. What stays is as
+# large as the stream and the matrix. Targets of -100 mark positions that do not count.
+
+
+# %%
+#| export
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of `hidden @ weight.T`, a few rows of logits at a time; gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        device, V = hidden.device.type, weight.size(0)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        rows = max(1, 2 ** (22 if device == "cpu" else 27) // V)  # 16 MB of logits on a CPU, 512 MB elsewhere
+        count = targets.ne(-100).sum().clamp(min=1)
+        loss = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if with_gradient else None
+        grad_weight = torch.zeros_like(weight) if with_gradient else None
+        matrix = weight.to(dtype)  # (V, D)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(targets), rows):
+                part = slice(first, first + rows)
+                counts, y = targets[part, None] != -100, targets[part, None].clamp(min=0)  # (rows, 1) each
+                h = hidden[part].to(dtype)  # (rows, D)
+                z = (h @ matrix.T).float()  # (rows, V)
+                log_sum = z.logsumexp(-1, keepdim=True)  # (rows, 1)
+                loss += ((log_sum - z.gather(1, y)) * counts).sum()
+                if grad_hidden is not None and grad_weight is not None:
+                    dz = z.sub_(log_sum).exp_().scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)
+                    grad_hidden[part] = dz @ matrix
+                    grad_weight += dz.T @ h
+        if grad_hidden is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
+        return loss / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+# %%
+#| export
+@course.add_to(GPT)
+def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of the next token, without ever holding all logits.
+
+    Args:
+        tokens: `(B, T)` int64 token ids.
+        targets: `(B, T)` int64: the token that follows each position, or -100 where none counts.
+
+    Returns:
+        A scalar in nats per counted target; 0 if none counts.
+
+    Raises:
+        ValueError: As `forward`; or `targets` has another shape than `tokens`.
+    """
+    if targets.shape != tokens.shape:
+        raise ValueError(f"targets have shape {tuple(targets.shape)}; they must have that of the tokens, {tuple(tokens.shape)}")
+    hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
+    return _ChunkedCrossEntropy.apply(hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled())
+
+
+# %% [markdown]
+# The same value and the same gradients as the plain way, at a fraction of the memory. Measured here with PyTorch's profiler, which counts every allocation:
+
+# %%
+from course.figures.chapter_03 import peak_megabytes
+
+wide = GPT(GPTConfig(vocab_size=50257, context_length=128, n_layers=2, n_heads=4, d_model=128, d_ff=512))
+x, y = torch.randint(50257, (2, 4, 128))  # (B, T) each
+
+
+def plain_loss() -> Tensor:
+    return F.cross_entropy(wide(x).flatten(0, 1), y.flatten())
+
+
+gradients = [torch.autograd.grad(value, wide.parameters()) for value in (plain_loss(), wide.loss(x, y))]
+print("same value:", bool(torch.allclose(plain_loss(), wide.loss(x, y), atol=1e-6)))
+print("largest difference of a gradient:", f"{max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True)):.0e}")
+print(f"plain {peak_megabytes(plain_loss):.0f} MB, chunked {peak_megabytes(lambda: wide.loss(x, y)):.0f} MB at the peak of forward and backward")
+
+# %% [markdown]
+# ## GPT-2's weights
+#
+# Hugging Face's files differ from ours in names, and in that four matrices per block are stored transposed. With that table in code, a published model can be loaded and what
+# you train can be opened by `transformers`.
+
+# %%
+#| export
+_NAMES = {
+    "norm_1": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "norm_2": "ln_2",
+    "feed_forward.up": "mlp.c_fc",
+    "feed_forward.down": "mlp.c_proj",
+}
+
+
+def _published_name(name: str) -> tuple[str, bool]:
+    """Hugging Face's name of one of our parameters, and whether its matrix is stored transposed."""
+    tables = {"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f"}
+    module, kind = name.rsplit(".", 1)
+    if module in tables:
+        return f"transformer.{tables[module]}.{kind}", False
+    _, layer, part = module.split(".", 2)
+    return f"transformer.h.{layer}.{_NAMES[part]}.{kind}", kind == "weight" and "norm" not in part
+
+
+@course.add_to(GPT)
+def save_pretrained(self, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors` in GPT-2's format, which `transformers` opens.
+
+    Existing files of these names are replaced, each in one step: a reader sees the old file or the new one.
+    """
+    folder, c = Path(folder), self.config
+    folder.mkdir(parents=True, exist_ok=True)
+    published = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers, "n_head": c.n_heads, "n_embd": c.d_model,
+        "n_inner": c.d_ff, "attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout, "tie_word_embeddings": True,
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    weights = {}
+    for name, parameter in self.named_parameters():
+        theirs, transposed = _published_name(name)
+        weights[theirs] = (parameter.detach().T if transposed else parameter.detach()).cpu().contiguous()
+    save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
+    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    (folder / "config.json.part").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    os.replace(folder / "config.json.part", folder / "config.json")
+
+
+# %%
+#| export
+@course.add_to(GPT)
+@classmethod
+def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+    """A model in evaluation mode with the weights of a folder, or of a GPT-2 on the Hugging Face hub.
+
+    Args:
+        name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers` writes
+            them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", … (needs a network once, and `pip install "slm[data]"`).
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it lacks a file; or the hub cannot be reached.
+        ValueError: The folder holds another architecture than GPT-2, or its weights do not fit its config.
+    """
+    files = [Path(name_or_folder) / name for name in ("config.json", "model.safetensors")]
+    if not Path(name_or_folder).is_dir() and str(name_or_folder) in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            files = [Path(hf_hub_download(str(name_or_folder), file.name)) for file in files]
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise FileNotFoundError(f"{name_or_folder!r} is not in the local cache and the Hugging Face hub cannot be reached; connect once, or give a folder") from error
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there; from_pretrained takes a folder with config.json and model.safetensors, or a name like 'gpt2'")
+    theirs = json.loads(files[0].read_text(encoding="utf-8"))
+    kind = theirs.get("model_type"), theirs.get("activation_function", "gelu_new")
+    if kind != ("gpt2", "gelu_new"):
+        raise ValueError(f"{files[0]} describes a model of type {kind[0]!r} with activation {kind[1]!r}; only 'gpt2' with 'gelu_new' can be loaded")
+    config = GPTConfig(
+        vocab_size=theirs["vocab_size"],
+        context_length=theirs["n_positions"],
+        n_layers=theirs["n_layer"],
+        n_heads=theirs["n_head"],
+        d_model=theirs["n_embd"],
+        d_ff=theirs.get("n_inner") or 4 * theirs["n_embd"],
+        dropout=theirs.get("resid_pdrop", 0.0),
+    )
+    model, weights = cls(config), load_file(files[1])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            key, transposed = _published_name(name)
+            weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
+            if weight is None or sorted(weight.shape) != sorted(parameter.shape):
+                found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
+                raise ValueError(f"{files[1]} holds {found} for {key}; its config asks for {parameter.numel():,} numbers there")
+            parameter.copy_(weight.T if transposed else weight)
+    return model.eval()
+
+
+# %% [markdown]
+# ## Watch it decide
+#
+# Before training on real text, the quickest proof that model, loss and gradient fit together: give it one batch and let it learn that by heart. The loss must fall to nothing.
+
+# %%
+text = b"Mia lost her red kite. Leo found it near the old tree. Mia was glad and gave Leo a hug. "
+ids = torch.tensor(list(text))[None]  # (B, T) = (1, 88), bytes as tokens
+model = GPT(GPTConfig(vocab_size=128, context_length=96, n_layers=6, n_heads=4, d_model=64, d_ff=256))
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+for step in range(201):
+    loss = model.loss(ids[:, :-1], ids[:, 1:])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 50 == 0:
+        print(f"step {step:3}: loss {loss.item():.4f}")
+
+# %% [markdown]
+# Where in the stack does it make up its mind? The stream has the same shape at every depth, so the output matrix can read it anywhere: below the first block, above the second, and so on.
+# Every column is a position, every row a depth, the letter is the best guess for the next character there, and the colour its probability.
+
+# %% tags=["hide-input"]
+from course.figures.chapter_03 import depth_table
+
+depth_table(model, text[:24])
+
+# %% [markdown]
+# At the bottom the model mostly guesses from the last letter alone; layer by layer the stream turns towards what really follows.
+#
+# ## Is it right?
+
+# %% tags=["nbval-check-output"]
+import tempfile
+
+fresh = GPT(GPTConfig(vocab_size=1000, context_length=32, n_layers=3, n_heads=4, d_model=64, d_ff=256)).eval()
+ids = torch.randint(1000, (2, 32))
+changed = ids.clone()
+changed[:, -1] = (ids[:, -1] + 1) % 1000
+fresh.loss(ids[:, :-1], ids[:, 1:]).backward()
+with tempfile.TemporaryDirectory() as folder:
+    fresh.save_pretrained(folder)
+    loaded = GPT.from_pretrained(folder)
+
+{
+    "parameters of GPT-2": gpt2.count_parameters() == 124_439_808,
+    "initial loss within 0.1 of ln V": abs(fresh.loss(ids[:, :-1], ids[:, 1:]).item() - math.log(1000)) < 0.1,
+    "the past does not move": torch.equal(fresh(ids)[:, :-1], fresh(changed)[:, :-1]),
+    "gradient reaches every parameter": all(bool(p.grad.abs().sum() > 0) for p in fresh.parameters()),
+    "one batch learned by heart": loss.item() < 0.01,
+    "saved and loaded, the logits are equal": torch.equal(fresh(ids), loaded(ids)),
+}
+
+# %% [markdown]
+# The tests of the package go further: with the same random weights, logits agree with those of `transformers.GPT2LMHeadModel`.
+#
+# ## Exercises
+#
+# **1. Count without building.** Give the number of parameters of a `GPTConfig` by arithmetic, as you would before paying for one.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_count(config: GPTConfig) -> int:
+    """The number of parameters of GPT(config), without making one."""
+    raise NotImplementedError("your turn")
+
+
+check.parameter_count(my_count)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_count(config):
+#     V, T, L, D, F_ = config.vocab_size, config.context_length, config.n_layers, config.d_model, config.d_ff
+#     attention = D * 3 * D + 3 * D + D * D + D
+#     feed_forward = D * F_ + F_ + F_ * D + D
+#     return V * D + T * D + L * (attention + feed_forward + 4 * D) + 2 * D
+# ```
+# ````
+#
+# **2. The loss by hand.** Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of -100 does not count. It must survive logits of 1,000.
+
+# %% tags=["exercise"]
+def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """A scalar: mean of -ln p(target) over the targets that are not -100."""
+    raise NotImplementedError("your turn")
+
+
+check.cross_entropy(my_cross_entropy)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_cross_entropy(logits, targets):
+#     counts = targets != -100
+#     rows = logits[counts]
+#     picked = rows.gather(1, targets[counts][:, None])[:, 0]
+#     return (rows.logsumexp(-1) - picked).mean()
+# ```
+# ````
+#
+# **3. Bits per byte.** Losses of models with different tokenizers cannot be compared: a long token is harder to guess and says more. Bits per byte can. Convert: `loss` nats per
+# token, on a text of `n_tokens` tokens and `n_bytes` bytes.
+
+# %% tags=["exercise"]
+def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """Bits that the model needs per byte of text."""
+    raise NotImplementedError("your turn")
+
+
+check.bits_per_byte(my_bits_per_byte)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_bits_per_byte(loss, n_tokens, n_bytes):
+#     return loss * n_tokens / n_bytes / math.log(2)
+# ```
+# ````
+#
+# ## What you have now
+#
+# A complete GPT-2, untrained. It needs something to read: the next two chapters make tokens out of text and batches out of tokens.
+
+# %%
+course.summary("slm/gpt.py")

@@ -1,0 +1,62 @@
+"""The machinery of the course: what a chapter needs around the code that it teaches. `slm` never imports it.
+
+`python -m course export` writes `slm/` from the chapters, `python -m course run` executes them.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Method = TypeVar("Method")
+
+_started = time.perf_counter()
+
+
+def start(seed: int = 0) -> None:
+    """Prepare a notebook: work from the repository's root, on one thread, seeded, with the course's plotting style.
+
+    One thread, because models as small as ours spend more time waking a second thread than it saves.
+    """
+    global _started
+    _started = time.perf_counter()
+    os.chdir(ROOT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    import torch
+
+    from course import plots
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    plots.style()
+
+
+def add_to(cls: type) -> Callable[[Method], Method]:
+    """Give `cls` the decorated function as a method, so that a long class can be taught in several cells.
+
+    In the exported module the method stands inside the class.
+    """
+
+    def register(method: Method) -> Method:
+        function: Any = getattr(method, "fget", method)  # a property has no name of its own before Python 3.13
+        setattr(cls, function.__name__, method)
+        return method
+
+    return register
+
+
+def summary(*modules: str) -> None:
+    """Print what a chapter leaves behind: each module with its size and public names, and the time since `start()`."""
+    from course.export import public_names
+
+    for module in modules:
+        path = ROOT / module
+        if not path.exists():
+            raise FileNotFoundError(f"{module} is not there; `python -m course export` writes it from this chapter.")
+        source = path.read_text(encoding="utf-8")
+        print(f"{module}: {len(source.splitlines())} lines, {', '.join(public_names(source))}")
+    print(f"this chapter: {time.perf_counter() - _started:.0f} seconds")

@@ -1,0 +1,77 @@
+"""`python -m course export` writes the package from the chapters, `run` executes them, `book` renders them."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from course import ROOT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="export | run | book")
+    export = commands.add_parser("export", help="write slm/ and modal_app.py from the chapters' export cells")
+    export.add_argument("--check", action="store_true", help="write nothing; show a diff and fail if something differs")
+    export.add_argument("--to", type=Path, default=ROOT, metavar="FOLDER", help="write below this folder instead")
+    export.set_defaults(command=_export)
+    run = commands.add_parser("run", help="execute chapters into _build/chapters")
+    run.add_argument("chapters", nargs="*", metavar="NN", help="chapter numbers; all chapters if none is given")
+    run.add_argument("--write", action="store_true", help="also write the executed notebooks to chapters/")
+    run.set_defaults(command=_run)
+    book = commands.add_parser("book", help="render the executed chapters into _build/html")
+    book.set_defaults(command=_book)
+    arguments = parser.parse_args(argv)
+    return int(arguments.command(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from course.export import ExportError, differences, export, orphans, write
+
+    try:
+        modules = export()
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        print("Nothing was written.", file=sys.stderr)
+        return 1
+    if arguments.check:
+        difference = differences(modules, arguments.to)
+        if difference:
+            print(difference, end="")
+            print("The package differs from the chapters: `python -m course export` writes it anew.", file=sys.stderr)
+        return int(bool(difference))
+    sources = {module.path: module.chapter for module in modules}
+    for path in write(modules, arguments.to):
+        print(f"{sources[path]} → {path}")
+    for path in orphans(modules, arguments.to):
+        print(f"{path}: no chapter exports it; delete it.")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from course.run import RunError, run
+
+    try:
+        run(arguments.chapters, write=arguments.write)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _book(arguments: argparse.Namespace) -> int:
+    from course.book import HTML, build
+
+    try:
+        build()
+    except subprocess.CalledProcessError:
+        print("The book was not rendered: the lines above say what is wrong; a warning counts.", file=sys.stderr)
+        return 1
+    print(f"\nThe book is ready. Open {(HTML / 'index.html').as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Checks of chapter 3's exercises."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from course.check.verdict import exercise
+from slm.gpt import GPT, GPTConfig
+
+
+@exercise
+def parameter_count(fn: Callable[[GPTConfig], int]) -> str:
+    """Check a `count(config)` against models that are built."""
+    small = GPTConfig(vocab_size=101, context_length=13, n_layers=3, n_heads=2, d_model=8, d_ff=20)
+    with torch.device("meta"):  # shapes without memory
+        right = GPT(small).count_parameters()
+        gpt2_config = GPTConfig(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072)
+        gpt2 = GPT(gpt2_config).count_parameters()
+    answer = fn(small)
+    assert isinstance(answer, int), f"It returned {type(answer).__name__}; a count is an int."
+    V, T, L, D, W = 101, 13, 3, 8, 20
+    off = answer - right
+    causes = {
+        V * D: "You count the output matrix; it is the token embedding and counts once.",
+        -V * D: "The token embedding is missing.",
+        -T * D: "The position embedding is missing.",
+        -2 * D: "The final norm above the last block is missing: a stretch and a shift, D each.",
+        -4 * D * L: "The two norms of each block are missing: 4 * D per block.",
+        -4 * D * L - 2 * D: "All norms are missing: 4 * D per block, and 2 * D above the last.",
+        -(5 * D + W) * L: "The biases are missing: 3D + D in attention, d_ff + D in the feed-forward network.",
+        -(9 * D + W) * L - 2 * D: "Biases and norms are missing.",
+        -(4 * D * D + 4 * D) * L: "Attention is missing.",
+        -(2 * D * W + W + D) * L: "The feed-forward network is missing.",
+        (2 * D * 4 * D - 2 * D * W + 4 * D - W)
+        * L: "You use 4 * d_model for the hidden layer; take d_ff from the config.",
+        -2
+        * D
+        * D
+        * L: "One D × D matrix per block would be too few: attention has four, for queries, keys, values and the output.",
+    }
+    assert off not in causes or off == 0, causes.get(off, "")
+    assert off == 0, (
+        f"For V = {V}, T = {T}, L = {L}, D = {D}, d_ff = {W} the model has {right:,} parameters; you count {answer:,}, {abs(off):,} too {'many' if off > 0 else 'few'}."
+    )
+    assert fn(gpt2_config) == gpt2, (
+        f"Right for a tiny model, but GPT-2 has {gpt2:,} parameters and you count {fn(gpt2_config):,}."
+    )
+    return f"GPT-2 has {gpt2:,} parameters by arithmetic too."
+
+
+@exercise
+def cross_entropy(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Check a `cross_entropy(logits (N, V), targets (N,))`."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(6, 5, generator=generator) * 2
+    targets = torch.tensor([0, 4, 2, 2, 1, 3])
+    right = F.cross_entropy(logits, targets).item()
+    out = fn(logits.clone(), targets.clone())
+    assert isinstance(out, Tensor) and out.numel() == 1, (
+        "The loss is one number: a scalar tensor, the mean over the targets."
+    )
+    value = out.item()
+    close = lambda other: math.isclose(value, other, rel_tol=1e-4)  # noqa: E731
+    assert not close(-right), "The sign is wrong: the loss is *minus* the mean log probability."
+    assert not close(right * 6), "You return the sum. The mean does not depend on the size of the batch."
+    assert not close(right / math.log(2)), "That is in bits (log2). The loss is in nats: natural logarithm."
+    assert not close(-F.softmax(logits, -1).gather(1, targets[:, None]).mean().item()), (
+        "The logarithm is missing: you average probabilities."
+    )
+    assert not close(-F.softmax(logits, -1).gather(1, targets[:, None]).mean().log().item()), (
+        "You take the logarithm of the mean. Take the mean of the logarithms."
+    )
+    assert not close(-logits.gather(1, targets[:, None]).mean().item()), (
+        "You average the logits themselves; subtract the log-sum-exp of each row, or nothing keeps them from growing."
+    )
+    assert not close(F.nll_loss(logits.log_softmax(0), targets).item()), (
+        "The softmax runs over the batch. It should run over the vocabulary: dim -1."
+    )
+    assert close(right), f"The loss should be {right:.4f}; yours is {value:.4f}."
+
+    some = torch.tensor([0, -100, 2, 2, -100, 3])
+    masked = fn(logits.clone(), some).item()
+    expected = F.cross_entropy(logits, some).item()
+    assert not math.isclose(masked, expected * 4 / 6, rel_tol=1e-4), (
+        "Ignored targets still count in the denominator: divide by the number of targets that are not -100."
+    )
+    assert math.isclose(masked, expected, rel_tol=1e-4), (
+        f"With two of six targets at -100 the loss should be {expected:.4f}; yours is {masked:.4f}. Those rows should not count at all."
+    )
+
+    huge = fn(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]), torch.tensor([0, 0])).item()
+    assert math.isfinite(huge), (
+        f"Logits of 1,000 give {huge}: exp overflows, or log meets 0. Use logsumexp, which subtracts the maximum first."
+    )
+    assert math.isclose(huge, 500.0, rel_tol=1e-4), (
+        f"For logits (1000, 0) and (0, 1000) with targets 0 and 0 the loss is 500; yours is {huge:.4g}."
+    )
+    return "Value, ignored targets and large logits all hold."
+
+
+@exercise
+def bits_per_byte(fn: Callable[[float, int, int], float]) -> str:
+    """Check a `bits_per_byte(loss, n_tokens, n_bytes)`."""
+    loss, n_tokens, n_bytes = 3.0, 1000, 4200
+    right = loss * n_tokens / n_bytes / math.log(2)
+    value = float(fn(loss, n_tokens, n_bytes))
+    close = lambda other: math.isclose(value, other, rel_tol=1e-6)  # noqa: E731
+    assert not close(loss / math.log(2)), (
+        "Those are bits per *token*. Spread them over the bytes: times n_tokens / n_bytes."
+    )
+    assert not close(loss * n_tokens / n_bytes), "Those are nats per byte. One bit is ln 2 nats: divide by ln 2."
+    assert not close(loss * n_tokens / n_bytes * math.log(2)), (
+        "You multiply by ln 2. A bit is the smaller unit, so there are more of them: divide."
+    )
+    assert not close(loss * n_bytes / n_tokens / math.log(2)), (
+        "The ratio is upside down: the text costs loss * n_tokens nats in all, shared by n_bytes bytes."
+    )
+    assert not close(right * 8), "You count bits of text, not bytes: leave the 8 out."
+    assert close(right), (
+        f"3 nats per token, 1,000 tokens, 4,200 bytes: {right:.4f} bits per byte; yours is {value:.4f}."
+    )
+    return f"{right:.3f} bits per byte."

@@ -1,0 +1,432 @@
+"""Write the package `slm/` (and `modal_app.py`) from the cells that the chapters mark with `#| export`.
+
+A chapter's front matter lists the modules that it exports. A cell whose first line is `#| export` goes to the first of
+them, `#| export tokenizer` to the one with that stem. Cells are joined in order; imports go to the top, and a function
+marked `@add_to(Class)` moves into its class. A module that opens with a docstring of its own keeps it; otherwise the
+chapter's title and goal become its docstring.
+"""
+
+import ast
+import difflib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jupytext
+
+from course import ROOT
+
+MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<stem>\w+))?[ \t]*")
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+class ExportError(Exception):
+    """What keeps the chapters from being exported: one line per problem, each with chapter, line and cell."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A code cell: its number among the chapter's code cells, the line where its source starts, and the source."""
+
+    chapter: str  # chapters/01_attention.py
+    number: int
+    line: int
+    source: str
+
+    def error(self, line: int, message: str) -> str:
+        """The message, placed at a line of this cell (the cell's own first line is 1)."""
+        return f"{self.chapter}:{self.line + line - 1}: cell {self.number}: {message}"
+
+
+@dataclass
+class Piece:
+    """A top-level statement with the comments above it, line by line; each line remembers where it comes from."""
+
+    node: ast.stmt | None  # None: only comments
+    lines: list[tuple[str, Cell, int]]
+
+    @property
+    def names(self) -> list[str]:
+        """What the statement defines."""
+        match self.node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                return [self.node.name]
+            case ast.Assign():
+                return [name for target in self.node.targets for name in _stored_names(target)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                return [name]
+        return []
+
+
+@dataclass
+class Module:
+    """One file of the package, gathered from the cells of one chapter."""
+
+    path: str  # slm/attention.py
+    chapter: str
+    docstring: str
+    imports: list[Piece] = field(default_factory=list)
+    body: list[Piece] = field(default_factory=list)
+    added: dict[str, list[str]] = field(default_factory=dict)  # class -> methods that @add_to put there
+    source: str = ""  # the finished text
+
+
+@dataclass
+class Chapter:
+    """A chapter's text with what its front matter and its first cell say of it."""
+
+    name: str  # chapters/01_attention.py
+    cells: list[Cell]
+    exports: list[str]
+    title: str
+    goal: str
+
+    @classmethod
+    def read(cls, path: Path, root: Path = ROOT) -> "Chapter":
+        """Read a chapter's percent source."""
+        name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        notebook = jupytext.reads(text, fmt="py:percent")
+        cells, at = [], 0
+        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+            found = text.find(cell.source, at)
+            if found >= 0:  # a cell with a magic reads otherwise in the text, and can't be exported
+                cells.append(Cell(name, number, text.count("\n", 0, found) + 1, cell.source))
+                at = found + len(cell.source)
+        exports = notebook.metadata.get("slm", {}).get("exports", [])
+        if not isinstance(exports, list) or not all(isinstance(module, str) for module in exports):
+            raise ExportError(f"{name}:1: slm.exports in the front matter is {exports!r}; a list of paths is expected.")
+        first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
+        title, goal = _title_and_goal(first)
+        return cls(name, cells, exports, title, goal)
+
+
+def chapters(root: Path = ROOT) -> list[Path]:
+    """The chapters' sources, in order."""
+    return sorted((root / "chapters").glob("[0-9][0-9]_*.py"))
+
+
+def export(root: Path = ROOT) -> list[Module]:
+    """Build all modules of the repository at `root`, and write nothing.
+
+    Raises:
+        ExportError: with every problem that was found, one a line.
+    """
+    modules: list[Module] = []
+    errors: list[str] = []
+    for path in chapters(root):
+        try:
+            chapter = Chapter.read(path, root)
+        except ExportError as error:
+            errors.append(str(error))
+            continue
+        built, problems = _gather(chapter)
+        for module in built:
+            if other := next((known for known in modules if known.path == module.path), None):
+                problems.append(f"{chapter.name}:1: {module.path} is already exported by {other.chapter}.")
+            else:
+                modules.append(module)
+        errors += problems
+    for module in modules:
+        errors += _finish(module)
+    if errors:
+        raise ExportError("\n".join(dict.fromkeys(errors)))
+    return modules
+
+
+def write(modules: Iterable[Module], folder: Path = ROOT) -> list[str]:
+    """Write the modules that differ from what lies in `folder`; returns their paths."""
+    written = []
+    for module in modules:
+        path = folder / module.path
+        if not path.exists() or path.read_text(encoding="utf-8") != module.source:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(module.source, encoding="utf-8", newline="\n")
+            written.append(module.path)
+    return written
+
+
+def differences(modules: list[Module], root: Path = ROOT) -> str:
+    """A unified diff from the package as it lies there to the package as the chapters have it; empty if equal."""
+    parts: list[str] = []
+    for module in modules:
+        path = root / module.path
+        present = path.read_text(encoding="utf-8") if path.exists() else ""
+        parts += difflib.unified_diff(
+            present.splitlines(True),
+            module.source.splitlines(True),
+            module.path,
+            f"{module.path} from {module.chapter}",
+        )
+    parts += [f"{path}: no chapter exports it; delete it.\n" for path in orphans(modules, root)]
+    return "".join(parts)
+
+
+def orphans(modules: Iterable[Module], root: Path = ROOT) -> list[str]:
+    """Files of the package that no chapter exports."""
+    exported = {module.path for module in modules}
+    present = [path.relative_to(root).as_posix() for path in sorted((root / "slm").rglob("*.py"))]
+    if (root / "modal_app.py").exists():
+        present.append("modal_app.py")
+    return [path for path in present if path not in exported]
+
+
+def public_names(source: str) -> list[str]:
+    """The functions and classes that a module defines, without those that begin with an underscore."""
+    tree = ast.parse(source)
+    return [node.name for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")]
+
+
+def added_to(node: ast.stmt | None) -> ast.Call | None:
+    """The `@add_to(…)` call above a function, or None."""
+    for call in getattr(node, "decorator_list", []):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "add_to":
+            return call
+    return None
+
+
+def _title_and_goal(markdown: str) -> tuple[str, str]:
+    """The title and the first paragraph below it, without Markdown's marks."""
+    title, _, rest = markdown.strip().partition("\n")
+    goal = rest.strip().split("\n\n")[0]
+    goal = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", goal)  # a link keeps its text
+    goal = re.sub(r"\*\*?|(?<!\w)_|_(?!\w)", "", goal)
+    return re.sub(r"^#+\s*", "", title), " ".join(goal.split())
+
+
+def _stored_names(node: ast.AST) -> list[str]:
+    return [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+
+
+def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
+    """Sort a chapter's export cells into its modules; returns the modules and what is wrong."""
+    errors: list[str] = []
+    modules: dict[str, Module] = {}
+    for path in chapter.exports:
+        stem = PurePosixPath(path).stem
+        if not re.fullmatch(r"slm/\w+\.py|modal_app\.py", path):
+            errors.append(
+                f"{chapter.name}:1: the front matter exports {path!r}; slm/NAME.py or modal_app.py is allowed."
+            )
+        elif stem in modules:
+            errors.append(f"{chapter.name}:1: the front matter lists {stem!r} twice.")
+        else:
+            modules[stem] = Module(
+                path, chapter.name, f"{chapter.title}.\n\n{textwrap.fill(chapter.goal, 116)}".strip()
+            )
+    for cell in chapter.cells:
+        errors += _place(cell, modules)
+    for module in modules.values():
+        if not errors and not module.imports and not module.body:
+            errors.append(f"{chapter.name}:1: the front matter lists {module.path}, but no cell is exported to it.")
+    return list(modules.values()), errors
+
+
+def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
+    """Put a cell's statements where they belong, if the cell is exported; returns what is wrong."""
+    first, _, _ = cell.source.partition("\n")
+    late = [n for n, line in enumerate(cell.source.splitlines(), 1) if n > 1 and line.startswith("#|")]
+    if late:
+        return [cell.error(late[0], "a `#|` line counts only as the first line of its cell.")]
+    if not first.startswith("#|"):
+        return []
+    mark = MARK.fullmatch(first)
+    if not mark:
+        return [cell.error(1, f"{first!r} is not understood; `#| export` or `#| export STEM` is allowed.")]
+    if not modules:
+        return [cell.error(1, "exported, but the chapter's front matter lists no module under slm.exports.")]
+    stem = mark["stem"] or next(iter(modules))
+    if stem not in modules:
+        return [cell.error(1, f"exported to {stem!r}; the front matter lists {', '.join(map(repr, modules))}.")]
+    try:
+        pieces = list(_pieces(cell))
+    except SyntaxError as error:
+        return [cell.error(error.lineno or 1, f"does not parse: {error.msg}.")]
+    return _add(modules[stem], cell, pieces)
+
+
+def _pieces(cell: Cell) -> Iterator[Piece]:
+    """A cell's top-level statements, each with the comments above it; the `#| export` line is left out."""
+    lines = cell.source.splitlines()
+    numbered = [(line, cell, number) for number, line in enumerate(lines, 1)]
+    done = 1
+    for node in ast.parse(cell.source).body:
+        end = node.end_lineno or node.lineno
+        if end <= done:
+            continue  # a second statement on the same line went with the first
+        yield Piece(node, numbered[done:end])
+        done = end
+    if any(line.strip() for line in lines[done:]):
+        yield Piece(None, numbered[done:])
+
+
+def _add(module: Module, cell: Cell, pieces: list[Piece]) -> list[str]:
+    """Append statements to a module; returns what is wrong."""
+    errors = []
+    if pieces and isinstance(pieces[-1].node, ast.Expr) and len(pieces) > 1:
+        errors.append(cell.error(pieces[-1].node.lineno, "an export cell ends with a value; show it in the next cell."))
+    for piece in pieces:
+        node = piece.node
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            errors += _clashes(module, cell, node)
+            module.imports.append(piece)
+        elif _is_docstring(node) and not module.imports and not module.body:
+            module.docstring = ast.literal_eval(node.value).strip()  # type: ignore[union-attr]
+        elif call := added_to(node):
+            errors += _move_into_class(module, cell, piece, call)
+        else:
+            known = {name for other in module.body for name in other.names}
+            known |= {name for other in module.imports for name in _imported(other.node)}
+            if not _is_overload(node):
+                errors += [
+                    cell.error(node.lineno if node else 1, f"{name!r} is exported to {module.path} a second time.")
+                    for name in piece.names
+                    if name in known
+                ]
+            module.body.append(piece)
+    return errors
+
+
+def _clashes(module: Module, cell: Cell, node: ast.Import | ast.ImportFrom) -> list[str]:
+    """What is wrong with an import whose name already means something else in the module."""
+    defined = {name: "a definition" for piece in module.body for name in piece.names}
+    for piece in module.imports:
+        defined |= _imported(piece.node)
+    return [
+        cell.error(node.lineno, f"{name!r} would be {origin} and also {defined[name]} in {module.path}.")
+        for name, origin in _imported(node).items()
+        if defined.get(name, origin) != origin
+    ]
+
+
+def _imported(node: ast.stmt | None) -> dict[str, str]:
+    """The names that an import binds, each with what it is."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    if isinstance(node, ast.Import):
+        return {alias.asname or alias.name: alias.name for alias in node.names}
+    return {}
+
+
+def _is_docstring(node: ast.stmt | None) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_overload(node: ast.stmt | None) -> bool:
+    """Whether a definition is one of several of its name: what follows `@overload`, or a registered variant named _."""
+    return getattr(node, "name", None) == "_" or any(
+        ast.unparse(mark).split(".")[-1] == "overload" for mark in getattr(node, "decorator_list", [])
+    )
+
+
+def _move_into_class(module: Module, cell: Cell, piece: Piece, call: ast.Call) -> list[str]:
+    """Append a function marked `@add_to(Class)` to that class; returns what is wrong."""
+    method = piece.node
+    assert isinstance(method, Definition)
+    owner = ast.unparse(call.args[0]) if len(call.args) == 1 else ""
+    target = next((p for p in module.body if isinstance(p.node, ast.ClassDef) and p.node.name == owner), None)
+    if target is None:
+        return [cell.error(call.lineno, f"@add_to({owner}): no class {owner!r} is exported to {module.path} before.")]
+    assert isinstance(target.node, ast.ClassDef)
+    accessor = any(
+        isinstance(mark, ast.Attribute) and mark.attr in ("setter", "deleter") for mark in method.decorator_list
+    )
+    taken = {name for statement in target.node.body for name in Piece(statement, []).names}
+    if not accessor and (method.name in taken or method.name in module.added.get(owner, [])):
+        return [cell.error(method.lineno, f"{method.name!r} is exported to class {owner} a second time.")]
+    module.added.setdefault(owner, []).append(method.name)
+    keep = _lines_inside_strings(method)
+    mark = range(call.lineno, (call.end_lineno or call.lineno) + 1)
+    target.lines.append(("", cell, piece.lines[0][2]))
+    for text, _, number in piece.lines:
+        if number not in mark:
+            target.lines.append((text if number in keep or not text.strip() else f"    {text}", cell, number))
+    return []
+
+
+def _lines_inside_strings(method: Definition) -> set[int]:
+    """Lines that continue a string which is no docstring: to indent them would change its value."""
+    docstrings = set()
+    for node in ast.walk(method):
+        if isinstance(node, Definition) and _is_docstring(node.body[0]):
+            docstrings.add(node.body[0].value)  # type: ignore[attr-defined]
+    inside: set[int] = set()
+    for node in ast.walk(method):
+        text = isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str | bytes)
+        if text and isinstance(node, ast.expr) and node not in docstrings:
+            inside.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
+    return inside
+
+
+def _finish(module: Module) -> list[str]:
+    """Join, check and format a module; returns what is wrong."""
+    docstring = f'"""{module.docstring}\n\nExported from {module.chapter}; edit it there.\n"""'
+    if "\\" in module.docstring:
+        docstring = "r" + docstring
+    head = Cell(module.chapter, 0, 1, "")
+    lines = [(line, head, 1) for line in docstring.splitlines()] + [("", head, 1)]
+    for piece in [*_unique(module.imports), *module.body]:
+        lines += [*piece.lines, ("", piece.lines[-1][1], piece.lines[-1][2])]
+    source = "\n".join(text for text, _, _ in lines) + "\n"
+    errors = []
+    for problem in json.loads(_ruff(module, source, "check", "--select", "F821,F822", "--output-format", "json")):
+        _, cell, line = lines[problem["location"]["row"] - 1]
+        meaning = problem["message"].replace("`", "'").rstrip(".")
+        if problem["code"] == "F821":
+            meaning += f", neither in {module.path} nor among its imports; export it, or import it in an export cell"
+        errors.append(cell.error(line, f"{meaning[0].lower()}{meaning[1:]}."))
+    if errors:
+        return errors
+    source = _ruff(module, source, "check", "--select", "I,F401", "--fix", "--fix-only", "--unsafe-fixes")
+    module.source = _ruff(module, source, "format")
+    for node in ast.walk(ast.parse(module.source)):
+        if "course" in _packages(node):
+            errors.append(f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it.")
+    return errors
+
+
+def _unique(imports: list[Piece]) -> list[Piece]:
+    """Each import once, with the comments of its first place."""
+    seen: dict[str, Piece] = {}
+    for piece in imports:
+        assert piece.node is not None
+        seen.setdefault(ast.unparse(piece.node), piece)
+    return list(seen.values())
+
+
+def _packages(node: ast.AST) -> set[str]:
+    """The top-level packages that a node imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module.split(".")[0]}
+    return set()
+
+
+def _ruff(module: Module, source: str, *command: str) -> str:
+    """What ruff makes of a module's source, under this repository's settings."""
+    done: Any = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            *command,
+            "--quiet",
+            "--no-cache",
+            "--stdin-filename",
+            str(ROOT / module.path),
+            "-",
+        ],
+        input=source,
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
+    )
+    if done.returncode not in (0, 1) or done.stderr.strip():
+        raise RuntimeError(f"ruff failed on {module.path}: {done.stderr.strip()}")
+    return str(done.stdout)

@@ -1,0 +1,103 @@
+"""Attention.
+
+How a token gathers what it needs from the tokens before it. You build causal attention from two loops, prove it
+equal to PyTorch's own kernel, and export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in
+which tokens exchange information.
+
+Exported from chapters/01_attention.py; edit it there.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each (chapter 7)
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention as matrix products: the definition, and the fastest kernel for bfloat16 on a CPU."""
+    T, S = q.size(-2), k.size(-2)
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)  # (B, H, T, S), rows sum to one
+    return F.dropout(weights, dropout) @ v  # (B, H, T, K)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention in which no position sees a later one.
+
+    The fused kernel of PyTorch, except for bfloat16 on a CPU, where plain matrix products are faster.
+
+    Args:
+        q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
+        k: Keys `(B, H, S, K)` with `S >= T`.
+        v: Values `(B, H, S, K)`.
+        dropout: Probability with which each weight is dropped. Pass 0 in evaluation.
+
+    Returns:
+        `(B, H, T, K)`: for each query the mean of the values that it may see, weighted by the softmax of the scaled scores.
+
+    Raises:
+        ValueError: There are more queries than keys.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1.
+    """
+    T, S = q.size(-2), k.size(-2)
+    if T > S:
+        raise ValueError(
+            f"causal_attention got {T} queries and {S} keys; queries are the last of the keys' positions, so at most {S}"
+        )
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _explicit_attention(q, k, v, dropout)
+    if T == S or T == 1:  # a single query is the last position: it may see everything
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=past, dropout_p=dropout)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention with `n_heads` heads, as in GPT-2.
+
+    Args:
+        d_model: Width D of the input and the output.
+        n_heads: Number of heads H; each has size `K = D / H`.
+        dropout: Probability of dropping an attention weight, and an output channel, in training.
+
+    Raises:
+        ValueError: `n_heads` does not divide `d_model`.
+
+    Source: Vaswani et al. 2017, section 3.2.2; Radford et al. 2019 (GPT-2).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(
+                f"n_heads = {n_heads} does not divide d_model = {d_model}; every head gets d_model / n_heads channels"
+            )
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)  # one product makes queries, keys and values
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Let every position gather from those before it.
+
+        Args:
+            x: `(B, T, D)`.
+            cache: Keeps the keys and values of earlier calls (chapter 7).
+
+        Returns:
+            `(B, T, D)`.
+        """
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        if cache is not None:
+            k, v = cache(k, v)  # chapter 7
+        dropout = self.dropout if self.training else 0.0
+        heads = causal_attention(q, k, v, dropout)  # (B, H, T, K)
+        return F.dropout(self.out(heads.transpose(1, 2).reshape(B, T, D)), dropout)

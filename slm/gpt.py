@@ -1,0 +1,264 @@
+"""GPT.
+
+From token ids to a probability for every possible next token. You put embeddings below the blocks and a prediction
+above them, start the whole so that it knows that it knows nothing, and export `GPTConfig` and `GPT`, which reads
+and writes GPT-2's published weights.
+
+Exported from chapters/03_gpt.py; edit it there.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from slm.attention import Cache
+from slm.blocks import TransformerBlock
+from slm.gpt_config import GPTConfig
+
+
+class GPT(nn.Module):
+    """A decoder-only language model with GPT-2's architecture.
+
+    Learned positions, pre-norm blocks with biases, GELU in its tanh form, output tied to the token embedding.
+
+    Args:
+        config: The model's shape.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; initialisation as
+    in the published code: normal with std 0.02, projections into the residual stream with 0.02 / sqrt(2 * n_layers).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.d_model, config.n_heads, config.d_ff, config.dropout)
+            for _ in range(config.n_layers)
+        )
+        self.norm = nn.LayerNorm(config.d_model)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                into_stream = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layers) if into_stream else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.token_embedding.weight.device
+
+    def count_parameters(self) -> int:
+        """Number of trained numbers; the output matrix is the token embedding and counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def hidden(self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0) -> Tensor:
+        """The normalised residual stream above the last block, `(B, T, D)`; arguments and errors as in `forward`."""
+        T = tokens.size(-1)
+        if start + T > self.config.context_length:
+            raise ValueError(
+                f"{start + T} tokens do not fit into the model's context_length = {self.config.context_length}; shorten the text"
+            )
+        if (
+            tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        ):  # elsewhere, looking would stall the device
+            lowest, highest = (int(bound) for bound in tokens.aminmax())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                bad = lowest if lowest < 0 else highest
+                raise ValueError(
+                    f"token id {bad} is outside the vocabulary; ids from 0 to {self.config.vocab_size - 1} are allowed"
+                )
+        positions = torch.arange(start, start + T, device=tokens.device)
+        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i])
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0) -> Tensor:
+        """Scores for the next token at every position.
+
+        Args:
+            tokens: `(B, T)` int64 token ids.
+            caches: One per block; each keeps the keys and values of the positions before `start` (chapter 7).
+            start: Position of the first token, when earlier ones are in the caches.
+
+        Returns:
+            Logits `(B, T, V)`.
+
+        Raises:
+            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) a token id is not in the vocabulary.
+        """
+        return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of the next token, without ever holding all logits.
+
+        Args:
+            tokens: `(B, T)` int64 token ids.
+            targets: `(B, T)` int64: the token that follows each position, or -100 where none counts.
+
+        Returns:
+            A scalar in nats per counted target; 0 if none counts.
+
+        Raises:
+            ValueError: As `forward`; or `targets` has another shape than `tokens`.
+        """
+        if targets.shape != tokens.shape:
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; they must have that of the tokens, {tuple(tokens.shape)}"
+            )
+        hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
+        return _ChunkedCrossEntropy.apply(
+            hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled()
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` in GPT-2's format, which `transformers` opens.
+
+        Existing files of these names are replaced, each in one step: a reader sees the old file or the new one.
+        """
+        folder, c = Path(folder), self.config
+        folder.mkdir(parents=True, exist_ok=True)
+        published = {
+            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+            "vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers, "n_head": c.n_heads, "n_embd": c.d_model,
+            "n_inner": c.d_ff, "attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout, "tie_word_embeddings": True,
+            "bos_token_id": None, "eos_token_id": None,
+        }  # fmt: skip
+        weights = {}
+        for name, parameter in self.named_parameters():
+            theirs, transposed = _published_name(name)
+            weights[theirs] = (parameter.detach().T if transposed else parameter.detach()).cpu().contiguous()
+        save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
+        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        (folder / "config.json.part").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+        os.replace(folder / "config.json.part", folder / "config.json")
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+        """A model in evaluation mode with the weights of a folder, or of a GPT-2 on the Hugging Face hub.
+
+        Args:
+            name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers` writes
+                them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", … (needs a network once, and `pip install "slm[data]"`).
+
+        Raises:
+            FileNotFoundError: There is no such folder, or it lacks a file; or the hub cannot be reached.
+            ValueError: The folder holds another architecture than GPT-2, or its weights do not fit its config.
+        """
+        files = [Path(name_or_folder) / name for name in ("config.json", "model.safetensors")]
+        if not Path(name_or_folder).is_dir() and str(name_or_folder) in (
+            "gpt2",
+            "gpt2-medium",
+            "gpt2-large",
+            "gpt2-xl",
+            "distilgpt2",
+        ):
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+            try:
+                files = [Path(hf_hub_download(str(name_or_folder), file.name)) for file in files]
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise FileNotFoundError(
+                    f"{name_or_folder!r} is not in the local cache and the Hugging Face hub cannot be reached; connect once, or give a folder"
+                ) from error
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is not there; from_pretrained takes a folder with config.json and model.safetensors, or a name like 'gpt2'"
+                )
+        theirs = json.loads(files[0].read_text(encoding="utf-8"))
+        kind = theirs.get("model_type"), theirs.get("activation_function", "gelu_new")
+        if kind != ("gpt2", "gelu_new"):
+            raise ValueError(
+                f"{files[0]} describes a model of type {kind[0]!r} with activation {kind[1]!r}; only 'gpt2' with 'gelu_new' can be loaded"
+            )
+        config = GPTConfig(
+            vocab_size=theirs["vocab_size"],
+            context_length=theirs["n_positions"],
+            n_layers=theirs["n_layer"],
+            n_heads=theirs["n_head"],
+            d_model=theirs["n_embd"],
+            d_ff=theirs.get("n_inner") or 4 * theirs["n_embd"],
+            dropout=theirs.get("resid_pdrop", 0.0),
+        )
+        model, weights = cls(config), load_file(files[1])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                key, transposed = _published_name(name)
+                weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
+                if weight is None or sorted(weight.shape) != sorted(parameter.shape):
+                    found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
+                    raise ValueError(
+                        f"{files[1]} holds {found} for {key}; its config asks for {parameter.numel():,} numbers there"
+                    )
+                parameter.copy_(weight.T if transposed else weight)
+        return model.eval()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of `hidden @ weight.T`, a few rows of logits at a time; gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        device, V = hidden.device.type, weight.size(0)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        rows = max(1, 2 ** (22 if device == "cpu" else 27) // V)  # 16 MB of logits on a CPU, 512 MB elsewhere
+        count = targets.ne(-100).sum().clamp(min=1)
+        loss = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if with_gradient else None
+        grad_weight = torch.zeros_like(weight) if with_gradient else None
+        matrix = weight.to(dtype)  # (V, D)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(targets), rows):
+                part = slice(first, first + rows)
+                counts, y = targets[part, None] != -100, targets[part, None].clamp(min=0)  # (rows, 1) each
+                h = hidden[part].to(dtype)  # (rows, D)
+                z = (h @ matrix.T).float()  # (rows, V)
+                log_sum = z.logsumexp(-1, keepdim=True)  # (rows, 1)
+                loss += ((log_sum - z.gather(1, y)) * counts).sum()
+                if grad_hidden is not None and grad_weight is not None:
+                    dz = z.sub_(log_sum).exp_().scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)
+                    grad_hidden[part] = dz @ matrix
+                    grad_weight += dz.T @ h
+        if grad_hidden is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
+        return loss / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+_NAMES = {
+    "norm_1": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "norm_2": "ln_2",
+    "feed_forward.up": "mlp.c_fc",
+    "feed_forward.down": "mlp.c_proj",
+}
+
+
+def _published_name(name: str) -> tuple[str, bool]:
+    """Hugging Face's name of one of our parameters, and whether its matrix is stored transposed."""
+    tables = {"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f"}
+    module, kind = name.rsplit(".", 1)
+    if module in tables:
+        return f"transformer.{tables[module]}.{kind}", False
+    _, layer, part = module.split(".", 2)
+    return f"transformer.h.{layer}.{_NAMES[part]}.{kind}", kind == "weight" and "norm" not in part

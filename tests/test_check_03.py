@@ -1,0 +1,109 @@
+"""Chapter 3's checks are themselves checked: each planted bug is caught with its own message."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from course import check
+
+
+def count(
+    c, *, tied=True, tokens=True, positions=True, last=2, norms=4, biases=1, attention=1, ff=1, d_ff=None, matrices=4
+):
+    V, T, L, D, W = c.vocab_size, c.context_length, c.n_layers, c.d_model, d_ff or c.d_ff
+    a = attention * (matrices * D * D + biases * 4 * D)
+    f = ff * (2 * D * W + biases * (W + D))
+    return (tokens + (not tied)) * V * D + positions * T * D + L * (a + f + norms * D) + last * D
+
+
+COUNT_BUGS = {
+    "counts once": lambda c: count(c, tied=False),
+    "token embedding is missing": lambda c: count(c, tokens=False),
+    "position embedding is missing": lambda c: count(c, positions=False),
+    "final norm": lambda c: count(c, last=0),
+    "two norms of each block": lambda c: count(c, norms=0),
+    "All norms are missing": lambda c: count(c, norms=0, last=0),
+    "The biases are missing": lambda c: count(c, biases=0),
+    "Biases and norms": lambda c: count(c, biases=0, norms=0, last=0),
+    "Attention is missing": lambda c: count(c, attention=0),
+    "feed-forward network is missing": lambda c: count(c, ff=0),
+    "take d_ff from the config": lambda c: count(c, d_ff=4 * c.d_model),
+    "attention has four": lambda c: count(c, matrices=2),
+    "too many": lambda c: count(c) + 7,
+    "a count is an int": lambda c: float(count(c)),
+    "GPT-2 has": lambda c: count(c) if c.vocab_size == 101 else 124_000_000,
+}
+
+
+def loss(logits, targets):
+    return F.cross_entropy(logits, targets)
+
+
+def picked(logits, targets):
+    return logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+
+
+LOSS_BUGS = {
+    "sign is wrong": lambda z, y: -loss(z, y),
+    "You return the sum": lambda z, y: F.cross_entropy(z, y, reduction="sum"),
+    "in bits": lambda z, y: loss(z, y) / math.log(2),
+    "logarithm is missing": lambda z, y: -picked(z.softmax(-1), y).mean(),
+    "mean of the logarithms": lambda z, y: -picked(z.softmax(-1), y).mean().log(),
+    "average the logits": lambda z, y: -picked(z, y).mean(),
+    "runs over the batch": lambda z, y: F.nll_loss(z.log_softmax(0), y),
+    "in the denominator": lambda z, y: F.cross_entropy(z, y, reduction="sum") / len(y),
+    "should not count at all": lambda z, y: F.cross_entropy(z, y.clamp(min=0)),
+    "subtracts the maximum": lambda z, y: (z.exp().sum(-1).log() - picked(z, y))[y != -100].mean(),
+    "the loss is 500": lambda z, y: loss(z.clamp(max=50), y),
+    "one number": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+    "The loss should be": lambda z, y: loss(2 * z, y),
+}
+BITS_BUGS = {
+    "per *token*": lambda loss, t, b: loss / math.log(2),
+    "nats per byte": lambda loss, t, b: loss * t / b,
+    "You multiply": lambda loss, t, b: loss * t / b * math.log(2),
+    "upside down": lambda loss, t, b: loss * b / t / math.log(2),
+    "leave the 8 out": lambda loss, t, b: 8 * loss * t / b / math.log(2),
+    "4,200 bytes": lambda loss, t, b: loss,
+}
+CASES = [(check.parameter_count, m, b) for m, b in COUNT_BUGS.items()]
+CASES += [(check.cross_entropy, m, b) for m, b in LOSS_BUGS.items()]
+CASES += [(check.bits_per_byte, m, b) for m, b in BITS_BUGS.items()]
+
+
+@pytest.mark.parametrize(("checked", "message", "bug"), CASES, ids=[message for _, message, _ in CASES])
+def test_planted_bug_is_named(checked, message, bug):
+    verdict = checked(bug)
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+def loss_solution(logits, targets):
+    rows = logits[targets != -100]
+    return (rows.logsumexp(-1) - rows.gather(1, targets[targets != -100][:, None])[:, 0]).mean()
+
+
+SOLUTIONS = [
+    (check.parameter_count, count),
+    (check.cross_entropy, loss_solution),
+    (check.bits_per_byte, lambda loss, t, b: loss * t / b / math.log(2)),
+]
+
+
+@pytest.mark.parametrize(("checked", "solution"), SOLUTIONS)
+def test_solution_passes_and_stub_is_told_apart(checked, solution):
+    def stub(*arguments):
+        raise NotImplementedError("your turn")
+
+    assert checked(solution).passed, checked(solution).message
+    assert "still the stub" in checked(stub).message
+
+
+def test_check_leaves_the_random_state_alone():
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    check.cross_entropy(loss_solution)
+    assert torch.equal(torch.randn(3), expected)
