@@ -1,0 +1,1529 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [slm/trainer.py, slm/config.py, slm/checkpoint.py]
+# ---
+
+# %% [markdown]
+# # The trainer
+#
+# From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what it does, then train a model to within a whisker of
+# the floor that chapter 4 computed, and export `load_config`, `save_checkpoint`, `Trainer` and `train`.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %%
+#| export
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from slm.checkpoint import CheckpointError, load_latest, prune_checkpoints, save_checkpoint
+from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
+from slm.data import TokenLoader, create_dataloader
+from slm.gpt import GPT
+from slm.tokenizer import Tokenizer, get_tokenizer
+
+# %%
+#| export config
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from slm.gpt import GPTConfig
+
+# %%
+#| export checkpoint
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# %% [markdown]
+# ## The idea
+#
+# Training repeats four lines: compute the loss, compute gradients, step, clear. Everything else in this chapter is there because those four lines alone are slow, or
+# unstable, or lost when the power fails. Here they are, on the stories, with nothing else:
+
+# %%
+from slm import stories
+from slm.gpt import GPTConfig
+
+tokenizer = get_tokenizer("stories")
+loader = create_dataloader("stories", batch_size=8, context_length=128, tokenizer=tokenizer, packing="documents")
+SMALL = GPTConfig(vocab_size=tokenizer.n_vocab, context_length=128, n_layers=2, n_heads=2, d_model=64, d_ff=256)
+
+torch.manual_seed(0)
+model = GPT(SMALL)
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+for step, (x, y) in zip(range(61), loader, strict=False):  # x, y: (B, T)
+    loss = model.loss(x, y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if step % 20 == 0:
+        print(f"step {step:3}: loss {loss.item():.3f}")
+
+# %% [markdown]
+# It learns. How well could it do? Chapter 4 computed that exactly: below the *floor* no model can go, and the *bigram* line is the best that can be done by looking one token back.
+
+# %% tags=["nbval-check-output"]
+lines = stories.reference_lines(tokenizer)
+{name: round(getattr(lines, name), 3) for name in ("uniform", "unigram", "bigram", "floor")}
+
+# %% [markdown]
+# ## A config that cannot be misread
+#
+# A run is described by a file, and a file has typing errors. An option that is silently ignored because its name is misspelt costs a day and is found by luck. So the whole file is
+# checked before anything is built, and all that is wrong is said at once: where, what was given, what is allowed.
+#
+# One trap is YAML's own. Its parser follows an old rule by which `3e-4`, written as everybody writes it, is not a number:
+
+# %% tags=["nbval-check-output"]
+import yaml
+
+yaml.safe_load("{plain: 3e-4, with a dot: 3.0e-4}")
+
+
+# %% [markdown]
+# Our reader knows that a number is a number. The sections below are the reference for every key, with its unit and default.
+
+# %%
+#| export config
+GPU_LIMITS = {
+    "T4": 8, "L4": 8, "A10": 4, "L40S": 8, "A100": 8, "A100-40GB": 8, "A100-80GB": 8, "RTX-PRO-6000": 8,
+    "H100": 8, "H100!": 8, "H200": 8, "B200": 8, "B200+": 8,
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a config, one line per problem: file, key, what was given, what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _ModelSection(_Section):
+    """`model:`, the shape; all but dropout must be given."""
+
+    vocab_size: int = Field(ge=1)
+    context_length: int = Field(ge=1)
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    d_model: int = Field(ge=1)
+    d_ff: int = Field(ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_ModelSection":
+        GPTConfig(**self.model_dump())
+        return self
+
+
+class TrainingConfig(_Section):
+    """`training:`, how the weights are found. A step is one update of the weights."""
+
+    batch_size: int = Field(16, ge=1, description="sequences per micro-batch and process")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the blocks' matrices, AdamW for the rest")
+    learning_rate: float = Field(6e-4, gt=0, description="the peak, reached after the warm-up")
+    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
+    warmup_steps: int = Field(100, ge=0)
+    max_steps: int = Field(1000, ge=1)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices and embeddings only")
+    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    use_amp: bool = Field(True, description="16-bit matrix products where the device is good at them; false: float32")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of the matrix products")
+    compile: bool = Field(True, description="torch.compile on CUDA, single or distributed; elsewhere it does not pay")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
+    log_every: int = Field(10, ge=1, description="steps")
+    eval_every: int = Field(250, ge=1, description="steps")
+    eval_batches: int | None = Field(None, ge=1, description="validation batches; null takes all")
+    checkpoint_every: int = Field(250, ge=1, description="steps")
+    keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
+    sample_tokens: int = Field(120, ge=0, description="tokens of generated text at each evaluation; 0: none")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainingConfig":
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate = {self.min_learning_rate} exceeds learning_rate = {self.learning_rate}")
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps = {self.warmup_steps} must be below max_steps = {self.max_steps}")
+        return self
+
+
+class DataConfig(_Section):
+    """`data:`, what is read; `dataset` must be given."""
+
+    dataset: str = Field(min_length=1, description="'stories', a Hugging Face hub name, or a path")
+    train_split: str = "train"
+    val_split: str = "validation"
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="held out where the source has no validation split")
+    text_column: str = "text"
+    tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or the path of a saved one")
+    packing: Literal["stream", "documents"] = Field("stream", description="'documents': each row starts with a document")
+    max_documents: int | None = Field(None, ge=1, description="per split; null takes all")
+    streaming: bool | None = Field(None, description="read a hub data set without storing it; null: decide by size")
+    cache_dir: str = Field("data", description="where token files are kept")
+    num_workers: int = Field(0, ge=0, description="threads that prepare batches ahead")
+
+
+class WandbConfig(_Section):
+    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE asks for it, and never prompts."""
+
+    enabled: Literal[True, False, "auto"] = "auto"
+    project: str = "slm"
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] = Field(default_factory=list)
+
+
+class ModalConfig(_Section):
+    """`modal:`, the rented machine (chapter 9)."""
+
+    gpu: str = Field("T4", description="a GPU that Modal rents, or several of one kind: 'H100:8'")
+    timeout: int = Field(14_400, ge=1, le=86_400, description="seconds per attempt")
+    max_dollars: float = Field(10.0, gt=0, description="refuse to launch above this estimate")
+    cpu: float = Field(2.0, gt=0, le=64, description="cores")
+    memory_mib: int = Field(8_192, ge=1_024, le=344_064)
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_rented(cls, gpu: str) -> str:
+        name, _, count = gpu.partition(":")
+        if name not in GPU_LIMITS:
+            raise ValueError(f"allowed are {', '.join(GPU_LIMITS)}, with ':n' for several")
+        if ":" in gpu and not (count.isdigit() and 1 <= int(count) <= GPU_LIMITS[name]):
+            raise ValueError(f"of {name}, 1 to {GPU_LIMITS[name]} can be had")
+        return gpu
+
+    @property
+    def gpu_name(self) -> str:
+        """The kind of GPU without its number."""
+        return self.gpu.partition(":")[0]
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs of the kind."""
+        return int(self.gpu.partition(":")[2] or 1)
+
+
+class _File(_Section):
+    model: _ModelSection
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    wandb: WandbConfig = WandbConfig()
+    modal: ModalConfig = ModalConfig()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole, valid run: what a config file says, with every default filled in. `name` names the run folder."""
+
+    name: str
+    model: GPTConfig
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    wandb: WandbConfig = WandbConfig()
+    modal: ModalConfig = ModalConfig()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sections as plain dictionaries, as `make_config` takes them."""
+        sections = {name: getattr(self, name).model_dump() for name in ("training", "data", "wandb", "modal")}
+        return {"model": asdict(self.model), **sections}
+
+    def to_yaml(self) -> str:
+        """The text of a config file that gives this config again."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+# %% [markdown]
+# Then the reader: YAML with the number rule mended, overrides such as `training.max_steps=200`, and pydantic's findings turned into sentences. The closest known name is found by `difflib`.
+
+# %%
+#| export config
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3e-4 is a number, as in YAML 1.2, and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _problem(error: Any, source: str) -> str:
+    """One of pydantic's findings as a line: where, what was given, what is allowed."""
+    path, given, kind = [str(part) for part in error["loc"]], error["input"], error["type"]
+    sections: dict[str, type[BaseModel]] = {name: f.annotation for name, f in _File.model_fields.items()}  # type: ignore[misc]
+    known = list(sections if len(path) < 2 else sections[path[0]].model_fields)
+    where = f"{source}: {'.'.join(path[:2])}"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], known, 1)
+        return f"{where} is not a key; " + (f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}")
+    if kind == "missing":
+        return f"{where} is missing; it has no default"
+    if kind == "value_error":
+        shown = "" if isinstance(given, Mapping | BaseModel) else f" = {given!r}"
+        return f"{where}{shown}: {error['ctx']['error']}"
+    allowed = error["msg"].removeprefix("Input should be ").removesuffix(" or null")
+    if path == ["model"] or kind in ("model_type", "dict_type"):
+        allowed = "a section with keys of its own"
+    return f"{where} = {given!r} is not allowed; it must be {allowed}"
+
+
+def make_config(sections: Mapping[str, Any], name: str = "run", source: str = "config") -> RunConfig:
+    """A `RunConfig` from plain dictionaries, one per section.
+
+    Raises:
+        ConfigError: With a line for every problem found.
+    """
+    try:
+        parsed = _File.model_validate(dict(sections))
+    except ValidationError as error:
+        lines = dict.fromkeys(_problem(found, source) for found in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from None
+    return RunConfig(
+        name=name,
+        model=GPTConfig(**parsed.model.model_dump()),
+        data=parsed.data,
+        training=parsed.training,
+        wandb=parsed.wandb,
+        modal=parsed.modal,
+    )
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a config file.
+
+    Args:
+        path: A YAML file with the sections model, data, and, where the defaults do not fit, training, wandb, modal.
+        overrides: "section.key=value" each, as on the command line; the value is read as YAML.
+
+    Raises:
+        ConfigError: With a line for every problem found: file, key, what was given, what is allowed, nearest known key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; the shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    sections = _read_yaml(text, str(path))
+    if not isinstance(sections, dict):
+        expected = ", ".join(_File.model_fields)
+        raise ConfigError(f"{path}: holds {type(sections).__name__}; sections are expected: {expected}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals or not dot or not isinstance(sections.setdefault(section, {}), dict):
+            raise ConfigError(f"override {override!r} is not understood; write it like training.max_steps=200")
+        sections[section][name] = _read_yaml(value, f"override {override!r}")
+    return make_config(sections, name=path.stem, source=str(path))
+
+# %% [markdown]
+# A file with six mistakes:
+
+# %% tags=["nbval-check-output"]
+bad = {
+    "model": {"vocab_size": 1024, "context_length": 256, "n_layer": 4, "n_heads": 3, "d_model": 128, "d_ff": 512},
+    "training": {"learning_rate": "fast", "max_step": 200},
+    "data": {"dataset": "stories"},
+    "modal": {"gpu": "H1000"},
+}
+try:
+    make_config(bad, source="bad.yaml")
+except ConfigError as error:
+    print(error)
+
+# %% [markdown]
+# ## A step that means what it says
+#
+# **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each
+# part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded with targets that do not count, so they don't. The right weight is each part's
+# share of the targets:
+
+# %%
+x, y = loader.batch(0)  # (B, T) each
+y[:4, 20:] = -100  # make the halves as unequal as can be
+model = GPT(SMALL)
+
+
+def gradient(parts: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """All gradients in one vector, accumulated over parts (x, y, weight)."""
+    model.zero_grad()
+    for part_x, part_y, weight in parts:
+        (model.loss(part_x, part_y) * weight).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+counts = [int((half != -100).sum()) for half in (y[:4], y[4:])]
+whole = gradient([(x, y, 1.0)])
+by_targets = gradient([(x[:4], y[:4], counts[0] / sum(counts)), (x[4:], y[4:], counts[1] / sum(counts))])
+by_parts = gradient([(x[:4], y[:4], 0.5), (x[4:], y[4:], 0.5)])
+print(f"targets in the halves: {counts}")
+print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():.0e} of the gradient; halved: off by {(by_parts - whole).norm() / whole.norm():.0%}")
+
+# %% [markdown]
+# **Learning rate.** At the start the gradients are large and Adam's averages know nothing, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the
+# minimum: let a cosine take the rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The
+# same 120 steps, with a high learning rate, each time with one part taken away:
+
+# %%
+def short_run(peak: float = 1e-2, warmup: int = 20, decay: bool = True, clip: float = 1.0, steps: int = 120) -> list[float]:
+    """Losses of a short run on the stories; the same model and the same batches each time."""
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    losses = []
+    for step, (x, y) in zip(range(steps), create_dataloader("stories", batch_size=8, context_length=128, tokenizer=tokenizer, packing="documents"), strict=False):
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
+        optimizer.param_groups[0]["lr"] = peak * rise * fall
+        loss = model.loss(x, y)
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+runs = {
+    "all three": short_run(),
+    "no warm-up": short_run(warmup=0),
+    "no decay": short_run(decay=False),
+    "no clipping": short_run(clip=0.0),
+}
+
+# %% tags=["hide-input"]
+from course.figures.chapter_06 import recipe_figure
+
+recipe_figure(runs)
+
+# %% [markdown]
+# Learning rates are easiest to get wrong at their ends, so they are written as one function that a test can hold to account: the first step already moves, the last step of the warm-up has the
+# full rate, the last step of all has the least.
+#
+# **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits; `float16` keeps more digits and overflows at 65,504,
+# so small gradients must be scaled up first and checked after. Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only pretend to, so ask the device:
+
+# %%
+#| export
+def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
+    """The type for matrix products: what was asked for, or the fastest safe one of this device.
+
+    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
+    """
+    if not use_amp or wanted == "float32":
+        return torch.float32
+    if wanted != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+# dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
+_PEAK_FLOPS = {
+    "T4": 65e12, "L4": 121e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "A100": 312e12,
+    "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device can reach in this type: from a table for known GPUs, measured on a CPU, else None."""
+    if device.type == "cuda":
+        words = torch.cuda.get_device_name(device).replace("-", " ").split()
+        known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
+        return known[0] if known and dtype != torch.float32 else None
+    if device.type != "cpu":
+        return None
+    n, best = 768, math.inf
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+# %% tags=["hide-input"]
+cpu = torch.device("cpu")
+peaks = {dtype: peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
+print(f"one thread of this machine: {peaks[torch.float32] / 1e9:.0f} GFLOP/s in float32, {peaks[torch.bfloat16] / 1e9:.0f} in bfloat16; auto picks {choose_dtype(cpu)}")
+
+# %% [markdown]
+# ## A checkpoint that survives the power failure
+#
+# `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights
+# alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is another run.
+#
+# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. A PyTorch
+# file is a zip archive, in which every part has a checksum; nobody looks at them unless asked, so we ask.
+
+
+# %%
+#| export checkpoint
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged or of another kind; the message names the file."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one, whatever happens on the way.
+
+    Args:
+        path: Where it should be; its folder is made.
+        state: Tensors, numbers, strings, and dictionaries and lists of them.
+
+    Raises:
+        OSError: The disk is full or not writable; the file that was at `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except RuntimeError as error:  # how torch reports a write that failed
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, after its checksums; nothing in the file can run code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints `step_*.pt` of a folder, newest first."""
+    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
+
+
+def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its path; None if there are none at all.
+
+    A damaged one is named on standard output and the one before it is tried.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them can be read.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            print(f"{error}; trying the one before")
+    if paths:
+        raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read; move them away to start again")
+    return None
+
+
+def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
+    for path in list_checkpoints(folder)[keep:]:
+        if best_step is None or path.stem != f"step_{best_step:08d}":
+            path.unlink()
+
+
+# %% [markdown]
+# Kill it at the worst moment: a process that does nothing but save is shot ten times at random. The plain way leaves ruins; ours never does.
+
+# %%
+from course.figures.chapter_06 import killed_while_saving
+
+print(killed_while_saving("torch.save"))
+print(killed_while_saving("save_checkpoint"))
+
+# %% [markdown]
+# ## Optimizers
+#
+# **AdamW** divides every weight's averaged gradient by its typical size, so that each weight moves at about the learning rate, and shrinks matrices a little at every step (*weight decay*). Biases and norm
+# weights are not decayed: pulling a norm's stretch to zero would switch its channel off.
+#
+# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does, then replaces the result by the nearest matrix that stretches all directions alike, so that rare directions
+# move as far as frequent ones. Embeddings, which are tables of rows and no maps, stay with AdamW. With a short budget it is well ahead; you will see by how much.
+
+# %%
+#| export
+def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run: AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Matrices and embeddings are decayed, biases and norms are not. The rates are set at every step by the trainer.
+
+    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to AdamW's size as in
+    Liu et al. 2025, so that both take the same learning rate.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    embeddings = [model.token_embedding.weight, model.position_embedding.weight]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    muon = training.optimizer == "muon"
+    adamw = torch.optim.AdamW(
+        [
+            {"params": embeddings if muon else embeddings + matrices, "weight_decay": training.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_eps,
+        fused=model.device.type in ("cpu", "cuda"),
+    )
+    if not muon:
+        return [adamw]
+    rate, decay = training.learning_rate, training.weight_decay
+    return [adamw, torch.optim.Muon(matrices, rate, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """The rate of step 0, 1, …, max_steps - 1: a line up to the peak at the last warm-up step, then a cosine down.
+
+    Source: Loshchilov and Hutter 2017 (SGDR), without restarts.
+    """
+    peak, least = training.learning_rate, training.min_learning_rate
+    if step < training.warmup_steps:
+        return peak * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, training.max_steps - 1 - training.warmup_steps)
+    return least + 0.5 * (peak - least) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+# %% [markdown]
+# ## The trainer, method by method
+#
+# The class is long, so it comes in pieces; `@add_to(Trainer)` puts each into the class, and in `slm/trainer.py` they stand together. First what it holds.
+#
+# On several GPUs, `torchrun` starts one process for each. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* averages the gradients. It hooks into a
+# module's `forward`, so the loss is wrapped as one.
+
+
+# %%
+#| export
+class _Loss(nn.Module):
+    """A model's loss as a module's forward, the form that DistributedDataParallel and torch.compile take."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model.loss(x, y)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number; the message names the step and the last good checkpoint."""
+
+
+class Trainer:
+    """Trains a model: optimizer, schedule, precision, accumulation, evaluation, samples, checkpoints, metrics.
+
+    Args:
+        model: The model; its weights are changed in place.
+        train_loader: Batches `(x, y)` of token ids, `(B, T)` int64 each, from `create_dataloader`. Any iterable of such
+            batches will do; it is started again when it ends, but only a `TokenLoader` resumes at the exact batch.
+        val_loader: The same, of held-out text, or None to skip evaluation.
+        config: What `load_config` gives, or a dictionary of the same sections (`{"training": {"max_steps": 100}}`).
+        device: Where to train; CUDA, then MPS, then CPU if not said.
+        use_wandb: Also log to Weights & Biases.
+        run_dir: Folder for metrics, checkpoints and samples; None writes nothing.
+        on_checkpoint: Called after each checkpoint is safely on disk.
+        dollars_per_hour: Price of the machine, to log `cost/usd`.
+        verbose: Show the progress bar, or lines where there is no terminal.
+
+    Raises:
+        ConfigError: `config` is a dictionary and something in it is wrong.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        train_loader: Iterable[tuple[Tensor, Tensor]],
+        val_loader: Iterable[tuple[Tensor, Tensor]] | None,
+        config: RunConfig | Mapping[str, Any],
+        device: str | torch.device | None = None,
+        use_wandb: bool = False,
+        run_dir: str | Path | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+        dollars_per_hour: float | None = None,
+        verbose: bool = True,
+    ) -> None:
+        if not isinstance(config, RunConfig):
+            known = {"model": asdict(model.config), "data": {"dataset": "given as loaders"}}
+            config = make_config({**known, **config})
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = choose_device() if device is None else torch.device(device)
+        self.model = model.to(self.device)
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.config, self.training = config, config.training
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.on_checkpoint, self.dollars_per_hour = on_checkpoint, dollars_per_hour
+        self.verbose = verbose and self.rank == 0
+        self.dtype = choose_dtype(self.device, self.training.dtype, self.training.use_amp)
+        self.peak_flops = peak_flops(self.device, self.dtype) if self.rank == 0 else None
+        self.optimizers = make_optimizers(model, self.training)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.use_wandb, self.wandb_id = use_wandb and self.rank == 0, uuid.uuid4().hex[:8]
+        self.wandb_run: Any = None
+        self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
+        self.best: tuple[float, int] | None = None  # validation loss and its step
+        self.metrics: list[dict[str, Any]] = []
+        self._pending: list[Tensor] = []  # losses since the last look
+
+        loss: nn.Module = _Loss(model)
+        if self.training.compile and self.device.type == "cuda":
+            loss.compile()
+        if self.world > 1:
+            loss = DistributedDataParallel(loss, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        self.loss: Any = loss
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the training text, if its loader knows it."""
+        return getattr(self.train_loader, "tokenizer", None)
+
+
+def choose_device() -> torch.device:
+    """This process's CUDA device, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# %% [markdown]
+# One step: the parts of the batch one after the other, weighted by their share of the targets *over all processes*; gradients are exchanged only with the last part; then unscale, clip, step. DDP averages over processes
+# where a sum is needed, hence the factor `world`.
+
+# %%
+#| export
+@course.add_to(Trainer)
+def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -> tuple[Tensor, bool]:
+    """Make one step of the optimizer.
+
+    Args:
+        batches: Where the micro-batches come from.
+        stop: Whether this process was asked to stop.
+
+    Returns:
+        The loss over the whole batch of all processes, a scalar in nats, and whether any process was asked to stop.
+    """
+    rate = learning_rate(self.step, self.training)
+    for optimizer in self.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    parts = [next(batches) for _ in range(self.training.gradient_accumulation_steps)]
+    shares = [int((y != -100).sum()) for _, y in parts]
+    totals = torch.tensor([sum(shares), int(stop), sum(x.numel() for x, _ in parts)], dtype=torch.float64)
+    if self.world > 1:
+        totals = totals.to(self.device)
+        dist.all_reduce(totals)
+    targets, stops, seen = totals.tolist()
+    self.tokens_seen += int(seen)
+    total = torch.zeros((), device=self.device)
+    for i, (x, y) in enumerate(parts):
+        x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
+        last = i == len(parts) - 1
+        waits = contextlib.nullcontext() if last or self.world == 1 else self.loss.no_sync()
+        with waits, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.loss(x, y) * (shares[i] / max(1.0, targets))
+        self.scaler.scale(loss * self.world).backward()
+        total += loss.detach()
+    for optimizer in self.optimizers:
+        self.scaler.unscale_(optimizer)
+    if self.training.grad_clip:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
+    self._log_gradients()
+    for optimizer in self.optimizers:
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    self.scaler.update()
+    if self.world > 1:
+        dist.all_reduce(total)
+    return total, stops > 0
+
+
+# %% [markdown]
+# Evaluation scores every held-out target once, in evaluation mode; a sample shows what a number cannot. The sampling loop is the simplest that works (chapter 7 makes it fast) and has random numbers of its own, so that looking at the
+# model does not change the run.
+
+# %%
+#| export
+@course.add_to(Trainer)
+@torch.no_grad()
+def evaluate(self) -> float:
+    """Mean loss over the validation targets, in nats per token, on all processes together."""
+    if self.val_loader is None:
+        raise ValueError("evaluate() needs a val_loader; this trainer was given None")
+    self.model.eval()
+    whole = self.val_loader.epoch_batches() if isinstance(self.val_loader, TokenLoader) else iter(self.val_loader)
+    totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
+    for i, (x, y) in enumerate(whole):
+        if i == self.training.eval_batches:
+            break
+        count = int((y != -100).sum())
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            totals[0] += self.model.loss(x.to(self.device), y.to(self.device)) * count
+        totals[1] += count
+    if self.world > 1:
+        dist.all_reduce(totals)
+    self.model.train()
+    return (totals[0] / totals[1]).item()
+
+
+@course.add_to(Trainer)
+@torch.no_grad()
+def sample(self, max_tokens: int, seed: int = 0) -> str:
+    """Text that the model writes from nothing: token by token, until end-of-text or `max_tokens`."""
+    if self.tokenizer is None:
+        raise ValueError("sample() needs a train_loader that knows its tokenizer")
+    self.model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = [self.tokenizer.eot_token]
+    for _ in range(max_tokens):
+        window = torch.tensor([tokens[-self.model.config.context_length :]], device=self.device)
+        probabilities = self.model(window)[0, -1].float().softmax(-1).cpu()
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
+        if token == self.tokenizer.eot_token:
+            break
+        tokens.append(token)
+    self.model.train()
+    return self.tokenizer.decode(tokens[1:])
+
+
+# %% [markdown]
+# What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice.
+
+# %%
+#| export
+@course.add_to(Trainer)
+def save(self) -> None:
+    """Write a checkpoint of this step, and delete those that are no longer kept."""
+    random = {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
+    randoms: list[Any] = [random]
+    if self.world > 1:
+        randoms = [None] * self.world
+        dist.all_gather_object(randoms, random)
+    if self.run_dir is None or self.rank != 0:
+        return
+    metrics = self.run_dir / "metrics.jsonl"
+    state = {
+        "step": self.step,
+        "tokens_seen": self.tokens_seen,
+        "seconds": self.seconds,
+        "best": self.best and list(self.best),
+        "model": self.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        "scaler": self.scaler.state_dict(),
+        "random": randoms,
+        "pending": self._finite_losses(),
+        "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+        "wandb_id": self.wandb_id,
+        "config": self.config.as_dict(),
+    }
+    folder = self.run_dir / "checkpoints"
+    save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+    prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
+    if self.on_checkpoint:
+        self.on_checkpoint()
+
+
+@course.add_to(Trainer)
+def resume(self) -> Path | None:
+    """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be read or fits.
+    """
+    found = None if self.run_dir is None else load_latest(self.run_dir / "checkpoints")
+    if found is None or self.run_dir is None:
+        return None
+    path, state = found
+    if len(state["random"]) != self.world:
+        raise CheckpointError(f"{path} was written by {len(state['random'])} processes; it can't go on with {self.world}")
+    self.model.load_state_dict(state["model"])
+    for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    self.scaler.load_state_dict(state["scaler"])
+    self.step, self.tokens_seen, self.seconds = state["step"], state["tokens_seen"], state["seconds"]
+    self.best, self.wandb_id = state["best"] and tuple(state["best"]), state["wandb_id"]
+    self._pending = [torch.tensor(loss, device=self.device) for loss in state["pending"]]
+    random = state["random"][self.rank]
+    torch.set_rng_state(random["cpu"])
+    if random["device"] is not None:
+        torch.cuda.set_rng_state(random["device"], self.device)
+    metrics = self.run_dir / "metrics.jsonl"
+    if self.rank == 0 and metrics.exists():
+        os.truncate(metrics, state["metrics_bytes"])
+    self.metrics = read_metrics(self.run_dir)
+    return path
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's `metrics.jsonl`, oldest first; none if there is no such file."""
+    path = Path(run_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+# %% [markdown]
+# Logging looks at the losses only now and then, because looking makes a GPU wait. That is also when a loss that is no longer a number is found; keeping them in order names the step at which it
+# happened.
+
+# %%
+#| export
+@course.add_to(Trainer)
+def _log(self, row: dict[str, Any]) -> None:
+    """Add a row to the metrics, in memory, on disk and at Weights & Biases."""
+    row = {"step": self.step, "seconds": round(self.seconds, 3), **row, "train/tokens_seen": self.tokens_seen}
+    if self.dollars_per_hour is not None:
+        row["cost/usd"] = self.dollars_per_hour * self.seconds / 3600
+    self.metrics.append(row)
+    if self.run_dir is not None and self.rank == 0:
+        with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    if self.wandb_run is not None:
+        self.wandb_run.log(row, step=self.step)
+
+
+@course.add_to(Trainer)
+def _log_gradients(self) -> None:
+    """Every 100 steps, histograms of the gradients to Weights & Biases."""
+    if self.wandb_run is not None and self.step % 100 == 0:
+        import wandb
+
+        named = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+        histograms = {f"gradients/{name}": wandb.Histogram(g.float().cpu().numpy()) for name, g in named}
+        self.wandb_run.log(histograms, step=self.step)
+
+
+@course.add_to(Trainer)
+def _finite_losses(self) -> list[float]:
+    """The losses since the last training row.
+
+    Raises:
+        TrainingDiverged: One of them is not finite.
+    """
+    losses = torch.stack(self._pending).tolist() if self._pending else []
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            step = self.step - len(losses) + i
+            saved = [] if self.run_dir is None else sorted((self.run_dir / "checkpoints").glob("step_*.pt"))
+            rate = learning_rate(step, self.training)
+            raise TrainingDiverged(
+                f"the loss became {loss} at step {step} (learning rate {rate:.2g}); "
+                + (f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet")
+                + "; a lower training.learning_rate or a longer warm-up is the usual cure"
+            )
+    return losses
+
+
+# %% [markdown]
+# And the loop. A request to stop (Ctrl-C, or the signal that a cloud sends before it takes a machine away) is noted and obeyed after the step; a second Ctrl-C is obeyed at once.
+
+# %%
+#| export
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """While inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second one interrupts."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@course.add_to(Trainer)
+def train(self) -> list[dict[str, Any]]:
+    """Train to `max_steps`, or until SIGINT or SIGTERM; from the run folder's newest checkpoint, if there is one.
+
+    Returns:
+        The metrics, one dictionary per row; losses in nats per token.
+
+    Raises:
+        TrainingDiverged: The loss became nan or infinite.
+        CheckpointError: The run folder's checkpoints cannot be read.
+    """
+    t = self.training
+    if self.run_dir is not None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+    resumed = self.resume()
+    self._start_wandb()
+    if resumed is None:
+        self._log({"model/parameters": self.model.count_parameters()})
+    if isinstance(self.train_loader, TokenLoader):
+        done = self.step * t.gradient_accumulation_steps
+        self.train_loader.load_state_dict({"seed": self.train_loader.seed, "step": done})
+    batches = _endless(self.train_loader)
+    self.model.train()
+    bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
+    stop, clock, seen = False, time.perf_counter(), self.tokens_seen
+    with _stop_signals() as signals:
+        while self.step < t.max_steps and not stop:
+            loss, stop = self.update(batches, stop=bool(signals))
+            self._pending.append(loss)
+            self.step += 1
+            bar.update()
+            every = (t.log_every, t.eval_every, t.checkpoint_every)
+            due = [self.step % n == 0 or self.step == t.max_steps for n in every]
+            if any(due):
+                elapsed = time.perf_counter() - clock
+                self.seconds += elapsed
+                self._report(bar, (self.tokens_seen - seen) / elapsed)
+                clock, seen = time.perf_counter(), self.tokens_seen
+                if (due[1] or due[2]) and self.val_loader is not None:
+                    self._look(bar)
+            if due[2] or stop:
+                self.save()
+            if any(due):
+                self.seconds += time.perf_counter() - clock
+                clock = time.perf_counter()
+    bar.close()
+    if self.wandb_run is not None:
+        self.wandb_run.finish()
+    return self.metrics
+
+
+@course.add_to(Trainer)
+def _report(self, bar: tqdm, tokens_per_s: float) -> None:
+    """Log a training row, the mean loss since the last one, and show it on the progress bar."""
+    losses = self._finite_losses()
+    loss = sum(losses) / len(losses)
+    self._pending.clear()
+    row = {"train/loss": loss, "train/lr": learning_rate(self.step - 1, self.training), "perf/tokens_per_s": tokens_per_s}
+    shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
+    if self.peak_flops is not None:
+        c = self.model.config
+        products = self.model.count_parameters() - c.context_length * c.d_model  # positions are added, not multiplied
+        flops = 6 * products + 12 * c.n_layers * c.d_model * c.context_length  # per token, both ways (chapter 8)
+        row["perf/mfu"] = tokens_per_s * flops / (self.peak_flops * self.world)
+        shown["MFU"] = f"{row['perf/mfu']:.0%}"
+    if self.scaler.is_enabled():
+        row["train/loss_scale"] = self.scaler.get_scale()
+    if self.dollars_per_hour is not None:
+        shown["$"] = f"{self.dollars_per_hour * self.seconds / 3600:.2f}"
+    self._log(row)
+    bar.set_postfix(shown, refresh=False)
+
+
+@course.add_to(Trainer)
+def _look(self, bar: tqdm) -> None:
+    """Evaluate, remember the best step, write a sample."""
+    loss = self.evaluate()
+    if self.best is None or loss < self.best[0]:
+        self.best = loss, self.step
+    self._log({"val/loss": loss})
+    if self.verbose and bar.disable:
+        done = f"step {self.step:,} of {self.training.max_steps:,}"
+        print(f"{done}: validation loss {loss:.4f} nats per token, {self.seconds:.0f} s")
+    if self.rank == 0 and self.run_dir is not None and self.tokenizer is not None and self.training.sample_tokens:
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        text = self.sample(self.training.sample_tokens, seed=self.step)
+        (folder / f"step_{self.step:08d}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _endless(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches, started again whenever they end."""
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ValueError("the train_loader is empty; it must give at least one batch (x, y)")
+
+
+@course.add_to(Trainer)
+def _start_wandb(self) -> None:
+    """Open the Weights & Biases run, a new one or the one that the checkpoint names."""
+    if not self.use_wandb:
+        return
+    import wandb
+
+    w = self.config.wandb
+    self.wandb_run = wandb.init(
+        project=w.project,
+        entity=w.entity,
+        name=w.name or self.config.name,
+        tags=w.tags,
+        id=self.wandb_id,
+        resume="allow",
+        config=self.config.as_dict(),
+        dir=self.run_dir,
+    )
+    self.wandb_run.define_metric("*", step_metric="train/tokens_seen")
+
+
+# %% [markdown]
+# ## A run from its config
+#
+# `train` is what the command line, the other chapters and the cloud call. The same call starts a run, continues one that was stopped, or returns one that is finished. It refuses to continue under a changed
+# config, because that would be neither the old run nor a new one, and it lets no second process write into the same folder.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read: the model with its newest weights, the tokenizer, the metrics and the config."""
+
+    run_dir: Path
+    model: GPT
+    tokenizer: Tokenizer
+    metrics: list[dict[str, Any]]
+    config: RunConfig
+    finished: bool
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss in nats per token; None if there was no evaluation."""
+        return next((row["val/loss"] for row in reversed(self.metrics) if "val/loss" in row), None)
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Read a run folder; of an unfinished run, the newest checkpoint.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or no weights yet.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run_dir} holds no run (no config.yaml); `slm train CONFIG` makes one in runs/")
+    config = replace(load_config(run_dir / "config.yaml"), name=run_dir.name)
+    finished = (run_dir / "model").is_dir()
+    if finished:
+        model = GPT.from_pretrained(run_dir / "model")
+    else:
+        found = load_latest(run_dir / "checkpoints")
+        if found is None:
+            first = config.training.checkpoint_every
+            raise FileNotFoundError(f"{run_dir} has no checkpoint yet; the first is written at step {first}")
+        model = GPT(config.model)
+        model.load_state_dict(found[1]["model"])
+    tokenizer = get_tokenizer(run_dir / "model") if finished else get_tokenizer(config.data.tokenizer)
+    return Run(run_dir, model.eval(), tokenizer, read_metrics(run_dir), config, finished)
+
+
+def code_fingerprint() -> str:
+    """A hash over the modules that decide what a run computes; it is kept in the run folder's environment.json."""
+    names = "attention blocks gpt gpt_config stories tokenizer data config checkpoint trainer".split()
+    sources = [(Path(inspect.getfile(GPT)).parent / f"{name}.py").read_bytes() for name in names]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+
+
+def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
+    """Raise ConfigError if the run folder was made with other settings that matter."""
+    if not (run_dir / "config.yaml").is_file():
+        return
+    before, now = load_config(run_dir / "config.yaml").as_dict(), config.as_dict()
+    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
+    free |= {"threads", "num_workers", "cache_dir"}
+    changed = [
+        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
+        for section in ("model", "training", "data")
+        for key, value in now[section].items()
+        if key not in free and before[section][key] != value
+    ]
+    if changed:
+        what = f"{run_dir} holds a run with another config: {'; '.join(changed)}"
+        raise ConfigError(f"{what}. Choose another --run-dir, or move that folder away")
+
+
+@contextlib.contextmanager
+def _only_process(run_dir: Path) -> Iterator[None]:
+    """Refuse a second training process on the same run folder of this machine."""
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"slm-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(f"another process is training in {run_dir}; wait for it, or choose another --run-dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[bool]:
+    """Join the processes that torchrun started, if it did; gives whether this is the first of them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(choose_device())
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _wants_wandb(config: RunConfig) -> bool:
+    """Whether to log to Weights & Biases: as the config says; with 'auto', if WANDB_MODE or a login says so."""
+    if config.wandb.enabled is False or os.environ.get("WANDB_MODE") == "disabled":
+        return False
+    installed = importlib.util.find_spec("wandb") is not None
+    if config.wandb.enabled is True and not installed:
+        raise ConfigError("wandb.enabled is true, but wandb is not installed; pip install 'slm[train]', or set it to false")
+    if config.wandb.enabled is True or not installed:
+        return config.wandb.enabled is True
+    if "WANDB_MODE" in os.environ:
+        return True
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+# %%
+#| export
+def train(
+    config: RunConfig,
+    run_dir: str | Path | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+    dollars_per_hour: float | None = None,
+    verbose: bool = True,
+) -> Run:
+    """A whole run from its config: start it, continue it, or, if it is finished, return it.
+
+    Args:
+        config: What `load_config` gives.
+        run_dir: The run folder; `runs/<config.name>` if not said.
+        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk.
+        dollars_per_hour: Price of the machine, for the metric `cost/usd`.
+        verbose: Say what happens, and show progress.
+
+    Returns:
+        The run; its `finished` is False if it was stopped by SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The folder holds a run with another config, is in use, or tokenizer and model do not fit.
+        DataError, TokenizerUnavailable: The text or its tokenizer cannot be had.
+        TrainingDiverged, CheckpointError: See `Trainer.train`.
+    """
+    run_dir = Path("runs") / config.name if run_dir is None else Path(run_dir)
+    say = print if verbose and int(os.environ.get("RANK", 0)) == 0 else lambda *_: None
+    _refuse_changes(config, run_dir)
+    if (run_dir / "model").is_dir():
+        say(f"{run_dir} is finished; its model is used as it is")
+        return load_run(run_dir)
+    t, d = config.training, config.data
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
+    with _process_group() as first, _only_process(run_dir) if first else contextlib.nullcontext():
+        tokenizer = get_tokenizer(d.tokenizer)
+        if tokenizer.n_vocab > config.model.vocab_size:
+            small = f"model.vocab_size = {config.model.vocab_size} is too small"
+            raise ConfigError(f"{small} for tokenizer {d.tokenizer!r}, which has {tokenizer.n_vocab} ids")
+
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+        def loader(split: str, shuffle: bool) -> TokenLoader:
+            return create_dataloader(
+                d.dataset,
+                split=split,
+                shuffle=shuffle,
+                batch_size=t.batch_size,
+                context_length=config.model.context_length,
+                tokenizer=tokenizer,
+                packing=d.packing,
+                seed=t.seed,
+                rank=rank,
+                world_size=world_size,
+                num_workers=d.num_workers,
+                cache_dir=d.cache_dir,
+                text_column=d.text_column,
+                max_documents=d.max_documents,
+                val_fraction=d.val_fraction,
+                streaming=d.streaming,
+            )
+
+        if not first:
+            dist.barrier()  # the first process writes the token files, the others read them
+        loaders = loader(d.train_split, True), loader(d.val_split, False)
+        if first and dist.is_initialized():
+            dist.barrier()
+        torch.manual_seed(t.seed)
+        model = GPT(config.model)
+        if dist.is_initialized():
+            torch.manual_seed(t.seed + 1 + dist.get_rank())  # every process drops channels of its own
+        trainer = Trainer(
+            model, *loaders, config, None, _wants_wandb(config), run_dir, on_checkpoint, dollars_per_hour, verbose
+        )
+        begun = "continuing" if any((run_dir / "checkpoints").glob("step_*.pt")) else "starting"
+        tokens = loaders[0].tokens_per_batch * t.gradient_accumulation_steps * trainer.world
+        precision = str(trainer.dtype).removeprefix("torch.")
+        say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
+        say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
+        if first:
+            _describe(run_dir, config, trainer)
+        trainer.train()
+        finished = trainer.step >= t.max_steps
+        if first and finished:
+            model.save_pretrained(run_dir / "model.part")
+            tokenizer.save(run_dir / "model.part")
+            os.replace(run_dir / "model.part", run_dir / "model")
+            if on_checkpoint:
+                on_checkpoint()
+        if dist.is_initialized():
+            dist.barrier()
+        stopped = f"stopped after step {trainer.step:,}; the same command goes on from there"
+        say(f"{run_dir} is finished" if finished else stopped)
+    return Run(run_dir, model.eval(), tokenizer, trainer.metrics, config, finished)
+
+
+def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
+    """Write config.yaml and environment.json, so that the folder explains itself."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "code": code_fingerprint(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else trainer.device.type,
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world,
+    }
+    for name, text in (("config.yaml", config.to_yaml()), ("environment.json", json.dumps(environment, indent=2) + "\n")):
+        part = run_dir / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, run_dir / name)
+
+# %% [markdown]
+# ## Train
+#
+# Everything is in the config: a four-layer model, Muon, a learning rate that ends at zero.
+
+# %%
+print(Path("configs/stories_cpu.yaml").read_text())
+
+# %%
+config = load_config("configs/stories_cpu.yaml")
+run = train(config)
+
+# %% tags=["hide-input"]
+from course.figures.chapter_06 import loss_figure
+
+loss_figure(run.metrics, lines)
+
+# %% [markdown]
+# Each line that the curve crosses is something learned: first how often each token occurs, then which follows which, then, between the bigram line and the floor, everything that needs a longer look back:
+# who has the scarf, what was lost, how it must end.
+
+# %%
+seconds = run.metrics[-1]["seconds"]
+print(f"validation loss {run.val_loss:.3f}, floor {lines.floor:.3f}: {run.val_loss - lines.floor:.3f} nats per token to go, after {seconds:.0f} seconds")
+print(f"that is {lines.bits_per_byte(run.val_loss):.4f} bits per byte; the floor is {lines.bits_per_byte(lines.floor):.4f}")
+
+# %% [markdown]
+# And what does it write? Three stories as they come, then a hundred put before the grammar, which knows exactly what a story is.
+
+# %%
+writer = Trainer(run.model, [], None, config, device="cpu", verbose=False)
+writer.train_loader = loader  # it knows the tokenizer
+told = [writer.sample(160, seed=seed) for seed in range(100)]
+print("\n\n".join(told[:3]))
+
+# %%
+print(f"{sum(map(stories.accepts, told))} of {len(told)} are stories of the grammar, {len(set(told))} of them different")
+
+# %% [markdown]
+# ## Pull the plug
+#
+# The promise was that a run survives anything. Here a small run is started three times over in processes of their own and shot with SIGKILL, which cannot be caught, at random moments; started again, it
+# finishes. Next to it the same run in one go. Not "about the same": every weight is equal to the last bit.
+
+# %%
+from course.figures.chapter_06 import shot_and_resumed
+
+print(shot_and_resumed())
+
+# %% [markdown]
+# ## Is it right?
+
+# %% tags=["nbval-check-output"]
+rates = [learning_rate(step, config.training) for step in range(config.training.max_steps)]
+decayed = {id(p) for o in make_optimizers(run.model, config.training) for g in o.param_groups if g["weight_decay"] for p in g["params"]}
+{
+    "within 0.05 nats per token of the floor": run.val_loss - lines.floor < 0.05,
+    "not below the floor": run.val_loss > lines.floor - 0.02,
+    "more than half of 100 are stories": sum(map(stories.accepts, told)) > 50,
+    "the first step moves": rates[0] > 0,
+    "the rate peaks at the last warm-up step": rates.index(max(rates)) == config.training.warmup_steps - 1,
+    "the last rate is the least": rates[-1] == min(rates) == config.training.min_learning_rate,
+    "decayed: the matrices and nothing else": all((id(p) in decayed) == (p.dim() == 2) for p in run.model.parameters()),
+}
+
+# %% [markdown]
+# A loss *below* the floor would not be good news: no honest model can get there, so it means a leak, a mask the wrong way round, or validation text in the training set.
+#
+# ## Exercises
+#
+# **1. The schedule.** Linear from just above zero to `peak` over `warmup` steps, so that step `warmup - 1` has the peak; then a half cosine that reaches exactly 0 at step `steps - 1`.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_schedule(step: int, peak: float, warmup: int, steps: int) -> float:
+    """The learning rate of step 0, 1, …, steps - 1."""
+    raise NotImplementedError("your turn")
+
+
+check.schedule(my_schedule)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_schedule(step, peak, warmup, steps):
+#     if step < warmup:
+#         return peak * (step + 1) / warmup
+#     progress = (step - warmup) / (steps - 1 - warmup)
+#     return 0.5 * peak * (1 + math.cos(math.pi * progress))
+# ```
+# ````
+#
+# **2. AdamW.** One step for one tensor, in place. `m` and `v` are the running averages so far, `t` counts steps from 1.
+
+# %% tags=["exercise"]
+def my_adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta1: float, beta2: float, eps: float, decay: float) -> None:
+    """Update p, m and v in place."""
+    raise NotImplementedError("your turn")
+
+
+check.adamw(my_adamw_step)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay):
+#     p.mul_(1 - lr * decay)
+#     m.mul_(beta1).add_(grad, alpha=1 - beta1)
+#     v.mul_(beta2).add_(grad * grad, alpha=1 - beta2)
+#     m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+#     p.sub_(lr * m_hat / (v_hat.sqrt() + eps))
+# ```
+# ````
+#
+# **3. Accumulate.** Leave in every parameter's `.grad` the gradient of the mean loss over the *whole* batch, but never compute more than `rows` texts at once. Targets of -100 do not count, and parts may hold
+# different numbers of them.
+
+# %% tags=["exercise"]
+def my_accumulate(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
+    """Gradients of model.loss(x, y), computed `rows` texts at a time; model.loss is a mean over counted targets."""
+    raise NotImplementedError("your turn")
+
+
+check.accumulate(my_accumulate)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_accumulate(model, x, y, rows):
+#     total = (y != -100).sum()
+#     for part_x, part_y in zip(x.split(rows), y.split(rows)):
+#         share = (part_y != -100).sum() / total
+#         (model.loss(part_x, part_y) * share).backward()
+# ```
+# ````
+#
+# ## What you have now
+#
+# A trainer, a trained model in `runs/stories_cpu`, and a folder that explains itself: `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/`, `environment.json`, and `model/`, which `transformers` opens. The next
+# chapter makes it write faster, and as you ask.
+
+# %%
+course.summary("slm/config.py", "slm/checkpoint.py", "slm/trainer.py")

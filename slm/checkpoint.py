@@ -1,0 +1,99 @@
+"""The trainer.
+
+From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
+it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
+`save_checkpoint`, `Trainer` and `train`.
+
+Exported from chapters/06_trainer.py; edit it there.
+"""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged or of another kind; the message names the file."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one, whatever happens on the way.
+
+    Args:
+        path: Where it should be; its folder is made.
+        state: Tensors, numbers, strings, and dictionaries and lists of them.
+
+    Raises:
+        OSError: The disk is full or not writable; the file that was at `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except RuntimeError as error:  # how torch reports a write that failed
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, after its checksums; nothing in the file can run code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints `step_*.pt` of a folder, newest first."""
+    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
+
+
+def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its path; None if there are none at all.
+
+    A damaged one is named on standard output and the one before it is tried.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them can be read.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            print(f"{error}; trying the one before")
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {folder} can be read; move them away to start again"
+        )
+    return None
+
+
+def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
+    for path in list_checkpoints(folder)[keep:]:
+        if best_step is None or path.stem != f"step_{best_step:08d}":
+            path.unlink()

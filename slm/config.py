@@ -1,0 +1,275 @@
+"""The trainer.
+
+From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
+it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
+`save_checkpoint`, `Trainer` and `train`.
+
+Exported from chapters/06_trainer.py; edit it there.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from slm.gpt import GPTConfig
+
+GPU_LIMITS = {
+    "T4": 8, "L4": 8, "A10": 4, "L40S": 8, "A100": 8, "A100-40GB": 8, "A100-80GB": 8, "RTX-PRO-6000": 8,
+    "H100": 8, "H100!": 8, "H200": 8, "B200": 8, "B200+": 8,
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a config, one line per problem: file, key, what was given, what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _ModelSection(_Section):
+    """`model:`, the shape; all but dropout must be given."""
+
+    vocab_size: int = Field(ge=1)
+    context_length: int = Field(ge=1)
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    d_model: int = Field(ge=1)
+    d_ff: int = Field(ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_ModelSection":
+        GPTConfig(**self.model_dump())
+        return self
+
+
+class TrainingConfig(_Section):
+    """`training:`, how the weights are found. A step is one update of the weights."""
+
+    batch_size: int = Field(16, ge=1, description="sequences per micro-batch and process")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the blocks' matrices, AdamW for the rest"
+    )
+    learning_rate: float = Field(6e-4, gt=0, description="the peak, reached after the warm-up")
+    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
+    warmup_steps: int = Field(100, ge=0)
+    max_steps: int = Field(1000, ge=1)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices and embeddings only")
+    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    use_amp: bool = Field(True, description="16-bit matrix products where the device is good at them; false: float32")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of the matrix products")
+    compile: bool = Field(True, description="torch.compile on CUDA, single or distributed; elsewhere it does not pay")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
+    log_every: int = Field(10, ge=1, description="steps")
+    eval_every: int = Field(250, ge=1, description="steps")
+    eval_batches: int | None = Field(None, ge=1, description="validation batches; null takes all")
+    checkpoint_every: int = Field(250, ge=1, description="steps")
+    keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
+    sample_tokens: int = Field(120, ge=0, description="tokens of generated text at each evaluation; 0: none")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainingConfig":
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate = {self.min_learning_rate} exceeds learning_rate = {self.learning_rate}"
+            )
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps = {self.warmup_steps} must be below max_steps = {self.max_steps}")
+        return self
+
+
+class DataConfig(_Section):
+    """`data:`, what is read; `dataset` must be given."""
+
+    dataset: str = Field(min_length=1, description="'stories', a Hugging Face hub name, or a path")
+    train_split: str = "train"
+    val_split: str = "validation"
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="held out where the source has no validation split")
+    text_column: str = "text"
+    tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or the path of a saved one")
+    packing: Literal["stream", "documents"] = Field(
+        "stream", description="'documents': each row starts with a document"
+    )
+    max_documents: int | None = Field(None, ge=1, description="per split; null takes all")
+    streaming: bool | None = Field(None, description="read a hub data set without storing it; null: decide by size")
+    cache_dir: str = Field("data", description="where token files are kept")
+    num_workers: int = Field(0, ge=0, description="threads that prepare batches ahead")
+
+
+class WandbConfig(_Section):
+    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE asks for it, and never prompts."""
+
+    enabled: Literal[True, False, "auto"] = "auto"
+    project: str = "slm"
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] = Field(default_factory=list)
+
+
+class ModalConfig(_Section):
+    """`modal:`, the rented machine (chapter 9)."""
+
+    gpu: str = Field("T4", description="a GPU that Modal rents, or several of one kind: 'H100:8'")
+    timeout: int = Field(14_400, ge=1, le=86_400, description="seconds per attempt")
+    max_dollars: float = Field(10.0, gt=0, description="refuse to launch above this estimate")
+    cpu: float = Field(2.0, gt=0, le=64, description="cores")
+    memory_mib: int = Field(8_192, ge=1_024, le=344_064)
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_rented(cls, gpu: str) -> str:
+        name, _, count = gpu.partition(":")
+        if name not in GPU_LIMITS:
+            raise ValueError(f"allowed are {', '.join(GPU_LIMITS)}, with ':n' for several")
+        if ":" in gpu and not (count.isdigit() and 1 <= int(count) <= GPU_LIMITS[name]):
+            raise ValueError(f"of {name}, 1 to {GPU_LIMITS[name]} can be had")
+        return gpu
+
+    @property
+    def gpu_name(self) -> str:
+        """The kind of GPU without its number."""
+        return self.gpu.partition(":")[0]
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs of the kind."""
+        return int(self.gpu.partition(":")[2] or 1)
+
+
+class _File(_Section):
+    model: _ModelSection
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    wandb: WandbConfig = WandbConfig()
+    modal: ModalConfig = ModalConfig()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole, valid run: what a config file says, with every default filled in. `name` names the run folder."""
+
+    name: str
+    model: GPTConfig
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    wandb: WandbConfig = WandbConfig()
+    modal: ModalConfig = ModalConfig()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sections as plain dictionaries, as `make_config` takes them."""
+        sections = {name: getattr(self, name).model_dump() for name in ("training", "data", "wandb", "modal")}
+        return {"model": asdict(self.model), **sections}
+
+    def to_yaml(self) -> str:
+        """The text of a config file that gives this config again."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3e-4 is a number, as in YAML 1.2, and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _problem(error: Any, source: str) -> str:
+    """One of pydantic's findings as a line: where, what was given, what is allowed."""
+    path, given, kind = [str(part) for part in error["loc"]], error["input"], error["type"]
+    sections: dict[str, type[BaseModel]] = {name: f.annotation for name, f in _File.model_fields.items()}  # type: ignore[misc]
+    known = list(sections if len(path) < 2 else sections[path[0]].model_fields)
+    where = f"{source}: {'.'.join(path[:2])}"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], known, 1)
+        return f"{where} is not a key; " + (
+            f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
+        )
+    if kind == "missing":
+        return f"{where} is missing; it has no default"
+    if kind == "value_error":
+        shown = "" if isinstance(given, Mapping | BaseModel) else f" = {given!r}"
+        return f"{where}{shown}: {error['ctx']['error']}"
+    allowed = error["msg"].removeprefix("Input should be ").removesuffix(" or null")
+    if path == ["model"] or kind in ("model_type", "dict_type"):
+        allowed = "a section with keys of its own"
+    return f"{where} = {given!r} is not allowed; it must be {allowed}"
+
+
+def make_config(sections: Mapping[str, Any], name: str = "run", source: str = "config") -> RunConfig:
+    """A `RunConfig` from plain dictionaries, one per section.
+
+    Raises:
+        ConfigError: With a line for every problem found.
+    """
+    try:
+        parsed = _File.model_validate(dict(sections))
+    except ValidationError as error:
+        lines = dict.fromkeys(_problem(found, source) for found in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from None
+    return RunConfig(
+        name=name,
+        model=GPTConfig(**parsed.model.model_dump()),
+        data=parsed.data,
+        training=parsed.training,
+        wandb=parsed.wandb,
+        modal=parsed.modal,
+    )
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a config file.
+
+    Args:
+        path: A YAML file with the sections model, data, and, where the defaults do not fit, training, wandb, modal.
+        overrides: "section.key=value" each, as on the command line; the value is read as YAML.
+
+    Raises:
+        ConfigError: With a line for every problem found: file, key, what was given, what is allowed, nearest known key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; the shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    sections = _read_yaml(text, str(path))
+    if not isinstance(sections, dict):
+        expected = ", ".join(_File.model_fields)
+        raise ConfigError(f"{path}: holds {type(sections).__name__}; sections are expected: {expected}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals or not dot or not isinstance(sections.setdefault(section, {}), dict):
+            raise ConfigError(f"override {override!r} is not understood; write it like training.max_steps=200")
+        sections[section][name] = _read_yaml(value, f"override {override!r}")
+    return make_config(sections, name=path.stem, source=str(path))

@@ -1,0 +1,774 @@
+"""The trainer.
+
+From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
+it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
+`save_checkpoint`, `Trainer` and `train`.
+
+Exported from chapters/06_trainer.py; edit it there.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from slm.checkpoint import CheckpointError, load_latest, prune_checkpoints, save_checkpoint
+from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
+from slm.data import TokenLoader, create_dataloader
+from slm.gpt import GPT
+from slm.tokenizer import Tokenizer, get_tokenizer
+
+
+def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
+    """The type for matrix products: what was asked for, or the fastest safe one of this device.
+
+    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
+    """
+    if not use_amp or wanted == "float32":
+        return torch.float32
+    if wanted != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+# dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
+_PEAK_FLOPS = {
+    "T4": 65e12, "L4": 121e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "A100": 312e12,
+    "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device can reach in this type: from a table for known GPUs, measured on a CPU, else None."""
+    if device.type == "cuda":
+        words = torch.cuda.get_device_name(device).replace("-", " ").split()
+        known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
+        return known[0] if known and dtype != torch.float32 else None
+    if device.type != "cpu":
+        return None
+    n, best = 768, math.inf
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run: AdamW for all, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Matrices and embeddings are decayed, biases and norms are not. The rates are set at every step by the trainer.
+
+    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to AdamW's size as in
+    Liu et al. 2025, so that both take the same learning rate.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    embeddings = [model.token_embedding.weight, model.position_embedding.weight]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    muon = training.optimizer == "muon"
+    adamw = torch.optim.AdamW(
+        [
+            {"params": embeddings if muon else embeddings + matrices, "weight_decay": training.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_eps,
+        fused=model.device.type in ("cpu", "cuda"),
+    )
+    if not muon:
+        return [adamw]
+    rate, decay = training.learning_rate, training.weight_decay
+    return [adamw, torch.optim.Muon(matrices, rate, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """The rate of step 0, 1, …, max_steps - 1: a line up to the peak at the last warm-up step, then a cosine down.
+
+    Source: Loshchilov and Hutter 2017 (SGDR), without restarts.
+    """
+    peak, least = training.learning_rate, training.min_learning_rate
+    if step < training.warmup_steps:
+        return peak * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, training.max_steps - 1 - training.warmup_steps)
+    return least + 0.5 * (peak - least) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class _Loss(nn.Module):
+    """A model's loss as a module's forward, the form that DistributedDataParallel and torch.compile take."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model.loss(x, y)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number; the message names the step and the last good checkpoint."""
+
+
+class Trainer:
+    """Trains a model: optimizer, schedule, precision, accumulation, evaluation, samples, checkpoints, metrics.
+
+    Args:
+        model: The model; its weights are changed in place.
+        train_loader: Batches `(x, y)` of token ids, `(B, T)` int64 each, from `create_dataloader`. Any iterable of such
+            batches will do; it is started again when it ends, but only a `TokenLoader` resumes at the exact batch.
+        val_loader: The same, of held-out text, or None to skip evaluation.
+        config: What `load_config` gives, or a dictionary of the same sections (`{"training": {"max_steps": 100}}`).
+        device: Where to train; CUDA, then MPS, then CPU if not said.
+        use_wandb: Also log to Weights & Biases.
+        run_dir: Folder for metrics, checkpoints and samples; None writes nothing.
+        on_checkpoint: Called after each checkpoint is safely on disk.
+        dollars_per_hour: Price of the machine, to log `cost/usd`.
+        verbose: Show the progress bar, or lines where there is no terminal.
+
+    Raises:
+        ConfigError: `config` is a dictionary and something in it is wrong.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        train_loader: Iterable[tuple[Tensor, Tensor]],
+        val_loader: Iterable[tuple[Tensor, Tensor]] | None,
+        config: RunConfig | Mapping[str, Any],
+        device: str | torch.device | None = None,
+        use_wandb: bool = False,
+        run_dir: str | Path | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+        dollars_per_hour: float | None = None,
+        verbose: bool = True,
+    ) -> None:
+        if not isinstance(config, RunConfig):
+            known = {"model": asdict(model.config), "data": {"dataset": "given as loaders"}}
+            config = make_config({**known, **config})
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = choose_device() if device is None else torch.device(device)
+        self.model = model.to(self.device)
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.config, self.training = config, config.training
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.on_checkpoint, self.dollars_per_hour = on_checkpoint, dollars_per_hour
+        self.verbose = verbose and self.rank == 0
+        self.dtype = choose_dtype(self.device, self.training.dtype, self.training.use_amp)
+        self.peak_flops = peak_flops(self.device, self.dtype) if self.rank == 0 else None
+        self.optimizers = make_optimizers(model, self.training)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.use_wandb, self.wandb_id = use_wandb and self.rank == 0, uuid.uuid4().hex[:8]
+        self.wandb_run: Any = None
+        self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
+        self.best: tuple[float, int] | None = None  # validation loss and its step
+        self.metrics: list[dict[str, Any]] = []
+        self._pending: list[Tensor] = []  # losses since the last look
+
+        loss: nn.Module = _Loss(model)
+        if self.training.compile and self.device.type == "cuda":
+            loss.compile()
+        if self.world > 1:
+            loss = DistributedDataParallel(loss, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        self.loss: Any = loss
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the training text, if its loader knows it."""
+        return getattr(self.train_loader, "tokenizer", None)
+
+    def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -> tuple[Tensor, bool]:
+        """Make one step of the optimizer.
+
+        Args:
+            batches: Where the micro-batches come from.
+            stop: Whether this process was asked to stop.
+
+        Returns:
+            The loss over the whole batch of all processes, a scalar in nats, and whether any process was asked to stop.
+        """
+        rate = learning_rate(self.step, self.training)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        parts = [next(batches) for _ in range(self.training.gradient_accumulation_steps)]
+        shares = [int((y != -100).sum()) for _, y in parts]
+        totals = torch.tensor([sum(shares), int(stop), sum(x.numel() for x, _ in parts)], dtype=torch.float64)
+        if self.world > 1:
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        targets, stops, seen = totals.tolist()
+        self.tokens_seen += int(seen)
+        total = torch.zeros((), device=self.device)
+        for i, (x, y) in enumerate(parts):
+            x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
+            last = i == len(parts) - 1
+            waits = contextlib.nullcontext() if last or self.world == 1 else self.loss.no_sync()
+            with waits, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.loss(x, y) * (shares[i] / max(1.0, targets))
+            self.scaler.scale(loss * self.world).backward()
+            total += loss.detach()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.training.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
+        self._log_gradients()
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total, stops > 0
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss over the validation targets, in nats per token, on all processes together."""
+        if self.val_loader is None:
+            raise ValueError("evaluate() needs a val_loader; this trainer was given None")
+        self.model.eval()
+        whole = self.val_loader.epoch_batches() if isinstance(self.val_loader, TokenLoader) else iter(self.val_loader)
+        totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
+        for i, (x, y) in enumerate(whole):
+            if i == self.training.eval_batches:
+                break
+            count = int((y != -100).sum())
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                totals[0] += self.model.loss(x.to(self.device), y.to(self.device)) * count
+            totals[1] += count
+        if self.world > 1:
+            dist.all_reduce(totals)
+        self.model.train()
+        return (totals[0] / totals[1]).item()
+
+    @torch.no_grad()
+    def sample(self, max_tokens: int, seed: int = 0) -> str:
+        """Text that the model writes from nothing: token by token, until end-of-text or `max_tokens`."""
+        if self.tokenizer is None:
+            raise ValueError("sample() needs a train_loader that knows its tokenizer")
+        self.model.eval()
+        generator = torch.Generator().manual_seed(seed)
+        tokens = [self.tokenizer.eot_token]
+        for _ in range(max_tokens):
+            window = torch.tensor([tokens[-self.model.config.context_length :]], device=self.device)
+            probabilities = self.model(window)[0, -1].float().softmax(-1).cpu()
+            token = int(torch.multinomial(probabilities, 1, generator=generator))
+            if token == self.tokenizer.eot_token:
+                break
+            tokens.append(token)
+        self.model.train()
+        return self.tokenizer.decode(tokens[1:])
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, and delete those that are no longer kept."""
+        random = {
+            "cpu": torch.get_rng_state(),
+            "device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        }
+        randoms: list[Any] = [random]
+        if self.world > 1:
+            randoms = [None] * self.world
+            dist.all_gather_object(randoms, random)
+        if self.run_dir is None or self.rank != 0:
+            return
+        metrics = self.run_dir / "metrics.jsonl"
+        state = {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds,
+            "best": self.best and list(self.best),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "random": randoms,
+            "pending": self._finite_losses(),
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            "wandb_id": self.wandb_id,
+            "config": self.config.as_dict(),
+        }
+        folder = self.run_dir / "checkpoints"
+        save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+        prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
+        if self.on_checkpoint:
+            self.on_checkpoint()
+
+    def resume(self) -> Path | None:
+        """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
+
+        Raises:
+            CheckpointError: There are checkpoints, and none can be read or fits.
+        """
+        found = None if self.run_dir is None else load_latest(self.run_dir / "checkpoints")
+        if found is None or self.run_dir is None:
+            return None
+        path, state = found
+        if len(state["random"]) != self.world:
+            raise CheckpointError(
+                f"{path} was written by {len(state['random'])} processes; it can't go on with {self.world}"
+            )
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.tokens_seen, self.seconds = state["step"], state["tokens_seen"], state["seconds"]
+        self.best, self.wandb_id = state["best"] and tuple(state["best"]), state["wandb_id"]
+        self._pending = [torch.tensor(loss, device=self.device) for loss in state["pending"]]
+        random = state["random"][self.rank]
+        torch.set_rng_state(random["cpu"])
+        if random["device"] is not None:
+            torch.cuda.set_rng_state(random["device"], self.device)
+        metrics = self.run_dir / "metrics.jsonl"
+        if self.rank == 0 and metrics.exists():
+            os.truncate(metrics, state["metrics_bytes"])
+        self.metrics = read_metrics(self.run_dir)
+        return path
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Add a row to the metrics, in memory, on disk and at Weights & Biases."""
+        row = {"step": self.step, "seconds": round(self.seconds, 3), **row, "train/tokens_seen": self.tokens_seen}
+        if self.dollars_per_hour is not None:
+            row["cost/usd"] = self.dollars_per_hour * self.seconds / 3600
+        self.metrics.append(row)
+        if self.run_dir is not None and self.rank == 0:
+            with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.wandb_run is not None:
+            self.wandb_run.log(row, step=self.step)
+
+    def _log_gradients(self) -> None:
+        """Every 100 steps, histograms of the gradients to Weights & Biases."""
+        if self.wandb_run is not None and self.step % 100 == 0:
+            import wandb
+
+            named = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+            histograms = {f"gradients/{name}": wandb.Histogram(g.float().cpu().numpy()) for name, g in named}
+            self.wandb_run.log(histograms, step=self.step)
+
+    def _finite_losses(self) -> list[float]:
+        """The losses since the last training row.
+
+        Raises:
+            TrainingDiverged: One of them is not finite.
+        """
+        losses = torch.stack(self._pending).tolist() if self._pending else []
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.step - len(losses) + i
+                saved = [] if self.run_dir is None else sorted((self.run_dir / "checkpoints").glob("step_*.pt"))
+                rate = learning_rate(step, self.training)
+                raise TrainingDiverged(
+                    f"the loss became {loss} at step {step} (learning rate {rate:.2g}); "
+                    + (f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet")
+                    + "; a lower training.learning_rate or a longer warm-up is the usual cure"
+                )
+        return losses
+
+    def train(self) -> list[dict[str, Any]]:
+        """Train to `max_steps`, or until SIGINT or SIGTERM; from the run folder's newest checkpoint, if there is one.
+
+        Returns:
+            The metrics, one dictionary per row; losses in nats per token.
+
+        Raises:
+            TrainingDiverged: The loss became nan or infinite.
+            CheckpointError: The run folder's checkpoints cannot be read.
+        """
+        t = self.training
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        resumed = self.resume()
+        self._start_wandb()
+        if resumed is None:
+            self._log({"model/parameters": self.model.count_parameters()})
+        if isinstance(self.train_loader, TokenLoader):
+            done = self.step * t.gradient_accumulation_steps
+            self.train_loader.load_state_dict({"seed": self.train_loader.seed, "step": done})
+        batches = _endless(self.train_loader)
+        self.model.train()
+        bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
+        stop, clock, seen = False, time.perf_counter(), self.tokens_seen
+        with _stop_signals() as signals:
+            while self.step < t.max_steps and not stop:
+                loss, stop = self.update(batches, stop=bool(signals))
+                self._pending.append(loss)
+                self.step += 1
+                bar.update()
+                every = (t.log_every, t.eval_every, t.checkpoint_every)
+                due = [self.step % n == 0 or self.step == t.max_steps for n in every]
+                if any(due):
+                    elapsed = time.perf_counter() - clock
+                    self.seconds += elapsed
+                    self._report(bar, (self.tokens_seen - seen) / elapsed)
+                    clock, seen = time.perf_counter(), self.tokens_seen
+                    if (due[1] or due[2]) and self.val_loader is not None:
+                        self._look(bar)
+                if due[2] or stop:
+                    self.save()
+                if any(due):
+                    self.seconds += time.perf_counter() - clock
+                    clock = time.perf_counter()
+        bar.close()
+        if self.wandb_run is not None:
+            self.wandb_run.finish()
+        return self.metrics
+
+    def _report(self, bar: tqdm, tokens_per_s: float) -> None:
+        """Log a training row, the mean loss since the last one, and show it on the progress bar."""
+        losses = self._finite_losses()
+        loss = sum(losses) / len(losses)
+        self._pending.clear()
+        row = {
+            "train/loss": loss,
+            "train/lr": learning_rate(self.step - 1, self.training),
+            "perf/tokens_per_s": tokens_per_s,
+        }
+        shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
+        if self.peak_flops is not None:
+            c = self.model.config
+            products = (
+                self.model.count_parameters() - c.context_length * c.d_model
+            )  # positions are added, not multiplied
+            flops = 6 * products + 12 * c.n_layers * c.d_model * c.context_length  # per token, both ways (chapter 8)
+            row["perf/mfu"] = tokens_per_s * flops / (self.peak_flops * self.world)
+            shown["MFU"] = f"{row['perf/mfu']:.0%}"
+        if self.scaler.is_enabled():
+            row["train/loss_scale"] = self.scaler.get_scale()
+        if self.dollars_per_hour is not None:
+            shown["$"] = f"{self.dollars_per_hour * self.seconds / 3600:.2f}"
+        self._log(row)
+        bar.set_postfix(shown, refresh=False)
+
+    def _look(self, bar: tqdm) -> None:
+        """Evaluate, remember the best step, write a sample."""
+        loss = self.evaluate()
+        if self.best is None or loss < self.best[0]:
+            self.best = loss, self.step
+        self._log({"val/loss": loss})
+        if self.verbose and bar.disable:
+            done = f"step {self.step:,} of {self.training.max_steps:,}"
+            print(f"{done}: validation loss {loss:.4f} nats per token, {self.seconds:.0f} s")
+        if self.rank == 0 and self.run_dir is not None and self.tokenizer is not None and self.training.sample_tokens:
+            folder = self.run_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            text = self.sample(self.training.sample_tokens, seed=self.step)
+            (folder / f"step_{self.step:08d}.txt").write_text(text + "\n", encoding="utf-8")
+
+    def _start_wandb(self) -> None:
+        """Open the Weights & Biases run, a new one or the one that the checkpoint names."""
+        if not self.use_wandb:
+            return
+        import wandb
+
+        w = self.config.wandb
+        self.wandb_run = wandb.init(
+            project=w.project,
+            entity=w.entity,
+            name=w.name or self.config.name,
+            tags=w.tags,
+            id=self.wandb_id,
+            resume="allow",
+            config=self.config.as_dict(),
+            dir=self.run_dir,
+        )
+        self.wandb_run.define_metric("*", step_metric="train/tokens_seen")
+
+
+def choose_device() -> torch.device:
+    """This process's CUDA device, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's `metrics.jsonl`, oldest first; none if there is no such file."""
+    path = Path(run_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """While inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second one interrupts."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _endless(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches, started again whenever they end."""
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ValueError("the train_loader is empty; it must give at least one batch (x, y)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read: the model with its newest weights, the tokenizer, the metrics and the config."""
+
+    run_dir: Path
+    model: GPT
+    tokenizer: Tokenizer
+    metrics: list[dict[str, Any]]
+    config: RunConfig
+    finished: bool
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss in nats per token; None if there was no evaluation."""
+        return next((row["val/loss"] for row in reversed(self.metrics) if "val/loss" in row), None)
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Read a run folder; of an unfinished run, the newest checkpoint.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or no weights yet.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run_dir} holds no run (no config.yaml); `slm train CONFIG` makes one in runs/")
+    config = replace(load_config(run_dir / "config.yaml"), name=run_dir.name)
+    finished = (run_dir / "model").is_dir()
+    if finished:
+        model = GPT.from_pretrained(run_dir / "model")
+    else:
+        found = load_latest(run_dir / "checkpoints")
+        if found is None:
+            first = config.training.checkpoint_every
+            raise FileNotFoundError(f"{run_dir} has no checkpoint yet; the first is written at step {first}")
+        model = GPT(config.model)
+        model.load_state_dict(found[1]["model"])
+    tokenizer = get_tokenizer(run_dir / "model") if finished else get_tokenizer(config.data.tokenizer)
+    return Run(run_dir, model.eval(), tokenizer, read_metrics(run_dir), config, finished)
+
+
+def code_fingerprint() -> str:
+    """A hash over the modules that decide what a run computes; it is kept in the run folder's environment.json."""
+    names = "attention blocks gpt gpt_config stories tokenizer data config checkpoint trainer".split()
+    sources = [(Path(inspect.getfile(GPT)).parent / f"{name}.py").read_bytes() for name in names]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+
+
+def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
+    """Raise ConfigError if the run folder was made with other settings that matter."""
+    if not (run_dir / "config.yaml").is_file():
+        return
+    before, now = load_config(run_dir / "config.yaml").as_dict(), config.as_dict()
+    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
+    free |= {"threads", "num_workers", "cache_dir"}
+    changed = [
+        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
+        for section in ("model", "training", "data")
+        for key, value in now[section].items()
+        if key not in free and before[section][key] != value
+    ]
+    if changed:
+        what = f"{run_dir} holds a run with another config: {'; '.join(changed)}"
+        raise ConfigError(f"{what}. Choose another --run-dir, or move that folder away")
+
+
+@contextlib.contextmanager
+def _only_process(run_dir: Path) -> Iterator[None]:
+    """Refuse a second training process on the same run folder of this machine."""
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"slm-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(
+            f"another process is training in {run_dir}; wait for it, or choose another --run-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[bool]:
+    """Join the processes that torchrun started, if it did; gives whether this is the first of them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(choose_device())
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _wants_wandb(config: RunConfig) -> bool:
+    """Whether to log to Weights & Biases: as the config says; with 'auto', if WANDB_MODE or a login says so."""
+    if config.wandb.enabled is False or os.environ.get("WANDB_MODE") == "disabled":
+        return False
+    installed = importlib.util.find_spec("wandb") is not None
+    if config.wandb.enabled is True and not installed:
+        raise ConfigError(
+            "wandb.enabled is true, but wandb is not installed; pip install 'slm[train]', or set it to false"
+        )
+    if config.wandb.enabled is True or not installed:
+        return config.wandb.enabled is True
+    if "WANDB_MODE" in os.environ:
+        return True
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | Path | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+    dollars_per_hour: float | None = None,
+    verbose: bool = True,
+) -> Run:
+    """A whole run from its config: start it, continue it, or, if it is finished, return it.
+
+    Args:
+        config: What `load_config` gives.
+        run_dir: The run folder; `runs/<config.name>` if not said.
+        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk.
+        dollars_per_hour: Price of the machine, for the metric `cost/usd`.
+        verbose: Say what happens, and show progress.
+
+    Returns:
+        The run; its `finished` is False if it was stopped by SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The folder holds a run with another config, is in use, or tokenizer and model do not fit.
+        DataError, TokenizerUnavailable: The text or its tokenizer cannot be had.
+        TrainingDiverged, CheckpointError: See `Trainer.train`.
+    """
+    run_dir = Path("runs") / config.name if run_dir is None else Path(run_dir)
+    say = print if verbose and int(os.environ.get("RANK", 0)) == 0 else lambda *_: None
+    _refuse_changes(config, run_dir)
+    if (run_dir / "model").is_dir():
+        say(f"{run_dir} is finished; its model is used as it is")
+        return load_run(run_dir)
+    t, d = config.training, config.data
+    if t.threads is not None:
+        torch.set_num_threads(t.threads)
+    with _process_group() as first, _only_process(run_dir) if first else contextlib.nullcontext():
+        tokenizer = get_tokenizer(d.tokenizer)
+        if tokenizer.n_vocab > config.model.vocab_size:
+            small = f"model.vocab_size = {config.model.vocab_size} is too small"
+            raise ConfigError(f"{small} for tokenizer {d.tokenizer!r}, which has {tokenizer.n_vocab} ids")
+
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+        def loader(split: str, shuffle: bool) -> TokenLoader:
+            return create_dataloader(
+                d.dataset,
+                split=split,
+                shuffle=shuffle,
+                batch_size=t.batch_size,
+                context_length=config.model.context_length,
+                tokenizer=tokenizer,
+                packing=d.packing,
+                seed=t.seed,
+                rank=rank,
+                world_size=world_size,
+                num_workers=d.num_workers,
+                cache_dir=d.cache_dir,
+                text_column=d.text_column,
+                max_documents=d.max_documents,
+                val_fraction=d.val_fraction,
+                streaming=d.streaming,
+            )
+
+        if not first:
+            dist.barrier()  # the first process writes the token files, the others read them
+        loaders = loader(d.train_split, True), loader(d.val_split, False)
+        if first and dist.is_initialized():
+            dist.barrier()
+        torch.manual_seed(t.seed)
+        model = GPT(config.model)
+        if dist.is_initialized():
+            torch.manual_seed(t.seed + 1 + dist.get_rank())  # every process drops channels of its own
+        trainer = Trainer(
+            model, *loaders, config, None, _wants_wandb(config), run_dir, on_checkpoint, dollars_per_hour, verbose
+        )
+        begun = "continuing" if any((run_dir / "checkpoints").glob("step_*.pt")) else "starting"
+        tokens = loaders[0].tokens_per_batch * t.gradient_accumulation_steps * trainer.world
+        precision = str(trainer.dtype).removeprefix("torch.")
+        say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
+        say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
+        if first:
+            _describe(run_dir, config, trainer)
+        trainer.train()
+        finished = trainer.step >= t.max_steps
+        if first and finished:
+            model.save_pretrained(run_dir / "model.part")
+            tokenizer.save(run_dir / "model.part")
+            os.replace(run_dir / "model.part", run_dir / "model")
+            if on_checkpoint:
+                on_checkpoint()
+        if dist.is_initialized():
+            dist.barrier()
+        stopped = f"stopped after step {trainer.step:,}; the same command goes on from there"
+        say(f"{run_dir} is finished" if finished else stopped)
+    return Run(run_dir, model.eval(), tokenizer, trainer.metrics, config, finished)
+
+
+def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
+    """Write config.yaml and environment.json, so that the folder explains itself."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "code": code_fingerprint(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else trainer.device.type,
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world,
+    }
+    for name, text in (
+        ("config.yaml", config.to_yaml()),
+        ("environment.json", json.dumps(environment, indent=2) + "\n"),
+    ):
+        part = run_dir / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, run_dir / name)

@@ -1,0 +1,115 @@
+"""slm.checkpoint: whole or not at all, and damage is noticed and named."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from slm.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, prune_checkpoints, save_checkpoint
+
+STATE = {"step": 3, "weights": torch.arange(1000.0), "nested": [{"a": torch.ones(2, dtype=torch.bfloat16)}, None, "text"]}
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    save_checkpoint(tmp_path / "deep/er/step_00000003.pt", STATE)
+    back = load_checkpoint(tmp_path / "deep/er/step_00000003.pt")
+    assert back["step"] == 3 and torch.equal(back["weights"], STATE["weights"])
+    assert torch.equal(back["nested"][0]["a"], STATE["nested"][0]["a"]) and back["nested"][1:] == [None, "text"]
+    assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["step_00000003.pt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_file_cut_short_is_named(tmp_path, share):
+    path = tmp_path / "step_00000001.pt"
+    save_checkpoint(path, STATE)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        load_checkpoint(path)
+
+
+def test_one_flipped_bit_in_the_weights_is_named(tmp_path):
+    path = tmp_path / "step_00000001.pt"
+    save_checkpoint(path, STATE)
+    content = bytearray(path.read_bytes())
+    at = content.find(torch.arange(500.0, 501.0).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_file_and_code_are_refused(tmp_path):
+    path = tmp_path / "step_00000001.pt"
+    path.write_text("not a checkpoint")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    torch.save({"function": os.system}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_the_newest_good_one_is_used(tmp_path, capsys):
+    assert load_latest(tmp_path) is None
+    for step in (1, 2, 30):
+        save_checkpoint(tmp_path / f"step_{step:08d}.pt", {"step": step})
+    os.truncate(tmp_path / "step_00000030.pt", 50)
+    path, state = load_latest(tmp_path)
+    assert state["step"] == 2 and path.name == "step_00000002.pt"
+    assert "step_00000030.pt is damaged" in capsys.readouterr().out
+    for path in list_checkpoints(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 3"):
+        load_latest(tmp_path)
+
+
+@pytest.mark.parametrize(("best", "left"), [(None, [4, 5]), (2, [2, 4, 5]), (5, [4, 5]), (9, [4, 5])])
+def test_pruning_keeps_the_newest_and_the_best(tmp_path, best, left):
+    for step in (1, 2, 3, 4, 5):
+        save_checkpoint(tmp_path / f"step_{step:08d}.pt", {"step": step})
+    prune_checkpoints(tmp_path, keep=2, best_step=best)
+    assert [path.name for path in reversed(list_checkpoints(tmp_path))] == [f"step_{step:08d}.pt" for step in left]
+
+
+def test_a_failing_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
+    path = tmp_path / "step_00000001.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+SAVER = """
+import sys, torch
+from slm.checkpoint import save_checkpoint
+n = 0
+while True:
+    n += 1
+    save_checkpoint(sys.argv[1], {"step": n, "weights": torch.full((2_000_000,), float(n))})
+    print(n, flush=True)
+"""
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path):
+    chance, path = random.Random(0), tmp_path / "step_00000001.pt"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        state = load_checkpoint(path)
+        assert torch.equal(state["weights"], torch.full((2_000_000,), float(state["step"])))

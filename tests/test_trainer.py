@@ -1,0 +1,368 @@
+"""slm.trainer: schedule, accumulation, precision, resume, refusal; against plain PyTorch where there is something to compare."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from slm import stories
+from slm.config import ConfigError, TrainingConfig, make_config
+from slm.data import TextDataset, TokenLoader
+from slm.gpt import GPT, GPTConfig
+from slm.tokenizer import get_tokenizer
+from slm.trainer import Trainer, TrainingDiverged, choose_dtype, learning_rate, load_run, make_optimizers, peak_flops, train
+
+MODEL = {"vocab_size": 1024, "context_length": 32, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 32, "dropout": 0.1}
+QUICK = {"batch_size": 2, "max_steps": 12, "warmup_steps": 2, "learning_rate": 3e-3, "log_every": 1, "eval_every": 6}
+QUICK |= {"checkpoint_every": 4, "eval_batches": 2, "sample_tokens": 4, "threads": 1, "dtype": "float32"}
+
+
+def config(cache, model=None, data=None, **training):
+    source = {"dataset": "stories", "tokenizer": "stories", "packing": "documents", "max_documents": 300, "cache_dir": str(cache)}
+    return make_config({"model": {**MODEL, **(model or {})}, "training": {**QUICK, **training}, "data": {**source, **(data or {})}}, name="quick")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture(scope="module")
+def loader_of(cache):
+    tokenizer = get_tokenizer("stories")
+    rows = TextDataset([stories.sample(seed) for seed in range(60)], tokenizer, 32)
+
+    def make(batch_size=2, **options):
+        return TokenLoader(rows, batch_size=batch_size, **options)
+
+    return make
+
+
+def losses(metrics, key="train/loss"):
+    return [row[key] for row in metrics if key in row]
+
+
+def model_of(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**{**MODEL, **changes}))
+
+
+# ------------------------------------------------------------------ schedule, optimizers, precision
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(10, 100), (0, 7), (1, 2), (99, 100)])
+def test_schedule_at_both_ends_and_between(warmup, steps):
+    t = TrainingConfig(learning_rate=2.0, min_learning_rate=0.5, warmup_steps=warmup, max_steps=steps)
+    rates = [learning_rate(step, t) for step in range(steps)]
+    assert rates[0] > 0 and max(rates) == pytest.approx(2.0)
+    if warmup:
+        assert rates[warmup - 1] == pytest.approx(2.0) and rates[0] == pytest.approx(2.0 / warmup)
+    if steps - 1 > warmup:
+        assert rates[-1] == pytest.approx(0.5) and min(rates[warmup:]) == pytest.approx(0.5)
+        assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_optimized_once_and_only_matrices_decay(optimizer):
+    model = model_of()
+    groups = [g for o in make_optimizers(model, TrainingConfig(optimizer=optimizer)) for g in o.param_groups]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert all((p.dim() == 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "amp", "expected"),
+    [("float32", True, torch.float32), ("bfloat16", True, torch.bfloat16), ("float16", True, torch.float16), ("bfloat16", False, torch.float32)],
+)
+def test_dtype_is_what_was_asked_for(wanted, amp, expected):
+    assert choose_dtype(torch.device("cpu"), wanted, amp) == expected
+
+
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_on_cuda_asks_for_native_bfloat16(monkeypatch, has_bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert choose_dtype(torch.device("cuda"), "auto") == expected
+
+
+@pytest.mark.parametrize(("name", "peak"), [("Tesla T4", 65e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12), ("GeForce", None)])
+def test_peak_of_known_gpus(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), torch.float16) == peak
+    assert peak_flops(torch.device("cuda"), torch.float32) is None
+
+
+# ------------------------------------------------------------------ the step
+
+
+def test_equals_a_plain_pytorch_loop(loader_of):
+    t = {"training": {**QUICK, "weight_decay": 0.0, "grad_clip": 0.0}}
+    ours, plain = model_of(dropout=0.0), model_of(dropout=0.0)
+    metrics = Trainer(ours, loader_of(), None, t, device="cpu", verbose=False).train()
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    expected = []
+    for step, (x, y) in zip(range(12), loader_of(), strict=False):
+        rate = 3e-3 * (step + 1) / 2 if step < 2 else 0.5 * 3e-3 * (1 + math.cos(math.pi * (step - 2) / 9))
+        optimizer.param_groups[0]["lr"] = rate
+        loss = nn.functional.cross_entropy(plain(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses(metrics) == pytest.approx(expected, abs=1e-5)
+
+
+def test_accumulation_equals_the_large_batch_with_unequal_targets(cache):
+    """Rows hold different numbers of padded targets, so weighting every part alike would show."""
+    results = []
+    for batch_size, parts in ((8, 1), (2, 4)):
+        c = config(cache, model={"dropout": 0.0}, batch_size=batch_size, gradient_accumulation_steps=parts, eval_every=12)
+        run = train(c, run_dir=cache / f"accumulate_{parts}", verbose=False)
+        results.append((losses(run.metrics), run.model))
+    (large, model_large), (small, model_small) = results
+    assert small == pytest.approx(large, abs=1e-5)
+    for a, b in zip(model_large.parameters(), model_small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_clipping_bounds_the_step_of_the_gradient(loader_of, monkeypatch):
+    seen = []
+    original = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, limit: seen.append((original(p := list(p), limit), torch.cat([q.grad.flatten() for q in p]).norm())))
+    Trainer(model_of(), loader_of(), None, {"training": {**QUICK, "grad_clip": 0.25}}, device="cpu", verbose=False).train()
+    assert len(seen) == 12 and any(before > 0.25 for before, _ in seen)
+    assert all(after <= 0.2501 for _, after in seen)
+
+
+def test_float16_on_the_cpu_skips_a_step_that_overflows(loader_of):
+    trainer = Trainer(model_of(), loader_of(), None, {"training": {**QUICK, "dtype": "float16"}}, device="cpu", verbose=False)
+    assert trainer.scaler.is_enabled()
+    batches = iter(loader_of())
+    trainer.update(batches)
+    before, scale = [p.clone() for p in trainer.model.parameters()], trainer.scaler.get_scale()
+    handle = trainer.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer.update(batches)
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.scaler.get_scale() < scale
+    trainer.update(batches)
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(cache):
+    c = config(cache, learning_rate=1e30, min_learning_rate=0.0, grad_clip=0.0)
+    with pytest.raises(TrainingDiverged, match=r"the loss became (nan|inf) at step \d+ \(learning rate"):
+        train(c, run_dir=cache / "diverged", verbose=False)
+    assert not (cache / "diverged/model").exists()
+
+
+# ------------------------------------------------------------------ what is logged and left
+
+
+def test_evaluation_is_the_mean_over_all_targets_and_changes_nothing(loader_of):
+    model = model_of()
+    trainer = Trainer(model, loader_of(), loader_of(batch_size=7, shuffle=False), {"training": QUICK | {"eval_batches": None}}, device="cpu", verbose=False)
+    state = torch.get_rng_state()
+    loss = trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    model.eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for x, y in loader_of(batch_size=1, shuffle=False).epoch_batches():
+            total += nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+            count += int((y != -100).sum())
+    assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_sampling_does_not_touch_the_run(loader_of):
+    trainer = Trainer(model_of(), loader_of(), None, {"training": QUICK}, device="cpu", verbose=False)
+    state = torch.get_rng_state()
+    assert trainer.sample(5, seed=1) == trainer.sample(5, seed=1)
+    assert torch.equal(torch.get_rng_state(), state) and trainer.model.training
+
+
+def test_a_finished_run_folder_explains_itself(cache, capsys):
+    c = config(cache)
+    run = train(c, run_dir=cache / "finished", dollars_per_hour=3600.0)
+    folder = cache / "finished"
+    assert run.finished and run.val_loss == losses(run.metrics, "val/loss")[-1]
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "model"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == run.metrics
+    named = {key for row in rows for key in row}
+    assert named >= {"step", "seconds", "train/loss", "train/lr", "train/tokens_seen", "val/loss", "model/parameters"}
+    assert named >= {"perf/tokens_per_s", "perf/mfu", "cost/usd"}
+    assert rows[-1]["cost/usd"] == pytest.approx(rows[-1]["seconds"], abs=0.01)
+    assert rows[-1]["train/tokens_seen"] == 12 * 2 * 32
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"step_{step:08d}.txt" for step in (4, 6, 8, 12)]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ and environment["dtype"] == "float32"
+
+    again = train(c, run_dir=folder)
+    assert "is finished; its model is used as it is" in capsys.readouterr().out
+    for a, b, d in zip(run.model.parameters(), again.model.parameters(), load_run(folder).model.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.equal(a, d)
+    assert again.tokenizer.encode("Once upon a time") == run.tokenizer.encode("Once upon a time")
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(cache):
+    train(config(cache, keep_checkpoints=1, checkpoint_every=2, eval_every=2), run_dir=cache / "kept", verbose=False)
+    rows = [json.loads(line) for line in (cache / "kept/metrics.jsonl").read_text().splitlines()]
+    best = min((row["val/loss"], row["step"]) for row in rows if "val/loss" in row)[1]
+    assert {path.name for path in (cache / "kept/checkpoints").iterdir()} == {f"step_{step:08d}.pt" for step in (best, 12)}
+
+
+def test_any_iterable_of_batches_will_do(cache):
+    tokenizer = get_tokenizer("stories")
+    rows = TextDataset([stories.sample(seed) for seed in range(20)], tokenizer, 32)
+    metrics = Trainer(model_of(), DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4), {"training": {**QUICK, "max_steps": 30}}, device="cpu", verbose=False).train()
+    assert losses(metrics)[-1] < losses(metrics)[0] and losses(metrics, "val/loss")
+    with pytest.raises(ValueError, match="train_loader is empty"):
+        Trainer(model_of(), [], None, {"training": QUICK}, device="cpu", verbose=False).train()
+
+
+def test_a_dictionary_is_checked_like_a_file(loader_of):
+    with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
+        Trainer(model_of(), loader_of(), None, {"training": {"max_step": 3}})
+
+
+# ------------------------------------------------------------------ stopping and going on
+
+
+def equal_runs(a, b):
+    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "perf/tokens_per_s", "perf/mfu")} for row in run.metrics] for run in (a, b)]
+    assert rows[0] == rows[1]
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "gradient_accumulation_steps": 2}, {"optimizer": "muon", "log_every": 5}])
+def test_stopped_by_a_signal_and_continued_is_the_same_run(cache, options, tmp_path):
+    c = config(cache, **options)
+    whole = train(c, run_dir=tmp_path / "whole", verbose=False)
+    saves = []
+
+    def stop_soon():
+        saves.append(1)
+        if len(saves) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = train(c, run_dir=tmp_path / "torn", on_checkpoint=stop_soon, verbose=False)
+    assert not first.finished and first.metrics[-1]["step"] < 12
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    equal_runs(train(c, run_dir=tmp_path / "torn", verbose=False), whole)
+
+
+def test_continuing_from_an_older_checkpoint_repeats_the_lost_steps_exactly(cache, tmp_path, capsys):
+    c = config(cache, data={"num_workers": 2})
+    whole = train(c, run_dir=tmp_path / "whole", verbose=False)
+    train(c, run_dir=tmp_path / "torn", verbose=False)
+    checkpoints = sorted((tmp_path / "torn/checkpoints").iterdir())
+    os.truncate(checkpoints[-1], 1000)
+    for file in (tmp_path / "torn/model").iterdir():
+        file.unlink()
+    (tmp_path / "torn/model").rmdir()
+    equal_runs(train(c, run_dir=tmp_path / "torn"), whole)
+    printed = capsys.readouterr().out
+    assert "step_00000012.pt is damaged" in printed and "continuing" in printed
+
+
+SCRIPT = """
+import sys
+from slm.config import load_config
+from slm.trainer import train
+train(load_config(sys.argv[1]), run_dir=sys.argv[2])
+"""
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(cache, tmp_path):
+    c = config(cache, max_steps=160, checkpoint_every=5, eval_every=40, gradient_accumulation_steps=2, dtype="bfloat16")
+    (tmp_path / "quick.yaml").write_text(c.to_yaml())
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "quick.yaml"), str(tmp_path / "torn")]
+    chance, kills = random.Random(0), 0
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process.stdout.readline()  # it has started
+        time.sleep(chance.uniform(0.0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    equal_runs(load_run(tmp_path / "torn"), train(c, run_dir=tmp_path / "whole", verbose=False))
+
+
+def test_an_unfinished_run_can_be_read(cache, tmp_path):
+    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT), verbose=False)
+    run = load_run(tmp_path / "run")
+    assert not run.finished and run.tokenizer.n_vocab == 1024
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_run(tmp_path)
+
+
+def test_a_changed_config_is_refused_with_the_keys(cache, tmp_path):
+    train(config(cache), run_dir=tmp_path, verbose=False)
+    with pytest.raises(ConfigError, match=r"training.learning_rate was 0.003 and is now 0.1; training.seed was 0 and is now 1"):
+        train(config(cache, learning_rate=0.1, seed=1), run_dir=tmp_path, verbose=False)
+    assert train(config(cache, log_every=3), run_dir=tmp_path, verbose=False).finished
+
+
+def test_a_second_process_on_the_same_folder_is_refused(cache, tmp_path):
+    c, refusals = config(cache), []
+
+    def intrude():
+        with pytest.raises(ConfigError, match="another process is training") as caught:
+            train(c, run_dir=tmp_path / "run", verbose=False)
+        refusals.append(caught.value)
+
+    train(c, run_dir=tmp_path / "run", on_checkpoint=lambda: None if refusals else intrude(), verbose=False)
+    assert refusals
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(cache, tmp_path):
+    with pytest.raises(ConfigError, match="vocab_size = 1000 is too small for tokenizer 'stories', which has 1024"):
+        train(config(cache, model={"vocab_size": 1000}), run_dir=tmp_path / "run", verbose=False)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------ several processes, Weights & Biases
+
+
+def test_two_processes_give_the_losses_of_one(cache, tmp_path):
+    c = config(cache, model={"dropout": 0.0}, batch_size=4, eval_batches=None)
+    single = train(c, run_dir=tmp_path / "one", verbose=False)
+    half = config(cache, model={"dropout": 0.0}, batch_size=2, eval_batches=None)
+    (tmp_path / "quick.yaml").write_text(half.to_yaml())
+    (tmp_path / "job.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "job.py")]
+    command += [str(tmp_path / "quick.yaml"), str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    double = load_run(tmp_path / "two")
+    assert losses(double.metrics) == pytest.approx(losses(single.metrics), abs=1e-5)
+    assert losses(double.metrics, "val/loss") == pytest.approx(losses(single.metrics, "val/loss"), abs=1e-5)
+    assert double.metrics[-1]["train/tokens_seen"] == single.metrics[-1]["train/tokens_seen"]
+
+
+def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    seen, original = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: seen.append(options) or original(**options))
+    c = config(cache)
+    train(c, run_dir=tmp_path / "run", on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT), verbose=False)
+    train(c, run_dir=tmp_path / "run", verbose=False)
+    assert len(seen) == 2 and seen[0]["id"] == seen[1]["id"] and {o["resume"] for o in seen} == {"allow"}
+    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
