@@ -25,6 +25,7 @@ def start(seed: int = 0) -> None:
     _started = time.perf_counter()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler reports each start and stop of its own
 
     import torch
 

@@ -63,9 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _book(arguments: argparse.Namespace) -> int:
     from course.book import HTML, build
+    from course.run import RunError
 
     try:
         build()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
     except subprocess.CalledProcessError:
         print("The book was not rendered: the lines above say what is wrong; a warning counts.", file=sys.stderr)
         return 1

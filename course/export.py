@@ -21,9 +21,9 @@ from typing import Any
 import jupytext
 
 from course import ROOT
+from course.provenance import Definition, defined_names
 
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<stem>\w+))?[ \t]*")
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class ExportError(Exception):
@@ -54,14 +54,7 @@ class Piece:
     @property
     def names(self) -> list[str]:
         """What the statement defines."""
-        match self.node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                return [self.node.name]
-            case ast.Assign():
-                return [name for target in self.node.targets for name in _stored_names(target)]
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                return [name]
-        return []
+        return defined_names(self.node) if self.node else []
 
 
 @dataclass
@@ -197,10 +190,6 @@ def _title_and_goal(markdown: str) -> tuple[str, str]:
     goal = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", goal)  # a link keeps its text
     goal = re.sub(r"\*\*?|(?<!\w)_|_(?!\w)", "", goal)
     return re.sub(r"^#+\s*", "", title), " ".join(goal.split())
-
-
-def _stored_names(node: ast.AST) -> list[str]:
-    return [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
 
 
 def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:

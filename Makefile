@@ -1,0 +1,65 @@
+# make book    set up .venv, export the package, run the chapters, render the book
+# make test    set up .venv and run every check
+# make lab     open JupyterLab on the chapters
+# make export  write slm/ from the chapters          make chapters  run them and keep their outputs (for authors)
+# make train   train the model of configs/stories_cpu.yaml
+# make clean   remove what `make book` and `make test` made; never .venv, runs/ or data/
+
+# Which torch: any requirement that pip understands. On Linux with a GPU that you do not need here, name the CPU build.
+TORCH ?= torch==2.13.0
+# Which Python makes the environment: the first of these that is 3.11 or newer.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+
+PY := .venv/bin/python
+export OMP_NUM_THREADS := 1
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+OFFLINE := env -u MODAL_TOKEN_ID -u MODAL_TOKEN_SECRET HF_HUB_OFFLINE=1 WANDB_MODE=disabled MODAL_CONFIG_PATH=/dev/null
+
+# The environment is made anew when one of these changes: the requirements, the versions, or the place where it lies.
+STAMP := .venv/.set-up-$(shell { cat pyproject.toml course/constraints.txt; echo '$(TORCH)'; pwd -P; } | cksum | tr ' ' '-')
+
+.PHONY: book test lab export chapters train clean
+.DELETE_ON_ERROR:
+
+book: export
+	$(PY) -m course run
+	$(PY) -m course book
+
+test: $(STAMP)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m course export --check
+	$(PY) -m course run
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile tests
+	$(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg chapters
+
+lab: export
+	$(PY) -m jupyterlab chapters/01_attention.ipynb --ServerApp.root_dir="$(CURDIR)"
+
+export: $(STAMP)
+	$(PY) -m course export
+
+chapters: export
+	$(PY) -m course run --write
+
+train: export
+	$(PY) -m slm train configs/stories_cpu.yaml
+
+clean:
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache
+	find slm course tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: .venv, and your own runs/ and data/."
+
+$(STAMP):
+	@for python in $(PYTHON); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "Python 3.11 or newer is needed; none of these is: $(PYTHON). Say make PYTHON=/path/to/python" >&2; exit 1; fi; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi
+	@echo "Setting up .venv with what the course needs. This takes a few minutes, once."
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet --editable '.[test]' $(firstword $(TORCH)) --constraint course/constraints.txt
+	@rm -f .venv/.set-up-*
+	@touch $(STAMP)

@@ -1,0 +1,182 @@
+"""The book: rendered without a warning, and complete without a network, from a file and from a server."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from course import book
+from course.export import Chapter, chapters
+from course.run import run, times
+
+PAGES = ["index", *(path.stem for path in chapters())]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    """The rendered book. The build fails on any warning of Sphinx."""
+    run()
+    book.build()
+    return book.HTML
+
+
+class Resources(HTMLParser):
+    """What a page loads by itself: scripts, styles, fonts, images, frames; not what a reader may click on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed", "object"):
+            self.loaded += [values[name] or "" for name in ("src", "srcset", "data") if name in values]
+        if tag == "link" and values.get("rel") in (
+            "stylesheet",
+            "preload",
+            "icon",
+            "preconnect",
+            "dns-prefetch",
+            "prefetch",
+        ):
+            self.loaded.append(values.get("href") or "")
+
+
+def test_every_page_is_there(html):
+    missing = [page for page in [*PAGES, "search", "genindex"] if not (html / f"{page}.html").exists()]
+    assert missing == []
+
+
+def test_pages_load_only_files_of_the_book(html):
+    for page in html.glob("*.html"):
+        resources = Resources()
+        resources.feed(page.read_text(encoding="utf-8"))
+        assert resources.loaded
+        for address in resources.loaded:
+            parts = urlsplit(address)
+            assert (parts.scheme, parts.netloc) in (("", ""), ("data", "")), f"{page.name} loads {address}"
+            assert parts.scheme == "data" or (page.parent / parts.path).exists(), f"{page.name} misses {address}"
+
+
+def test_styles_load_only_files_of_the_book(html):
+    styles = list(html.rglob("*.css"))
+    assert styles
+    for style in styles:
+        text = style.read_text(encoding="utf-8")
+        addresses = re.findall(r"url\(\s*['\"]?([^)'\"]+)", text) + re.findall(r"@import\s+['\"]([^'\"]+)", text)
+        outside = [address for address in addresses if re.match(r"(?:https?:)?//", address)]
+        assert outside == [], style.name
+
+
+def test_welcome_page_shows_what_each_chapter_exports_and_takes(html):
+    page = (html / "index.html").read_text(encoding="utf-8")
+    for path in chapters():
+        chapter = Chapter.read(path)
+        assert f'href="{path.stem}.html"' in page
+        assert all(module in page for module in chapter.exports)
+        assert f"<p>{times()[path.stem]:.0f}</p>" in page
+    assert page.count('class="module"') == sum(len(Chapter.read(path).exports) for path in chapters())
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_exported_cells_carry_their_badge(html, chapter):
+    page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
+    cells = Chapter.read(chapter).cells
+    assert page.count('class="export-badge"') == sum(cell.source.startswith("#| export") for cell in cells)
+    assert "#| export" not in re.sub(r"<[^>]+>", "", page.partition("<article")[2].partition("</article>")[0])
+    for module in Chapter.read(chapter).exports:
+        assert f'<div class="export-badge">→ {module}</div>' in page
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the book on this machine and remembers what was not found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.missing: list[str] = []
+        self.served: list[str] = []
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    server: Server
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        (self.server.served if int(code) < 400 else self.server.missing).append(self.path)
+
+    def log_error(self, format: str, *arguments: object) -> None:
+        """Errors are in `missing` already."""
+
+
+@pytest.fixture(scope="module")
+def server(html: Path) -> Iterator[Server]:
+    server = Server(html)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def visit(address: str, scratch: Path) -> tuple[str, set[str]]:
+    """Open a page; returns its document after all scripts have run, and every address that the page asked for."""
+    log = scratch / "net.json"
+    assert BROWSER is not None
+    quiet = ["gpu", "background-networking", "component-update", "sync", "extensions", "default-apps", "dev-shm-usage"]
+    command = [BROWSER, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    command += [f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=8000"]
+    command += [
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    ]  # no name resolves: nothing leaves this machine
+    done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    events = json.loads(log.read_text(encoding="utf-8"))["events"]
+    parameters = [event["params"] for event in events if "url" in event.get("params", {})]
+    # what the browser asks for on its own account, such as the time of day, has no page as its initiator
+    return done.stdout, {
+        found["url"] for found in parameters if found.get("initiator", "not an origin") != "not an origin"
+    }
+
+
+def leaving(asked: set[str], host: str) -> list[str]:
+    return sorted(
+        url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc != host
+    )
+
+
+@needs_browser
+@pytest.mark.parametrize("place", ["file", "http"])
+def test_nothing_leaves_the_page(html, server, tmp_path, place):
+    """Pages, formulas, search and styles, in a real browser."""
+    host = f"127.0.0.1:{server.server_port}" if place == "http" else ""
+    base = f"http://{host}" if host else html.as_uri()
+    for page in ("index", "01_attention"):
+        document, asked = visit(f"{base}/{page}.html", tmp_path)
+        assert leaving(asked, host) == []
+        assert "</article>" in document
+    assert "<mjx-container" in document, "formulas are not typeset"
+    assert "MathJax-script" not in document or "mjx-merror" not in document
+    document, asked = visit(f"{base}/search.html?q=attention", tmp_path)
+    assert leaving(asked, host) == []
+    assert re.search(r'<a href="01_attention\.html[^"]*"', document.partition('id="search-results"')[2])
+    if place == "http":
+        assert server.served and [path for path in server.missing if path != "/favicon.ico"] == []
+
+
+@needs_browser
+def test_a_request_that_leaves_would_be_seen(tmp_path):
+    """The detector itself: a page that asks another host."""
+    page = tmp_path / "page.html"
+    page.write_text('<img src="http://outside.example/a.png">')
+    _, asked = visit(page.as_uri(), tmp_path)
+    assert leaving(asked, "") == ["http://outside.example/a.png"]

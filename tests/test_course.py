@@ -1,0 +1,72 @@
+"""What a chapter's first and last cell call, and how checks are found."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
+import pytest
+import torch
+
+import course
+from course import check
+from course.check.verdict import exercise
+
+
+def test_start_prepares_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)
+    course.start()
+    first = torch.rand(3)
+    assert os.getcwd() == str(course.ROOT)
+    assert torch.get_num_threads() == 1
+    assert mpl.rcParams["figure.facecolor"] == "none"
+    course.start()
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_summary_counts_lines_and_names_what_is_public(capsys):
+    course.start()
+    course.summary("slm/attention.py")
+    module, seconds = capsys.readouterr().out.splitlines()
+    lines = len((course.ROOT / "slm" / "attention.py").read_text().splitlines())
+    assert module == f"slm/attention.py: {lines} lines, causal_attention, MultiHeadAttention"
+    assert seconds.startswith("this chapter: ")
+
+
+def test_summary_of_a_missing_module_says_how_to_get_it():
+    with pytest.raises(FileNotFoundError, match="slm/none.py is not there; `python -m course export` writes it"):
+        course.summary("slm/none.py")
+
+
+def test_checks_are_found_by_name():
+    assert check.attention.__module__ == "course.check.chapter_01"
+    with pytest.raises(AttributeError, match="no check named 'nonsense'"):
+        check.nonsense  # noqa: B018
+    with pytest.raises(AttributeError):
+        check.exercise  # noqa: B018 - imported there, but no check
+
+
+def test_verdict_of_each_kind():
+    @exercise
+    def even(answer) -> str:
+        assert answer() % 2 == 0, "It is odd."
+        return "It is even."
+
+    def stub():
+        raise NotImplementedError
+
+    assert repr(even(lambda: 2)) == "Right. It is even." and even(lambda: 2).passed
+    assert repr(even(lambda: 1)).startswith("Not yet. It is odd.") and not even(lambda: 1).passed
+    assert repr(even(stub)).startswith("Not yet. It is still the stub")
+    assert (
+        repr(even(lambda: 1 // 0)) == "Not yet. Your code raises ZeroDivisionError: integer division or modulo by zero"
+    )
+
+
+def test_package_imports_without_the_course_and_its_tools():
+    """`import slm` needs neither the course nor what only some readers have installed."""
+    unwanted = ["course", "modal", "wandb", "datasets", "jupytext", "IPython", "matplotlib", "transformers"]
+    script = f"import sys, slm; print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=course.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

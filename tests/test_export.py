@@ -1,0 +1,269 @@
+"""The exporter: what it writes, what it refuses, and that it writes nothing when it refuses."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course import ROOT, add_to
+from course.export import ExportError, differences, export, orphans, write
+
+HEADER = """\
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   slm:
+#     exports: [{exports}]
+# ---
+
+# %% [markdown]
+# # Softmax
+#
+# How scores become *probabilities*, with [a link](other.md).
+"""
+
+
+class Repository:
+    """A folder with chapters that a test writes, and the package that is exported from them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def chapter(self, *cells: str, exports: str = "slm/softmax.py", name: str = "01_softmax") -> None:
+        path = self.root / "chapters" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(HEADER.format(exports=exports) + "".join(f"\n# %%\n{cell.strip()}\n" for cell in cells))
+
+    def module(self, path: str = "slm/softmax.py") -> str:
+        return next(module.source for module in export(self.root) if module.path == path)
+
+    def error(self) -> str:
+        with pytest.raises(ExportError) as refused:
+            export(self.root)
+        return str(refused.value)
+
+    def line(self, text: str, name: str = "01_softmax") -> int:
+        lines = (self.root / "chapters" / f"{name}.py").read_text().splitlines()
+        return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
+
+
+def test_module_reads_as_if_written_by_hand(repository):
+    repository.chapter(
+        "import course\ncourse.start()",
+        "#| export\nimport torch\nimport os\nfrom torch import nn",
+        "#| export\n# why one\nONE = 1",
+        "naive = 2",
+        "#| export\nimport torch\nimport math\n\ndef softmax(z: torch.Tensor):"
+        "\n    # safe\n    return math.exp( ONE )*z",
+    )
+    assert repository.module() == (
+        '"""Softmax.\n\nHow scores become probabilities, with a link.\n\n'
+        'Exported from chapters/01_softmax.py; edit it there.\n"""\n\n'
+        "import math\n\nimport torch\n\n"
+        "# why one\nONE = 1\n\n\n"
+        "def softmax(z: torch.Tensor):\n    # safe\n    return math.exp(ONE) * z\n"
+    )
+
+
+def test_own_docstring_wins(repository):
+    repository.chapter('#| export\n"""Safe for logits of any size."""\n\nX = 1')
+    assert repository.module().startswith('"""Safe for logits of any size.\n\nExported from chapters/01_softmax.py;')
+
+
+def test_cells_go_to_the_module_that_they_name(repository):
+    repository.chapter("#| export b\nB = 1", "#| export\nA = 1", "#| export a\nC = 2", exports="slm/a.py, slm/b.py")
+    assert "A = 1\n\nC = 2" in repository.module("slm/a.py") and "B = 1" not in repository.module("slm/a.py")
+    assert "B = 1" in repository.module("slm/b.py")
+
+
+def test_init_keeps_its_imports(repository):
+    repository.chapter(
+        '#| export __init__\nfrom slm.softmax import A\n\n__all__ = ["A"]',
+        "#| export\nA = 1",
+        exports="slm/softmax.py, slm/__init__.py",
+    )
+    assert "from slm.softmax import A" in repository.module("slm/__init__.py")
+
+
+ADDED = """\
+#| export
+# what a batch costs
+@add_to(Trainer)
+def step(self) -> str:
+    \"\"\"Do one step.
+
+    Twice indented in the class.
+    \"\"\"
+    text = \"\"\"kept
+as it is\"\"\"
+    return text + f\"\"\"{1}
+end\"\"\"  # said at the end
+"""
+
+
+def test_added_methods_stand_in_the_class(repository):
+    repository.chapter(
+        "#| export\nfrom course import add_to",
+        '#| export\nclass Trainer:\n    """Trains."""\n\n    rate = 1',
+        "#| export\nAFTER = 1",
+        ADDED,
+        "#| export\n@add_to(Trainer)\n@property\ndef done(self) -> bool:\n    return bool(AFTER)",
+    )
+    source = repository.module()
+    assert "add_to" not in source and "course" not in source
+    trainer, after = ast.parse(source).body[1:]
+    assert isinstance(trainer, ast.ClassDef) and isinstance(after, ast.Assign)
+    assert [node.name for node in trainer.body if isinstance(node, ast.FunctionDef)] == ["step", "done"]
+    assert "    # what a batch costs\n    def step" in source and "# said at the end" in source
+    namespace: dict = {}
+    exec(source, namespace)
+    assert namespace["Trainer"]().step() == "kept\nas it is1\nend"
+    assert namespace["Trainer"]().done is True
+    assert namespace["Trainer"].step.__doc__.startswith("Do one step.")
+
+
+def test_add_to_does_the_same_in_a_notebook():
+    class Trainer:
+        pass
+
+    @add_to(Trainer)
+    def step(self) -> int:
+        return 7
+
+    @add_to(Trainer)
+    @property
+    def rate(self) -> int:
+        return 8
+
+    assert Trainer().step() == 7 and Trainer().rate == 8
+
+
+@pytest.mark.parametrize(
+    ("cells", "where", "message"),
+    [
+        (["#| export\nA = 1", "#| export\ndef f(:\n    pass"], "def f(:", "cell 2: does not parse"),
+        (
+            ["#| export\nA = 1", "#| export\n\ndef A():\n    pass"],
+            "def A()",
+            "cell 2: 'A' is exported to slm/softmax.py a",
+        ),
+        (["helper = 1", "#| export\ndef f():\n    return helper"], "return helper", "cell 2: undefined name 'helper'"),
+        (["import torch", "#| export\nX = 1\nY = torch.ones(1)"], "Y = torch", "cell 2: undefined name 'torch'"),
+        (
+            ["#| export\nA = 1", "#| export other\nB = 1"],
+            "#| export other",
+            "cell 2: exported to 'other'; the front matter",
+        ),
+        (["#| export\nimport re as A", "#| export\nA = 1"], "A = 1", "cell 2: 'A' is exported to slm/softmax.py a"),
+        (
+            ["#| export\nfrom math import pi", "#| export\nfrom cmath import pi"],
+            "from cmath",
+            "cell 2: 'pi' would be cmath.pi and also math.pi",
+        ),
+        (["#| export\nA = 1", "#| exports\nB = 1"], "#| exports", "cell 2: '#| exports' is not understood"),
+        (["#| export\nA = 1", "B = 1\n#| export"], "#| export", "counts only as the first line"),
+        (["#| export\nA = 1", "#| export\nB = A\nB"], "B = A", "cell 2: an export cell ends with a value"),
+        (
+            ["#| export\nA = 1", "#| export\n@add_to(B)\ndef f(self):\n    pass"],
+            "@add_to(B)",
+            "cell 2: @add_to(B): no class 'B' is exported",
+        ),
+        (
+            ["#| export\nclass B:\n    def f(self):\n        pass", "#| export\n@add_to(B)\ndef f(self): ..."],
+            "def f(self): ...",
+            "cell 2: 'f' is exported to class B a second time",
+        ),
+    ],
+)
+def test_an_error_names_chapter_line_and_cell(repository, cells, where, message):
+    repository.chapter(*cells)
+    error = repository.error()
+    assert message in error
+    lines = [int(part.split(":")[1]) for part in error.splitlines()]
+    offset = 1 if where == "B = A" else 0  # the value stands on the line below
+    expected = repository.line(where) + offset
+    if where == "#| export":
+        expected = repository.line("B = 1") + 1
+    assert lines == [expected]
+    assert error.startswith(f"chapters/01_softmax.py:{expected}: ")
+
+
+@pytest.mark.parametrize(
+    ("exports", "message"),
+    [
+        ("slm/a.py, modal_app.py, slm/sub/a.py", "exports 'slm/sub/a.py'"),
+        ("slm/a.py, slm/a.py", "lists 'a' twice"),
+        ("slm/a.py, slm/b.py", "lists slm/b.py, but no cell is exported to it"),
+        ("", "lists no module under slm.exports"),
+    ],
+)
+def test_front_matter_is_checked(repository, exports, message):
+    repository.chapter("#| export\nA = 1", exports=exports)
+    assert message in repository.error()
+
+
+def test_two_chapters_cannot_export_one_module(repository):
+    repository.chapter("#| export\nA = 1")
+    repository.chapter("#| export\nB = 1", name="02_again")
+    assert repository.error() == "chapters/02_again.py:1: slm/softmax.py is already exported by chapters/01_softmax.py."
+
+
+def test_package_may_not_depend_on_the_course(repository):
+    repository.chapter("#| export\nfrom course import plots\n\nstyle = plots.style")
+    assert "may not depend on it" in repository.error()
+
+
+def test_all_errors_are_reported_at_once(repository):
+    repository.chapter("#| export\nA = missing", "#| export x\nB = 1")
+    repository.chapter("#| export\ndef f(:", exports="slm/other.py", name="02_other")
+    assert len(repository.error().splitlines()) == 3
+
+
+def test_check_shows_a_diff_and_orphans(repository):
+    repository.chapter("#| export\nA = 1")
+    modules = export(repository.root)
+    assert write(modules, repository.root) == ["slm/softmax.py"]
+    assert differences(modules, repository.root) == ""
+    assert write(modules, repository.root) == []
+    path = repository.root / "slm" / "softmax.py"
+    path.write_text(path.read_text().replace("A = 1", "A = 2"))
+    (repository.root / "slm" / "old.py").write_text("")
+    difference = differences(modules, repository.root)
+    assert "-A = 2\n+A = 1\n" in difference
+    assert "slm/old.py: no chapter exports it" in difference
+    assert orphans(modules, repository.root) == ["slm/old.py"]
+
+
+def test_command_writes_nothing_on_error(tmp_path):
+    """One bad chapter, and not even the good ones are written; the exit code says so."""
+    for folder in ("course", "chapters"):
+        (tmp_path / folder).mkdir()
+    for path in (ROOT / "course").glob("*.py"):
+        (tmp_path / "course" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    repository = Repository(tmp_path)
+    repository.chapter("#| export\nA = 1")
+    repository.chapter("#| export\nB = missing", exports="slm/other.py", name="02_other")
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "course", "export", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    refused = command()
+    assert refused.returncode == 1 and "Nothing was written" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "slm").exists()
+    repository.chapter("#| export\nB = 1", exports="slm/other.py", name="02_other")
+    assert command("--check").returncode == 1
+    assert not (tmp_path / "slm").exists()
+    assert command().returncode == 0
+    assert command("--check").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "slm").iterdir()) == ["other.py", "softmax.py"]
