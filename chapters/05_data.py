@@ -1,0 +1,1305 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [slm/data.py]
+# ---
+
+# %% [markdown]
+# # Data
+#
+# How a corpus becomes batches: rows of tokens with their targets, files that are mapped instead of loaded, splits that do not leak, and an order that
+# survives a crash. You export `TextDataset`, `prepare_tokens`, `TokenDataset` and `create_dataloader`, which read anything from a list of texts to the Hugging Face hub.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %% tags=["hide-input"]
+#| export
+import errno
+import codecs
+import functools
+import glob
+import hashlib
+import itertools
+import json
+import os
+import re
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import requests
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from slm import stories
+from slm.tokenizer import Tokenizer, get_tokenizer
+
+# %% [markdown]
+# ## One long strip
+#
+# A model reads `T` tokens and guesses, at each of them, the one that follows. So a training example needs no labels: text is its own answer, moved by one.
+# Join all documents into one strip, with the end-of-text token before, between and after them, and cut it into rows of `T`. Below are three short documents,
+# one colour each, in rows of eight. Each cell shows a token $x$ and, under it, its target $y$; hover over a cell for its place in the strip.
+
+# %%
+from course.figures.chapter_05 import strip
+
+tokenizer = get_tokenizer("stories")
+texts = ["Zoe had a red hat.", "Kai was sad. He lost his blue cap.", "Nell said yes."]
+eot = tokenizer.eot_token
+tokens = np.array([t for text in texts for t in [eot, *tokenizer.encode(text)]] + [eot], dtype=np.uint16)  # (N,)
+T = 8
+rows = [(tokens[i : i + T], tokens[i + 1 : i + T + 1]) for i in range(0, len(tokens) - T, T)]
+strip(rows, tokenizer)
+
+# %% [markdown]
+# Look at the row ends: the last target of a row is the first token of the next one. No token falls between two rows, and none is asked for twice. A row may start in the
+# middle of a sentence, and a document may begin in the middle of a row; end-of-text tells the model to forget.
+#
+# ## In symbols
+#
+# Call the strip $t \in \{0, \dots, V-1\}^N$, `N` tokens of a vocabulary of `V`. Row $i$ holds `T` inputs and `T` targets,
+#
+# $$x_i = (t_{iT}, \dots, t_{iT+T-1}), \qquad y_i = (t_{iT+1}, \dots, t_{iT+T}), \qquad i = 0, \dots, \left\lfloor \frac{N-1}{T} \right\rfloor - 1 .$$
+#
+# The $-1$ is there because the last target needs a token behind the last input. A batch is `B` such rows: `x` and `y`, both `(B, T)`.
+# The list above says the same in Python. It is right, and slow for a batch: a slice, a conversion and an object for each row. numpy can gather all rows with a table of positions:
+
+# %%
+def gather(tokens: np.ndarray, rows: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
+    window = tokens[rows[:, None] * T + np.arange(T + 1)]  # (B, 1) + (T + 1,) → (B, T + 1)
+    return window[:, :-1], window[:, 1:]  # (B, T) both
+
+
+# %% tags=["nbval-check-output"]
+x, y = gather(tokens, np.arange(len(rows)), T)
+bool((x == np.stack([x for x, _ in rows])).all() and (y == np.stack([y for _, y in rows])).all())
+
+# %% [markdown]
+# ### What goes wrong: targets that are not shifted
+#
+# Forget the shift, `y = x`, and training looks wonderful: the loss falls to zero, since each answer is the question. No error is ever raised. Here is a "model"
+# that only copies its input, scored with both kinds of targets:
+
+# %% tags=["nbval-check-output"]
+copied = x
+{"y = x": round(float((copied == x).mean()), 2), "y shifted by one": round(float((copied == y).mean()), 2)}
+
+# %% [markdown]
+# If your loss is too good, look here first. Chapter 4 computed a floor for the stories, below which no honest model can get.
+#
+# ## Rows to keep
+#
+# The class does what `gather` does, and one thing more. With `packing="documents"` each row begins at the start of a document and holds as many whole ones as
+# fit; what is left over is filled up with end-of-text, whose target $-100$ tells the loss to look away. Only a document longer than `T` goes on in the next row.
+# Short texts like our stories are then seen from their beginning, which is how they will be generated; the price is the filling.
+
+# %%
+#| export
+IGNORE = -100  # a target with this value does not count in the loss
+
+
+class DataError(ValueError):
+    """What is wrong with a corpus or a token file, in one sentence."""
+
+
+def document_rows(tokens: np.ndarray, context_length: int, eot_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack whole documents into rows of at most `context_length` targets.
+
+    A row ends where the last document that fits in it ends. A document longer than a row goes on in the next one.
+
+    Args:
+        tokens: `(N,)`, end-of-text first, last and between documents.
+        context_length: T, in tokens.
+        eot_token: The id of end-of-text.
+
+    Returns:
+        The position at which each row starts and the number of its targets, both `(rows,)` int64.
+    """
+    step = 1 << 24  # a part at a time, so that the comparison never takes as much memory as the file
+    found = [np.flatnonzero(tokens[i : i + step] == eot_token) + i for i in range(0, len(tokens), step)]
+    eots = np.concatenate(found)  # (M + 1,) document m lies between eots[m] and eots[m + 1]
+    full = np.maximum(-(-np.diff(eots) // context_length) - 1, 0)  # (M,) rows that document m fills before its last
+    last = eots[:-1] + full * context_length  # (M,) where that last row starts
+    following = np.searchsorted(eots, last + context_length, side="right") - 1  # (M,) first document not in that row
+
+    opening, m, next_of = [], 0, memoryview(following)
+    while m < len(following):
+        opening.append(m)
+        m = next_of[m]
+    first = np.array(opening, dtype=np.int64)  # the documents that open a row
+    count = full[first] + 1
+    ends = np.cumsum(count)
+    within = np.arange(count.sum()) - np.repeat(ends - count, count)  # 0, 1, … in the rows of each of them
+    starts = np.repeat(eots[first], count) + within * context_length
+    lengths = np.full(len(starts), context_length, dtype=np.int64)
+    lengths[ends - 1] = eots[following[first]] - last[first]
+    return starts, lengths
+
+
+class RowDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Tokens cut into rows `(x, y)`, where `y` is `x` shifted by one. Use `TextDataset` or `TokenDataset`.
+
+    Args:
+        tokens: `(N,)`, end-of-text first, last and between documents.
+        context_length: T, the length of a row in tokens.
+        eot_token: The id of end-of-text.
+        packing: "stream": row i begins at token i·T, wherever in a document that is; each token is a target exactly
+            once. "documents": a row begins with end-of-text and holds as many whole documents as fit, filled up with
+            end-of-text whose targets are -100; only a document longer than T goes on in the next row.
+        name: What an error message calls the tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, eot_token: int, packing: str, name: str) -> None:
+        if context_length < 1:
+            raise DataError(f"context_length is {context_length}; it must be at least 1.")
+        if packing not in ("stream", "documents"):
+            raise DataError(f"packing is {packing!r}; it must be 'stream' or 'documents'.")
+        self.tokens, self.context_length, self.packing, self.eot_token = tokens, context_length, packing, eot_token
+        self.n_rows = (len(tokens) - 1) // context_length
+        if packing == "documents":
+            self.starts, self.lengths = document_rows(tokens, context_length, eot_token)
+            self.n_rows = len(self.starts)
+        if self.n_rows < 1:
+            raise DataError(
+                f"{name} has {len(tokens)} tokens, fewer than the {context_length + 1} that one row of "
+                f"context_length={context_length} needs: take more text or a smaller context_length."
+            )
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -self.n_rows <= index < self.n_rows:
+            raise IndexError(f"row {index} of {self.n_rows}")
+        x, y = self.rows(np.array([index % self.n_rows]))
+        return x[0], y[0]
+
+    def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Many rows at once: indices `(B,)` → x and y, both `(B, T)` int64."""
+        T, indices = self.context_length, np.asarray(indices, dtype=np.int64)
+        starts = self.starts[indices] if self.packing == "documents" else indices * T  # (B,)
+        window = np.take(self.tokens, starts[:, None] + np.arange(T + 1), mode="clip")  # (B, T + 1)
+        x, y = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)  # (B, T)
+        if self.packing == "documents":
+            unused = np.arange(T) >= self.lengths[indices][:, None]  # (B, T)
+            x[unused], y[unused] = self.eot_token, IGNORE
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+# %% [markdown]
+# For texts in hand, all that remains is to encode them. A document that contains the characters `<|endoftext|>` must not be able to forge the token, so
+# special tokens inside a text are encoded as the text they are.
+
+# %%
+#| export
+class Piece(NamedTuple):
+    """A stretch of text that can be tokenized alone, and whether a document starts with it."""
+
+    text: str
+    starts: bool
+
+
+def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of some pieces with end-of-text before each document: `(N,)` uint32."""
+    parts = [np.empty(0, dtype=np.uint32)]
+    eot = np.array([tokenizer.eot_token], dtype=np.uint32)
+    for text, starts in pieces:
+        if starts:
+            parts.append(eot)
+        try:
+            parts.append(tokenizer.encode_to_numpy(text, disallowed_special=()))
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            parts.append(tokenizer.encode_to_numpy(text, disallowed_special=()))
+    return np.concatenate(parts)
+
+
+class TextDataset(RowDataset):
+    """Texts in hand as rows of tokens: item i is `(x, y)`, both `(T,)` int64, `y` being `x` shifted by one.
+
+    Args:
+        texts: The documents, joined by end-of-text; empty ones are left out.
+        tokenizer: What `get_tokenizer` gives. Special tokens inside a text are text.
+        context_length: T, in tokens.
+        packing: "stream" or "documents", see `RowDataset`.
+
+    Raises:
+        DataError: fewer tokens than one row needs.
+    """
+
+    def __init__(
+        self, texts: Iterable[str], tokenizer: Tokenizer, context_length: int, packing: str = "stream"
+    ) -> None:
+        documents = [Piece(text, True) for text in ([texts] if isinstance(texts, str) else texts) if text]
+        tokens = np.append(encode(documents, tokenizer), np.uint32(tokenizer.eot_token))
+        self.tokenizer = tokenizer
+        name = f"The text (number of documents: {len(documents)})"
+        super().__init__(tokens, context_length, tokenizer.eot_token, packing, name)
+
+# %% [markdown]
+# The same three documents, packed whole into rows of sixteen. A document that does not fit behind the one before it opens a new row:
+
+# %%
+strip(TextDataset(texts, tokenizer, 16, packing="documents"), tokenizer)
+
+# %% [markdown]
+# ## A corpus that does not fit in memory
+#
+# OpenWebText has about nine billion tokens. A Python list of them would not fit into most machines, and tokenizing them at every start would take an hour. So it is done
+# once: the ids go into a file, two bytes each (four if the vocabulary has more than 65,536 tokens), with nothing between them. To train, the file is *mapped*: the operating system
+# lends the file as if it were an array, fetches the pages that are touched and drops them when memory gets scarce. `gather` cannot tell the difference.
+#
+# A long file must be tokenized in parts, in constant memory, and the parts must give the ids of the whole. You cannot cut anywhere:
+
+# %% tags=["nbval-check-output"]
+text = "Once upon a time, there was a cat."
+whole = tokenizer.encode(text)
+for cut in (17, 18, 20, 23, 24):
+    same = tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
+    print(f"{text[:cut]}|{text[cut:]}  {'the same ids' if same else 'other ids'}")
+
+# %% [markdown]
+# Cuts inside a word change it, and so does a cut *behind* a space, since the tokenizer keeps a space with the word that follows. *Before* a space is safe: no token
+# reaches from a visible character into the white space behind it.
+
+# %%
+#| export
+def split_pieces(blocks: Iterable[str]) -> Iterator[Piece]:
+    """Cut one long document into pieces that, tokenized one by one, give the ids of the whole.
+
+    A word of GPT-2's pattern never reaches over the white space before it, except for one space in front. So the place
+    before a space or newline that a visible character follows is a safe cut. Only a block without any (a megabyte
+    without a space) is cut at its end, where a token may come out differently.
+    """
+    rest, starts = "", True
+    for block in blocks:
+        text = rest + block
+        safe = (i for i in range(len(text) - 2, 0, -1) if text[i] in " \n" and not text[i + 1].isspace())
+        cut = next(safe, len(text))
+        if text[:cut]:
+            yield Piece(text[:cut], starts)
+            starts = False
+        rest = text[cut:]
+    if rest:
+        yield Piece(rest, starts)
+
+
+# %% tags=["nbval-check-output"]
+book = "\n\n".join(map(stories.sample, range(50)))
+blocks = [book[i : i + 100] for i in range(0, len(book), 100)]
+np.array_equal(encode(split_pieces(blocks), tokenizer)[1:], tokenizer.encode(book))
+
+# %% [markdown]
+# Pieces are encoded by threads. tiktoken lets go of Python's lock while it works, so threads share one tokenizer and use all cores, without the start-up time and
+# copying that processes would cost. The results are needed in order, and not too many at once, or a fast reader would fill the memory. A few lines do that, and they will serve the loader too:
+
+# %%
+#| export
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map(function, items)` in the same order, with up to `2 * workers` results computed ahead by threads."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+# %% [markdown]
+# ## A split that does not leak
+#
+# A validation loss means something only if the model has never seen the text. Real corpora are full of copies. Take 1,000 stories, 200 of which occur twice,
+# and hold out a tenth in three ways: a tenth of the *rows*, the last tenth of the shuffled *documents*, and the documents whose *hash* is among the lowest tenth of all hashes.
+
+# %%
+#| export
+def in_validation(document: bytes, val_fraction: float) -> bool:
+    """Whether a document is held out: decided by its content alone, so copies of it go the same way."""
+    digest = hashlib.blake2b(document, digest_size=8).digest()
+    return int.from_bytes(digest, "big") < val_fraction * 2**64
+
+
+# %% tags=["nbval-check-output"]
+corpus = [stories.sample(seed) for seed in [*range(1000), *range(200)]]
+random = np.random.RandomState(0)
+random.shuffle(corpus)
+document_of = np.repeat(np.arange(len(corpus)), [len(tokenizer.encode(text)) + 1 for text in corpus])  # (N,) of each token
+row_held = random.rand(len(document_of) // 64 + 1) < 0.1
+token_held = row_held[np.arange(len(document_of)) // 64]  # (N,) rows of 64 tokens
+held = {
+    "rows": (set(document_of[token_held]), set(document_of[~token_held])),
+    "documents": (set(range(1080, 1200)), set(range(1080))),
+    "hashes": tuple({i for i, text in enumerate(corpus) if in_validation(text.encode(), 0.1) == side} for side in (True, False)),
+}
+for unit, (validation, train) in held.items():
+    seen = {corpus[i] for i in validation} & {corpus[i] for i in train}
+    print(f"held out by {unit}: {len(seen)} of {len({corpus[i] for i in validation})} validation stories are also in train")
+
+# %% [markdown]
+# The first two leak without a word, and the validation loss then rewards memory. A hash cannot: equal texts have equal hashes, so a copy follows its original, on any
+# machine, in any order, and when documents are added later. That is the rule here wherever a source has no validation split of its own.
+#
+# One long text is one document, and must be cut after all: its last part is held out, from a blank line on. The embedded stories have a split by seeds, and train
+# skips any story that validation holds too.
+#
+# ## Where text comes from
+#
+# The next cells are plumbing, folded away: they turn a source into pieces, one at a time, and turn whatever can be wrong with it into one sentence. Open them when you want to add a
+# source; it needs a `name`, a `fingerprint` that changes when its text may have changed, and `read(split)`.
+
+# %% tags=["hide-input"]
+#| export
+Advance = Callable[[float], object]  # told how far a reader has got
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test",)}
+
+
+def _read_utf8(path: Path, start: int, stop: int, advance: Advance) -> Iterator[str]:
+    """The text between two byte positions of a file, a megabyte at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if start == 0 else "utf-8")()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(1 << 20, stop - start))
+            if not block:
+                raise DataError(f"{path} became shorter while it was being read.")
+            start += len(block)
+            advance(len(block))
+            try:
+                yield decoder.decode(block, final=start == stop)
+            except UnicodeDecodeError as error:
+                at = start - len(error.object) + error.start
+                raise DataError(f"{path} is not UTF-8 text: invalid byte at offset {at}; convert it first.") from None
+
+
+def _read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with the words that name its place."""
+    start = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                at = start + error.start
+                raise DataError(f"{path} is not UTF-8 text: invalid byte at offset {at}; convert it first.") from None
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where} is not JSON: {error.msg} at column {error.colno}.") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{where} holds a {type(row).__name__}; an object with a text column is needed.")
+            start += len(line)
+            advance(len(line))
+            if row:
+                yield where, row
+
+
+def _read_parquet(path: Path, column: str, advance: Advance) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a Parquet file, of which only the text column is read."""
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f'Reading {path} needs pyarrow: pip install "slm[data]".') from None
+    try:
+        with ParquetFile(path) as file:
+            columns = [column] if column in file.schema_arrow.names else None  # None: all, for the message to list
+            share = path.stat().st_size / max(file.metadata.num_rows, 1)
+            batches = file.iter_batches(batch_size=1024, columns=columns)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, 1):
+                advance(share)
+                yield f"{path}, row {number}", row
+    except ArrowInvalid as error:
+        raise DataError(f"{path} is not a Parquet file: {str(error).splitlines()[0].rstrip('.')}.") from None
+
+
+def _take_texts(rows: Iterable[tuple[str, dict[str, Any]]], column: str) -> Iterator[str]:
+    """The text column of rows. Documents that are empty or null are left out."""
+    for where, row in rows:
+        if column not in row:
+            raise DataError(f"{where} has no column {column!r}; the columns there are {', '.join(map(repr, row))}.")
+        text = row[column]
+        if not isinstance(text, str | None):
+            raise DataError(f"{where}: {column!r} is a {type(text).__name__}, and text is needed.")
+        if text:
+            yield text
+
+
+def _whole_documents(texts: Iterable[str]) -> Iterator[Piece]:
+    """Each text as one piece."""
+    return (Piece(text, True) for text in texts)
+
+
+def _hold_out(texts: Iterable[str], split: str, val_fraction: float) -> Iterator[str]:
+    """The documents of one side of a split by hash."""
+    for text in texts:
+        if in_validation(text.encode("utf-8", "surrogatepass"), val_fraction) == (split == "validation"):
+            yield text
+
+
+def _split_name(split: str) -> str:
+    """The one name of a split that goes by several, such as "val"."""
+    return next((name for name, others in SPLITS.items() if split in others), split)
+
+
+# %% tags=["hide-input"]
+#| export
+@dataclass(frozen=True)
+class Reading:
+    """One split of a source: the rule that made it, a function that gives its pieces, and its size in some unit."""
+
+    rule: str
+    pieces: Callable[[Advance], Iterator[Piece]]
+    size: float | None
+    unit: str
+
+
+class StorySource:
+    """The embedded stories: train and validation use different seeds, and train skips a story that validation holds."""
+
+    TRAIN, VALIDATION, VALIDATION_SEED = 30_000, 1_000, 1_000_000_000
+
+    def __init__(self, max_documents: int | None) -> None:
+        self.name = "stories"
+        self.sizes = {"train": max_documents or self.TRAIN, "validation": self.VALIDATION}
+        self.sizes["validation"] = min(self.sizes.values())
+        grammar = f"{stories.count()} {stories.entropy():.9f} " + "".join(map(stories.sample, range(10)))
+        self.fingerprint = hashlib.sha256(grammar.encode()).hexdigest()
+
+    def _texts(self, split: str, advance: Advance) -> Iterator[str]:
+        held_out = [stories.sample(self.VALIDATION_SEED + i) for i in range(self.sizes["validation"])]
+        excluded = set(held_out)
+        train = (text for text in map(stories.sample, itertools.count()) if text not in excluded)
+        for text in itertools.islice(train if split == "train" else held_out, self.sizes[split]):
+            advance(1)
+            yield text
+
+    def read(self, split: str) -> Reading:
+        """The pieces of "train" or "validation"."""
+        if split not in self.sizes:
+            raise DataError(f"The stories have no split {split!r}; there are 'train' and 'validation'.")
+        rule = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation, no story in both"
+        return Reading(rule, lambda advance: _whole_documents(self._texts(split, advance)), self.sizes[split], "story")
+
+
+def _find_files(path: str | Path) -> list[Path]:
+    """The text files that are not empty and that a path, folder or glob pattern stands for, sorted."""
+    root = Path(path).expanduser()
+    if root.is_dir():
+        inside = (p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        found = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    else:
+        matches = map(Path, glob.glob(str(root), recursive=True))
+        found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
+    if not found and root.is_dir():
+        raise DataError(f"The folder {path} has no {', '.join(SUFFIXES)} file.")
+    if not found:
+        raise DataError(f"{path} does not exist.")
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise DataError(f"{file} is not a kind of file that is read: {', '.join(SUFFIXES)}.")
+    full = [file for file in found if file.stat().st_size]
+    if not full:
+        raise DataError(f"{path} is empty.")
+    return full
+
+
+def _split_of_file(path: Path) -> str | None:
+    """The split that a file name carries as a word, such as "train" in `train-00001.parquet`."""
+    words = re.split(r"[^a-z]+", path.name.removesuffix(path.suffix).lower())
+    return next((split for split, names in SPLITS.items() if any(name in words for name in names)), None)
+
+
+def _tail_start(file: Path, fraction: float) -> int:
+    """Where the last `fraction` of a text file starts, moved on to the next blank line, else line, else character."""
+    size = file.stat().st_size
+    target = int(size * (1 - fraction))
+    with open(file, "rb") as opened:
+        opened.seek(target)
+        window = opened.read(1 << 20)
+    for boundary in (rb"\n\r?\n", rb"\n", rb"(?s:.)(?=[^\x80-\xbf])"):
+        found = re.search(boundary, window)
+        if found and target + found.end() < size:
+            return target + found.end()
+    return target
+
+
+class FileSource:
+    """Files on this machine.
+
+    Files whose names carry a split ("train.txt", "validation-0.parquet") are that split; a single "…train…" file brings
+    the validation file beside it. Where there is no validation file, part of train is held out:
+
+    - of .jsonl and .parquet files the documents whose hash falls in the lowest `val_fraction` of all hashes;
+    - of .txt files, each of which is one document, that share of the files (those with the lowest hashes) if it makes
+      at least one; else the last `val_fraction` of each, from a blank line or line end on.
+    """
+
+    def __init__(self, path: str | Path, text_column: str, val_fraction: float) -> None:
+        self.path, self.name, self.column, self.val_fraction = path, Path(path).name, text_column, val_fraction
+        files = _find_files(path)
+        if len(files) == 1 and _split_of_file(files[0]) == "train":
+            names = (re.sub("train(ing)?", other, files[0].name) for other in SPLITS["validation"])
+            beside = (files[0].with_name(name) for name in names)
+            files += itertools.islice((file for file in beside if file.is_file()), 1)
+        self.fingerprint = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        self.train = [file for file in files if _split_of_file(file) not in ("validation", "test")]
+        self.others = {split: [file for file in files if _split_of_file(file) == split] for split in SPLITS}
+        if not self.train:  # all are named for another split: then names say nothing
+            self.train, self.others = files, {}
+
+    def read(self, split: str) -> Reading:
+        """The pieces of "train", "validation", or a split that files are named for."""
+        if split != "train" and self.others.get(split):
+            return self._reading(f"the files named {split}", self.others[split], None)
+        if split == "train" and self.others.get("validation"):
+            return self._reading("the files not named for another split", self.train, None)
+        if split in ("train", "validation"):
+            return self._reading(f"{self.val_fraction:g} held out for validation", self.train, split)
+        raise DataError(f"{self.path} has no split {split!r}; there are 'train' and 'validation'.")
+
+    def _reading(self, rule: str, files: list[Path], split: str | None) -> Reading:
+        """Files read whole (split None), or the side of a split that has to be made."""
+        held, text_files = set(), [file for file in files if file.suffix == ".txt"]
+        n_held = int(len(text_files) * self.val_fraction)
+        if split and n_held:
+            digests = {}
+            for file in text_files:
+                with open(file, "rb") as opened:
+                    digests[file] = hashlib.file_digest(opened, "sha256").digest()
+            held = {file for file in text_files if digests[file] <= sorted(digests.values())[n_held - 1]}
+
+        def ranges(file: Path) -> tuple[int, int]:  # the bytes of a text file that belong to the split
+            size = file.stat().st_size
+            if split and n_held:
+                return (0, size) if (file in held) == (split == "validation") else (0, 0)
+            cut = _tail_start(file, self.val_fraction) if split else 0
+            return (0, cut) if split == "train" else (cut, size)
+
+        def pieces(advance: Advance) -> Iterator[Piece]:
+            for file in files:
+                if file.suffix == ".txt":
+                    yield from split_pieces(_read_utf8(file, *ranges(file), advance))
+                    continue
+                jsonl = file.suffix == ".jsonl"
+                rows = _read_jsonl(file, advance) if jsonl else _read_parquet(file, self.column, advance)
+                texts = _take_texts(rows, self.column)
+                yield from _whole_documents(_hold_out(texts, split, self.val_fraction) if split else texts)
+
+        return Reading(rule, pieces, sum(file.stat().st_size for file in files), "B")
+
+
+# %% tags=["hide-input"]
+#| export
+def _hub_answers(seconds: float = 4.0) -> bool:
+    """Whether the Hugging Face hub can be reached. In a thread, since looking up its address knows no time limit."""
+    from huggingface_hub import constants
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            requests.head(constants.ENDPOINT, timeout=seconds)
+        except requests.RequestException:
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+class HubSource:
+    """A data set of the Hugging Face hub: "owner/name" or "owner/name:config", with "@revision" behind it if need be.
+
+    Its token files are found again without a network. A validation split that it lacks is made by hash from train.
+    """
+
+    PATTERN = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?")
+
+    def __init__(self, name: str, text_column: str, val_fraction: float, streaming: bool) -> None:
+        found = self.PATTERN.fullmatch(name)
+        if not found:
+            raise DataError(
+                f"{name!r} is no corpus: it must be 'stories', a {', '.join(SUFFIXES)} file, a folder of such files, "
+                f"or a data set of the Hugging Face hub, 'owner/name' or 'owner/name:config'."
+            )
+        self.name = self.fingerprint = name
+        self.repository, self.config, self.revision = found.groups()
+        self.column, self.val_fraction, self.streaming = text_column, val_fraction, streaming
+
+    def _load(self) -> Any:
+        """The data set's splits, as `datasets` gives them."""
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(f'Reading {self.name!r} from the hub needs datasets: pip install "slm[data]".') from None
+        offline = datasets.config.HF_HUB_OFFLINE
+        if not offline and not _hub_answers():
+            raise DataError(
+                f"The Hugging Face hub does not answer, so {self.name!r} cannot be read: use 'stories' or a local "
+                f"file, or set HF_HUB_OFFLINE=1 if the data set is already in this machine's cache."
+            )
+        streaming = self.streaming and not offline
+        try:
+            return datasets.load_dataset(self.repository, self.config, revision=self.revision, streaming=streaming)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            hint = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched" if offline else ""
+            raise DataError(f"Cannot read {self.name!r} from the Hugging Face hub: {reason}{hint}.") from error
+
+    def read(self, split: str) -> Reading:
+        """The pieces of any split that the data set has, and of "validation"."""
+        loaded = self._load()
+        splits = {_split_name(name): data for name, data in loaded.items()}
+        made = split in ("train", "validation") and "train" in splits and "validation" not in splits
+        if split not in splits and not made:
+            raise DataError(f"{self.name!r} has no split {split!r}; it has {', '.join(map(repr, loaded))}.")
+        data = splits["train" if made else split]
+        if self.column in (data.column_names or ()):
+            data = data.select_columns([self.column])
+
+        def rows(advance: Advance) -> Iterator[tuple[str, dict[str, Any]]]:
+            for number, row in enumerate(data, 1):
+                advance(1)
+                yield f"{self.name}, row {number}", row
+
+        def pieces(advance: Advance) -> Iterator[Piece]:
+            texts = _take_texts(rows(advance), self.column)
+            return _whole_documents(_hold_out(texts, split, self.val_fraction) if made else texts)
+
+        rule = f"{self.val_fraction:g} of train held out by hash" if made else f"the data set's own {split!r}"
+        return Reading(rule, pieces, None if not hasattr(data, "__len__") else len(data), "document")
+
+
+Source = StorySource | FileSource | HubSource
+
+
+def find_source(
+    source: str | Path, text_column: str, max_documents: int | None, val_fraction: float, streaming: bool | None
+) -> Source:
+    """What a name or path stands for: the stories, local files, or a data set of the hub."""
+    text = str(source)
+    if source == "stories":
+        return StorySource(max_documents)
+    local = text.endswith(SUFFIXES) or text.startswith((".", "~", "/")) or glob.has_magic(text) or os.path.exists(text)
+    if isinstance(source, Path) or local:
+        return FileSource(source, text_column, val_fraction)
+    return HubSource(text, text_column, val_fraction, max_documents is not None if streaming is None else streaming)
+
+# %% [markdown]
+# ## A file that is whole or not there
+#
+# Preparing a large corpus takes an hour, and in an hour anything can happen: a full disk, a closed laptop, a second process that wants the same file. Three rules make all of that harmless.
+#
+# - Tokens are written under a **temporary name**, forced to the disk (`fsync`), and only then renamed. A rename happens entirely or not at all.
+# - A **sidecar**, a small JSON file, is written last, in the same way. It says what the file was made of and how long it is. Tokens without one do not count.
+# - The file's name holds a **hash of everything that decides its contents**: the source's fingerprint, the tokenizer's, the split. Change one, and another file is made.
+
+# %% tags=["hide-input"]
+#| export
+FORMAT = 1  # of token files; one of another format is never read
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file that takes the name `path` once it is complete and on the disk, and is removed if it fails."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"{path} could not be written ({error.strerror}): make room or choose another cache_dir."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
+    """Pieces up to the end of document n."""
+    count = 0
+    for piece in pieces:
+        count += piece.starts
+        if n is not None and count > n:
+            return
+        yield piece
+
+
+def _batch_pieces(pieces: Iterable[Piece], characters: int = 1 << 19) -> Iterator[list[Piece]]:
+    """Pieces in groups so large that handing one to a thread costs nothing beside encoding it."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_tokens(path: Path, reading: Reading, tokenizer: Tokenizer, about: dict[str, Any], n: int | None) -> None:
+    """Tokenize one split into a token file and, when that is complete, write the sidecar that makes it valid."""
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
+    digest, n_tokens, n_documents = hashlib.sha256(), 0, 0
+
+    def tokenize(batch: list[Piece]) -> tuple[int, np.ndarray]:
+        return sum(piece.starts for piece in batch), encode(batch, tokenizer).astype(dtype)
+
+    with (
+        tqdm(desc=path.stem, total=reading.size, unit=reading.unit, unit_scale=True, disable=None) as bar,
+        _replacing(path) as file,
+    ):
+        batches = _batch_pieces(_first_documents(reading.pieces(bar.update), n))
+        end = [(0, np.array([tokenizer.eot_token], dtype=dtype))]
+        for started, tokens in itertools.chain(map_ahead(tokenize, batches, min(os.cpu_count() or 1, 8)), end):
+            file.write(tokens.data)
+            digest.update(tokens.data)
+            n_documents, n_tokens = n_documents + started, n_tokens + len(tokens)
+            bar.set_postfix_str(f"{n_tokens / 1e6:.1f} M tokens", refresh=False)
+        if n_documents == 0:
+            raise DataError(f"The split {about['split']!r} of {about['source']} holds no text ({reading.rule}).")
+    facts = {"format": FORMAT, "tokens": n_tokens, "documents": n_documents, "dtype": dtype.name}
+    sidecar = {**facts, "tokens_sha256": digest.hexdigest(), **about, "rule": reading.rule}
+    with _replacing(path.with_suffix(".json")) as file:
+        file.write(json.dumps(sidecar, indent=2).encode())
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """The JSON beside a token file, once the file agrees with it in format and size.
+
+    Raises:
+        DataError: one of the two files is missing, damaged, or does not belong to the other.
+    """
+    sidecar = path.with_suffix(".json")
+    for file in (path, sidecar):
+        if not file.is_file():
+            raise DataError(f"{file} does not exist; prepare_tokens makes a token file and its sidecar.")
+    try:
+        about = json.loads(sidecar.read_bytes())
+        version, expected = about["format"], about["tokens"] * np.dtype(about["dtype"]).itemsize
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{sidecar} is damaged: delete it, and prepare the text again.") from None
+    if version != FORMAT:
+        raise DataError(f"{path} has format {version} and this version of slm reads {FORMAT}: prepare the text again.")
+    if path.stat().st_size != expected:
+        raise DataError(
+            f"{path} is damaged: it has {path.stat().st_size} bytes where its sidecar says {expected}; "
+            f"delete it, and prepare the text again."
+        )
+    return about
+
+
+# %%
+#| export
+def prepare_tokens(
+    source: str | Path,
+    split: str = "train",
+    tokenizer: str | Tokenizer = "gpt2",
+    cache_dir: str | Path = "data",
+    text_column: str = "text",
+    max_documents: int | None = None,
+    val_fraction: float = 0.1,
+    streaming: bool | None = None,
+) -> Path:
+    """Tokenize one split of a corpus into a file of ids, unless that was done before.
+
+    The file holds uint16 (uint32 for a vocabulary above 65,536), end-of-text first, last and between documents. The
+    JSON file beside it says what it was made of; without one it is not finished, and is made anew. Documents are read
+    as a stream and tokenized by threads, so the memory needed does not grow with the corpus. A second process that
+    asks for the same file waits for the first.
+
+    Args:
+        source: "stories"; a .txt, .jsonl or .parquet file, a folder of such files or a pattern like "texts/*.txt"; or
+            "owner/name" or "owner/name:config" on the Hugging Face hub (needs `pip install "slm[data]"`).
+        split: "train", "validation", or any split that the source has by name.
+        tokenizer: A name or path for `get_tokenizer`, or what it gave.
+        cache_dir: Folder of the token files; it is created.
+        text_column: The column of .jsonl, .parquet and hub data that holds the text.
+        max_documents: At most so many documents. Of the stories, 30,000 unless said; validation has 1,000 at most.
+        val_fraction: The share of train that becomes validation where the source has none; see `FileSource`.
+        streaming: Read a hub data set over the network instead of downloading it first. Unless said, only if
+            `max_documents` is given.
+
+    Returns:
+        The path of the token file, for `TokenDataset`.
+
+    Raises:
+        DataError: the source cannot be found or read, or has no text; the disk is full.
+    """
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction}; it must lie between 0 and 1.")
+    if max_documents is not None and max_documents < 1:
+        raise DataError(f"max_documents is {max_documents}; it must be at least 1.")
+    tokenizer = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    found = find_source(source, text_column, max_documents, val_fraction, streaming)
+    about: dict[str, Any] = {"source": found.name, "fingerprint": found.fingerprint, "split": _split_name(split)}
+    about |= {"text_column": text_column, "max_documents": max_documents, "val_fraction": val_fraction}
+    key = hashlib.sha256(json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    stem = re.sub(r"[^\w.-]+", "-", f"{found.name}-{about['split']}").strip(".-")
+    path = Path(cache_dir).expanduser() / f"{stem}-{key}.tokens"
+    if path.exists() and path.with_suffix(".json").exists():
+        _read_sidecar(path)
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir.") from error
+    with lock:
+        if path.exists() and path.with_suffix(".json").exists():  # another process made it in the meantime
+            return path
+        for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp"):  # by a process that was killed
+            abandoned.unlink()
+        made_by = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "eot_token": tokenizer.eot_token}
+        _write_tokens(path, found.read(about["split"]), tokenizer, about | {"tokenizer": made_by}, max_documents)
+    return path
+
+
+class TokenDataset(RowDataset):
+    """A token file, mapped into memory and read row by row. Nothing of it is loaded before it is asked for.
+
+    Args:
+        path: What `prepare_tokens` returned.
+        context_length: T, in tokens.
+        packing: "stream" or "documents", see `RowDataset`.
+        tokenizer: If given, the file must have been made with it.
+
+    Raises:
+        DataError: the file is damaged, comes from another tokenizer, or has fewer tokens than one row needs.
+    """
+
+    def __init__(
+        self, path: str | Path, context_length: int, packing: str = "stream", tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.path, self.tokenizer, self.about = Path(path), tokenizer, _read_sidecar(Path(path))
+        made_by = self.about["tokenizer"]
+        if tokenizer is not None and made_by["fingerprint"] != tokenizer.fingerprint:
+            raise DataError(
+                f"{path} holds ids of the tokenizer {made_by['name']!r} ({made_by['fingerprint']}), "
+                f"not of {tokenizer.name!r} ({tokenizer.fingerprint}): prepare the text again."
+            )
+        tokens = np.asarray(np.memmap(self.path, dtype=self.about["dtype"], mode="r"))
+        eot = made_by["eot_token"]
+        if tokens[0] != eot or tokens[-1] != eot:
+            raise DataError(f"{path} is damaged: it does not begin and end with end-of-text; prepare the text again.")
+        super().__init__(tokens, context_length, eot, packing, str(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets the path, not a copy of the tokens."""
+        return TokenDataset, (self.path, self.context_length, self.packing, self.tokenizer)
+
+    def verify(self) -> None:
+        """Read the whole file and compare its SHA-256 with the one noted when it was written.
+
+        Raises:
+            DataError: a bit has changed.
+        """
+        with open(self.path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.about["tokens_sha256"]:
+            raise DataError(f"{self.path} is damaged: its contents are not what was written; delete it.")
+
+# %% [markdown]
+# Here are 2,000 stories as a file, and what its sidecar says. The second call finds the file and returns at once.
+
+# %%
+import tempfile
+import time
+
+scratch = Path(tempfile.mkdtemp())
+seconds = []
+for _ in range(2):
+    began = time.perf_counter()
+    path = prepare_tokens("stories", "train", tokenizer, cache_dir=scratch, max_documents=2000)
+    seconds.append(time.perf_counter() - began)
+print(f"first call {seconds[0]:.2f} s, second call {seconds[1]:.3f} s")
+print(path.with_suffix(".json").read_text())
+
+# %% [markdown]
+# ### What goes wrong: ids of another tokenizer
+#
+# Ids are only numbers, so a file made with one vocabulary is readable with any other. Nothing would fail. The model would learn from this:
+
+# %% tags=["nbval-check-output"]
+from slm.tokenizer import train_bpe
+
+other = Tokenizer("other", train_bpe(map(stories.sample, range(300)), 1024))
+ids = np.fromfile(path, dtype=np.uint16)
+print("right:", tokenizer.decode(ids[1:40].tolist()))
+print("wrong:", other.decode(ids[1:40].tolist()))
+try:
+    TokenDataset(path, 64, tokenizer=other)
+except DataError as error:
+    print("error:", "holds ids of the tokenizer 'stories'" in str(error))
+
+# %% [markdown]
+# ## An order that survives a crash
+#
+# Rows are shuffled anew each epoch. The usual way is a random generator that draws as it goes, and that is where resumed runs go wrong: unless its state is saved too,
+# the restarted loader begins a *new* shuffle, and the rest of the old epoch is never seen. Crash a run with 1,024 rows after 40 of its 64 batches, and let it go on for the other 24:
+
+# %% tags=["nbval-check-output"]
+def drawn(random: np.random.RandomState, n_rows: int = 1024, B: int = 16) -> Iterator[np.ndarray]:
+    while True:
+        yield from random.permutation(n_rows).reshape(-1, B)
+
+
+def seen_once(before: Iterator[np.ndarray], after: Iterator[np.ndarray]) -> str:
+    counts = np.bincount(np.concatenate([*itertools.islice(before, 40), *itertools.islice(after, 24)]), minlength=1024)
+    return f"never {(counts == 0).sum()}, once {(counts == 1).sum()}, twice {(counts == 2).sum()}"
+
+
+print("generator restarted with another seed:", seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(1))))
+print("generator restarted with the same one:", seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(0))))
+
+# %% [markdown]
+# The cure is to have no state: make the rows of a step a *function* of the seed and the number of the step. Then any batch can be computed at any time, and a checkpoint needs two integers.
+#
+# Global row number $g = \text{step} \cdot B + b$ belongs to epoch $\lfloor g / R \rfloor$, with `R` rows in the file, and is the row at place $g \bmod R$ of that epoch's permutation. The permutation is a function of (seed, epoch).
+# It takes four bytes per row, and a row in the file takes $2T$: one part in 512 at `T` = 1024. Cheap enough to be simply computed. A batch may hold the end of one epoch and
+# the start of the next; no row is left out. With `W` processes, a global batch has $W \cdot B$ rows, and each process takes its own `B` of them.
+
+# %%
+#| export
+@functools.lru_cache(maxsize=4)
+def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """All row indices in the order of one epoch: `(n_rows,)`, a function of the arguments alone.
+
+    `RandomState` is numpy's frozen generator: a later numpy gives the same order, and can resume a run.
+    """
+    order = np.arange(n_rows, dtype=np.uint32 if n_rows < 1 << 32 else np.uint64)
+    np.random.RandomState([seed, epoch]).shuffle(order)
+    order.flags.writeable = False
+    return order
+
+
+class TokenLoader:
+    """Batches of rows, for ever, in an order that depends on nothing but (seed, step).
+
+    Rows are dealt out in a new order each epoch, and a batch may hold the end of one epoch and the start of the next,
+    so no row is left out. With `world_size` processes a global batch has `batch_size * world_size` rows, and rank r
+    takes the r-th `batch_size` of them: the ranks' batches, one below the other, are the batch of a single process.
+
+    Args:
+        dataset: Rows of tokens.
+        batch_size: B, the rows that this process gets per step.
+        shuffle: False keeps the order of the file.
+        seed: Of the order of rows, 0 or more.
+        rank, world_size: This process among all that train together.
+        num_workers: Threads that prepare batches ahead. Copying out of a memory map lets other threads run, so threads
+            are enough, and nothing has to be sent between processes.
+        pin_memory: Put batches in page-locked memory, from which a GPU can fetch them while it works. Unless said, if
+            there is a CUDA device.
+    """
+
+    def __init__(
+        self,
+        dataset: TextDataset | TokenDataset,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise DataError(f"{name} is {value}; it must be at least {least}.")
+        if not 0 <= rank < world_size:
+            raise DataError(f"rank is {rank} with world_size {world_size}; it must be 0 or more and below world_size.")
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.tokenizer = dataset.tokenizer
+        self.tokens_per_batch = batch_size * dataset.context_length  # B·T, of this process
+        self.steps_per_epoch = -(-len(dataset) // (batch_size * world_size))  # after so many, each row has been seen
+        self.step = 0
+
+    def indices(self, step: int) -> np.ndarray:
+        """The rows of a step: `(B,)`."""
+        n_rows = len(self.dataset)
+        first = (step * self.world_size + self.rank) * self.batch_size
+        epoch, place = np.divmod(np.arange(first, first + self.batch_size), n_rows)  # (B,) both
+        if not self.shuffle:
+            return place
+        epochs = range(epoch[0], epoch[-1] + 1)
+        return np.concatenate([epoch_order(n_rows, self.seed, e)[place[epoch == e]] for e in epochs])
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of any step, past or future: x and y, both `(B, T)` int64."""
+        return self._fetch(self.indices(step))
+
+    def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        x, y = self.dataset.rows(indices)
+        return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches from the present step on, without end."""
+        for batch in map_ahead(self.batch, itertools.count(self.step), self.num_workers):
+            self.step += 1
+            yield batch
+
+    def epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each row exactly once over all ranks, in the order of the file; the last batch may be shorter."""
+        n_rows = len(self.dataset)
+        firsts = range(self.rank * self.batch_size, n_rows, self.batch_size * self.world_size)
+        groups = (np.arange(first, min(first + self.batch_size, n_rows)) for first in firsts)
+        return map_ahead(self._fetch, groups, self.num_workers)
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed of the order, and the next step to be handed out."""
+        return {"seed": self.seed, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where another loader stood; the next iterator starts there."""
+        self.seed, self.step = state["seed"], state["step"]
+
+# %% [markdown]
+# And the one function that most callers need, from the name of a corpus to its batches:
+
+# %%
+#| export
+def create_dataloader(
+    dataset_name: str | None = None,
+    dataset_path: str | Path | None = None,
+    split: str = "train",
+    batch_size: int = 16,
+    context_length: int = 1024,
+    num_workers: int = 0,
+    tokenizer: str | Tokenizer = "gpt2",
+    packing: str = "stream",
+    seed: int = 0,
+    shuffle: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    cache_dir: str | Path = "data",
+    text_column: str = "text",
+    max_documents: int | None = None,
+    val_fraction: float = 0.1,
+    streaming: bool | None = None,
+    pin_memory: bool | None = None,
+) -> TokenLoader:
+    """Batches `(x, y)` of token ids from any corpus, tokenized on the first call.
+
+    Args:
+        dataset_name: "stories", a data set of the Hugging Face hub, or a path; or else
+        dataset_path: a file, folder or pattern on this machine.
+        split, tokenizer, cache_dir, text_column, max_documents, val_fraction, streaming: See `prepare_tokens`.
+        context_length, packing: See `TokenDataset`.
+        batch_size, num_workers, seed, shuffle, rank, world_size, pin_memory: See `TokenLoader`.
+
+    Raises:
+        DataError: What `prepare_tokens`, `TokenDataset` or `TokenLoader` finds wrong, in one sentence.
+    """
+    if (dataset_name is None) == (dataset_path is None):
+        raise DataError("Give either dataset_name ('stories' or a hub data set) or dataset_path, one of the two.")
+    source = dataset_name if dataset_name is not None else Path(str(dataset_path))
+    tokenizer = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    path = prepare_tokens(source, split, tokenizer, cache_dir, text_column, max_documents, val_fraction, streaming)
+    dataset = TokenDataset(path, context_length, packing, tokenizer)
+    return TokenLoader(dataset, batch_size, shuffle, seed, rank, world_size, num_workers, pin_memory)
+
+# %% [markdown]
+# ## Look at it
+#
+# A batch, as a model will get it. The first line of each row is read as text again:
+
+# %%
+loader = create_dataloader("stories", split="train", tokenizer=tokenizer, batch_size=4, context_length=32, cache_dir=scratch, max_documents=2000)
+x, y = next(iter(loader))
+for row in x:
+    print(repr(tokenizer.decode(row.tolist())))
+
+# %% [markdown]
+# How do batches tile the corpus? Each column below is a row of a small file, each line an epoch; a cell's colour is the batch in which that row is dealt out. The white outline marks one batch:
+# its rows lie all over the file, in other places in each epoch, and every cell is filled exactly once.
+
+# %%
+from course.figures.chapter_05 import tiles
+
+tiny = create_dataloader("stories", split="validation", tokenizer=tokenizer, batch_size=8, context_length=64, cache_dir=scratch, max_documents=50)
+tiles(tiny, epochs=3, marked=3)
+
+# %% [markdown]
+# Is all this machinery fast? Take `torch.utils.data.DataLoader` on the same file with its defaults, which asks for one row at a time and stacks them, and count tokens per second of CPU time:
+
+# %%
+def tokens_per_second(batches: Iterator[tuple[Tensor, Tensor]], n: int = 300) -> float:
+    next(batches)  # the first one sets things up
+    began = time.process_time()
+    total = sum(x.numel() for x, _ in itertools.islice(batches, n))
+    return total / (time.process_time() - began)
+
+
+fast = create_dataloader("stories", tokenizer=tokenizer, batch_size=32, context_length=256, cache_dir=scratch, max_documents=2000)
+plain = torch.utils.data.DataLoader(fast.dataset, batch_size=32, shuffle=True)
+forever = itertools.chain.from_iterable(itertools.repeat(plain))
+ours, theirs = max(tokens_per_second(iter(fast)) for _ in range(3)), max(tokens_per_second(forever) for _ in range(3))
+print(f"this loader {ours / 1e6:.0f} M tokens/s, DataLoader {theirs / 1e6:.0f} M tokens/s, ratio {ours / theirs:.1f}")
+
+# %% [markdown]
+# Even the slower one would feed most models. What counts is that data never makes a GPU wait, on a machine whose cores have other work.
+#
+# ## Is it right?
+#
+# Each line states a property with one number or word: what an epoch covers, what a resumed run sees, what ranks and threads change (nothing).
+
+# %% tags=["nbval-check-output"]
+def some_batches(loader: TokenLoader, n: int) -> Tensor:
+    return torch.stack([x for x, _ in itertools.islice(loader, n)])  # (n, B, T)
+
+
+common = dict(dataset_name="stories", tokenizer=tokenizer, context_length=32, cache_dir=scratch, max_documents=2000)
+single = create_dataloader(**common, batch_size=8)
+R = len(single.dataset)
+dealt = np.concatenate([single.indices(step) for step in range(single.steps_per_epoch)])[:R]
+targets = np.concatenate([y.numpy().ravel() for _, y in single.epoch_batches()])
+
+reference = some_batches(create_dataloader(**common, batch_size=8), 100)
+interrupted = create_dataloader(**common, batch_size=8)
+some_batches(interrupted, 60)
+resumed = create_dataloader(**common, batch_size=8, num_workers=2)
+resumed.load_state_dict(interrupted.state_dict())
+ranks = [create_dataloader(**common, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)]
+
+train = set(tokenizer.decode(single.dataset.tokens[1:-1].tolist()).split("<|endoftext|>"))
+held_out = create_dataloader(**common, split="validation").dataset
+single.dataset.verify()
+{
+    "rows dealt out in an epoch that are new": float(np.mean(np.bincount(dealt, minlength=R) == 1)),
+    "targets equal the file, moved by one": bool((targets == single.dataset.tokens[1 : R * 32 + 1]).all()),
+    "resumed with threads after 60 of 100": bool(torch.equal(some_batches(resumed, 40), reference[60:])),
+    "two ranks make one batch": bool(torch.equal(torch.cat([rank.batch(7)[0] for rank in ranks]), single.batch(7)[0])),
+    "stories in train and validation": len(train & set(tokenizer.decode(held_out.tokens[1:-1].tolist()).split("<|endoftext|>"))),
+}
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Rows.** Cut `(N,)` tokens into all full rows of `T`, with targets. Return `x` and `y`, both `(R, T)`.
+
+# %% tags=["exercise"]
+def shifted_rows(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both (R, T), of a strip of tokens (N,)."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+from course import check
+
+check.shifted_rows(shifted_rows)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# `R` rows need `R·T + 1` tokens, one more than they have inputs. What is left over at the end is dropped.
+#
+# ```python
+# def shifted_rows(tokens, T):
+#     R = (len(tokens) - 1) // T
+#     return tokens[: R * T].view(R, T), tokens[1 : R * T + 1].view(R, T)
+# ```
+# ````
+#
+# **2. A split.** Split a list of documents into train and validation. About `fraction` of them go to validation; copies stay together; and a document keeps its side when others are added
+# or the order changes, also in another process (Python's own `hash` of a text is another one each time Python starts).
+
+# %% tags=["exercise"]
+def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Train and validation documents."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.split_documents(split_documents)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# Any good hash will do, as long as it is a function of the text and nothing else. Read as a number between 0 and 1, it falls below `fraction` with just that probability.
+#
+# ```python
+# def split_documents(texts, fraction):
+#     def held_out(text):
+#         digest = hashlib.sha256(text.encode()).digest()
+#         return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+#
+#     return [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
+# ```
+# ````
+#
+# **3. An order without state.** Return the rows of one step, `B` numbers below `n_rows`. Steps 0, 1, 2, … together must deal out every row once per epoch, in another order
+# in each; a batch may reach into the next epoch. The result depends on the arguments alone.
+
+# %% tags=["exercise"]
+def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
+    """The rows of a step, (B,)."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.rows_of_step(rows_of_step)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# Number all rows that are ever dealt out, and ask of each number which epoch it falls in and which place it has there.
+#
+# ```python
+# def rows_of_step(n_rows, B, seed, step):
+#     epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
+#     orders = {e: np.random.RandomState([seed, e]).permutation(n_rows) for e in set(epoch.tolist())}
+#     return np.array([orders[e][p] for e, p in zip(epoch.tolist(), place)])
+# ```
+# ````
+#
+# ## What you have now
+#
+# A corpus of any size becomes batches whose order two integers describe. Real ones are one name away: `create_dataloader("roneneldan/TinyStories")`, `create_dataloader("wikimedia/wikipedia:20231101.en")`,
+# or `create_dataloader(dataset_path="my_texts/")`. The next chapter trains on them.
+
+# %%
+course.summary("slm/data.py")
