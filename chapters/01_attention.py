@@ -2,7 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
@@ -27,6 +27,8 @@ course.start()
 
 # %%
 #| export
+"""Causal attention: how a token gathers what it needs from the tokens before it."""
+
 import math
 from collections.abc import Callable
 
@@ -70,6 +72,7 @@ attention_table(tokens, scores.softmax(-1))
 #
 # Three sums, so three loops, two of which hide in `@` and `sum`:
 
+
 # %%
 def attention_loops(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One head, (T, K) each, exactly as the formula reads."""
@@ -100,6 +103,7 @@ bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
 #
 # Nothing here depends on the axes in front, so the same lines serve `(T, K)` and `(B, H, T, K)`. One generality costs nothing now and pays in chapter 7: there may
 # be more keys than queries, when the first keys were computed earlier. Then the `T` queries are the *last* `T` of `S` positions, and the diagonal moves right by `S - T`.
+
 
 # %%
 #| export
@@ -134,6 +138,7 @@ scale_figure()
 #
 # The mask is the one line that, if wrong, makes a model look brilliant in training and useless afterwards. So test causality itself, not the mask: change the last
 # token and demand that no earlier output moves, *exactly*.
+
 
 # %% tags=["nbval-check-output"]
 def sees_the_future(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
@@ -182,7 +187,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         dropout: Probability with which each weight is dropped. Pass 0 in evaluation.
 
     Returns:
-        `(B, H, T, K)`: for each query the mean of the values that it may see, weighted by the softmax of the scaled scores.
+        `(B, H, T, K)`: for each query the mean of the values it may see, weighted by the softmax of the scaled scores.
 
     Raises:
         ValueError: There are more queries than keys.
@@ -191,7 +196,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     """
     T, S = q.size(-2), k.size(-2)
     if T > S:
-        raise ValueError(f"causal_attention got {T} queries and {S} keys; queries are the last of the keys' positions, so at most {S}")
+        raise ValueError(
+            f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
+        )
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _explicit_attention(q, k, v, dropout)
     if T == S or T == 1:  # a single query is the last position: it may see everything
@@ -235,7 +242,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if d_model % n_heads:
-            raise ValueError(f"n_heads = {n_heads} does not divide d_model = {d_model}; every head gets d_model / n_heads channels")
+            raise ValueError(
+                f"n_heads = {n_heads} does not divide d_model = {d_model}; heads share the channels equally"
+            )
         self.n_heads = n_heads
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, 3 * d_model)  # one product makes queries, keys and values
@@ -284,7 +293,7 @@ def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return who, what, object_.gather(1, asked)[:, 0]
 
 
-for step in range(400):
+for _ in range(400):
     who, what, answer = episode(128)
     logits = read_out(head(embed_name(who) + embed_object(what))[:, -1])  # (B, objects)
     loss = F.cross_entropy(logits, answer)
@@ -300,7 +309,8 @@ print(f"loss {loss.item():.4f}, {accuracy:.1%} of 2,000 new episodes right")
 # And this is what the head looks at in one of them. Only the last row was trained to answer; look where it goes.
 
 # %% tags=["hide-input"]
-NAMES, OBJECTS = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"], ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
+NAMES = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"]
+OBJECTS = ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
 q, k, _ = head.qkv(embed_name(who[:1]) + embed_object(what[:1]))[0].split(width, -1)  # (T, K) each
 future = torch.ones(6, 6, dtype=torch.bool).triu(1)
 weights = (q @ k.T / math.sqrt(width)).masked_fill(future, -torch.inf).softmax(-1)
@@ -321,14 +331,15 @@ with torch.no_grad():
     theirs.out_proj.load_state_dict(ours.out.state_dict())
 x, mask = torch.randn(2, 16, 32), torch.ones(16, 16, dtype=torch.bool).triu(1)
 ours(x).sum().backward()
+fused, last_three = causal_attention(q, k, v), causal_attention(q[:, :, -3:], k, v)
 
 {
-    "rows sum to one": bool(torch.allclose(causal_attention(q, k, torch.ones_like(v)), torch.ones_like(v), atol=1e-6)),
+    "rows sum to one": torch.allclose(causal_attention(q, k, torch.ones_like(v)), torch.ones_like(v), atol=1e-6),
     "sees the future": sees_the_future(causal_attention),
-    "fused equals explicit": bool(torch.allclose(causal_attention(q, k, v), _explicit_attention(q, k, v), atol=1e-5)),
-    "the last 3 queries alone give the last 3 rows": bool(torch.allclose(causal_attention(q[:, :, -3:], k, v), causal_attention(q, k, v)[:, :, -3:], atol=1e-5)),
-    "equals nn.MultiheadAttention": bool(torch.allclose(ours(x), theirs(x, x, x, attn_mask=mask)[0], atol=1e-5)),
-    "gradient reaches every parameter": all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
+    "fused equals explicit": torch.allclose(fused, _explicit_attention(q, k, v), atol=1e-5),
+    "the last 3 queries alone give the last 3 rows": torch.allclose(last_three, fused[:, :, -3:], atol=1e-5),
+    "equals nn.MultiheadAttention": torch.allclose(ours(x), theirs(x, x, x, attn_mask=mask)[0], atol=1e-5),
+    "gradient reaches every parameter": all(bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
 }
 
 # %% [markdown]
@@ -359,6 +370,7 @@ check.attention(my_attention)
 #
 # **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds channels `h*K` to `(h + 1)*K - 1` of *every* token.
 
+
 # %% tags=["exercise"]
 def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, T, D) to (B, H, T, K)."""
@@ -378,6 +390,7 @@ check.split_heads(my_split_heads)
 #
 # **3. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
 # mask: a boolean `(T, T)` that is true where row $t$ may look at column $s$.
+
 
 # %% tags=["exercise"]
 def my_window_mask(T: int, W: int) -> Tensor:

@@ -2,7 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
@@ -27,6 +27,8 @@ course.start()
 
 # %%
 #| export
+"""The transformer block: attention and a feed-forward network around a residual stream."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,6 +70,7 @@ block_diagram()
 #
 # Two tokens by hand, one a hundred times the other:
 
+
 # %% tags=["nbval-check-output"]
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     mean = x.mean(-1, keepdim=True)  # (B, T, 1)
@@ -95,6 +98,7 @@ bool(torch.allclose(layer_norm(x, gamma, beta), F.layer_norm(x, (8,), gamma, bet
 # Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The bend is the GELU: $x$ times the probability that a standard normal number is
 # smaller than $x$. GPT-2 used an approximation with a tanh, from a time when the exact form was slow. We keep it, because loading GPT-2's weights into a model with the exact form
 # would give slightly different logits.
+
 
 # %% tags=["nbval-check-output"]
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -141,6 +145,7 @@ class FeedForward(nn.Module):
 #
 # Don't take sides yet; build all three, 32 blocks deep, and give each the same short text to learn by heart.
 
+
 # %%
 class AnyBlock(nn.Module):
     """A block whose wiring can be chosen, to compare."""
@@ -171,7 +176,8 @@ def learn(wiring: str, n_layers: int = 32, d_model: int = 32, steps: int = 100) 
     letters, places = nn.Embedding(128, d_model), nn.Embedding(len(text), d_model)
     blocks = nn.Sequential(*[AnyBlock(d_model, wiring) for _ in range(n_layers)])
     read_out = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 128))
-    optimizer = torch.optim.AdamW([p for part in (letters, places, blocks, read_out) for p in part.parameters()], lr=3e-3)
+    model = nn.ModuleList([letters, places, blocks, read_out])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     similarity, losses = [], []
     with torch.no_grad():
         x = (letters(text) + places.weight)[None]  # (1, T, D)
@@ -191,7 +197,7 @@ def learn(wiring: str, n_layers: int = 32, d_model: int = 32, steps: int = 100) 
 
 results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
 share = text[1:].bincount() / (len(text) - 1)
-letter_entropy = -torch.special.xlogy(share, share).sum().item()  # nats: what knowing the letter frequencies alone gives
+letter_entropy = -torch.special.xlogy(share, share).sum().item()  # nats: the loss of knowing the frequencies alone
 
 # %% tags=["hide-input"]
 from course.figures.chapter_02 import wiring_figure
@@ -216,6 +222,7 @@ final = {wiring: losses[-1] for wiring, (_, losses) in results.items()}
 
 # %% [markdown]
 # ## The block
+
 
 # %%
 #| export
@@ -269,7 +276,10 @@ with torch.no_grad():
 # %% tags=["nbval-check-output"]
 wobbly = TransformerBlock(64, 4, 256, dropout=0.5)
 x = torch.randn(1, 8, 64)
-{"training: twice the same": torch.equal(wobbly(x), wobbly(x)), "eval: twice the same": torch.equal(wobbly.eval()(x), wobbly(x))}
+{
+    "training: twice the same": torch.equal(wobbly(x), wobbly(x)),
+    "eval: twice the same": torch.equal(wobbly.eval()(x), wobbly(x)),
+}
 
 # %% [markdown]
 # ## Is it right?
@@ -281,21 +291,26 @@ ours = TransformerBlock(32, 4, 128)
 theirs = nn.TransformerEncoderLayer(
     32, 4, 128, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
 )
-pairs = [(ours.norm_1, theirs.norm1), (ours.norm_2, theirs.norm2), (ours.feed_forward.up, theirs.linear1), (ours.feed_forward.down, theirs.linear2)]
+pairs = [
+    (ours.norm_1, theirs.norm1),
+    (ours.norm_2, theirs.norm2),
+    (ours.feed_forward.up, theirs.linear1),
+    (ours.feed_forward.down, theirs.linear2),
+]
 for mine, its in [*pairs, (ours.attention.out, theirs.self_attn.out_proj)]:
     its.load_state_dict(mine.state_dict())
 with torch.no_grad():
     theirs.self_attn.in_proj_weight.copy_(ours.attention.qkv.weight)
     theirs.self_attn.in_proj_bias.copy_(ours.attention.qkv.bias)
 
-x = torch.randn(2, 10, 32)
+x, mask = torch.randn(2, 10, 32), nn.Transformer.generate_square_subsequent_mask(10)
 changed = x.clone()
 changed[:, -1] = 7.0
 ours(x).square().sum().backward()
 {
-    "equals nn.TransformerEncoderLayer": bool(torch.allclose(ours(x), theirs(x, nn.Transformer.generate_square_subsequent_mask(10)), atol=1e-5)),
+    "equals nn.TransformerEncoderLayer": torch.allclose(ours(x), theirs(x, mask), atol=1e-5),
     "the past does not move when the last token changes": torch.equal(ours(x)[:, :-1], ours(changed)[:, :-1]),
-    "gradient reaches every parameter": all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
+    "gradient reaches every parameter": all(bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
 }
 
 # %% [markdown]
@@ -348,6 +363,7 @@ check.block_wiring(my_block)
 #
 # **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
 # return how many whole blocks you can afford.
+
 
 # %% tags=["exercise"]
 def my_depth(budget: int, d_model: int) -> int:

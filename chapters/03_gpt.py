@@ -2,7 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
@@ -27,6 +27,8 @@ course.start()
 
 # %%
 #| export
+"""GPT-2: from token ids to a score for every possible next token."""
+
 import json
 import math
 import os
@@ -45,6 +47,8 @@ from slm.gpt_config import GPTConfig
 
 # %%
 #| export gpt_config
+"""The shape of a model, apart from the model, so that it can be read without loading PyTorch."""
+
 from dataclasses import asdict, dataclass
 
 # %% [markdown]
@@ -81,7 +85,10 @@ other = block(torch.stack([man, bites, dog, stop])[None])[0, -1]
 position = torch.randn(4, 32)
 placed = block((torch.stack([dog, bites, man, stop]) + position)[None])[0, -1]
 swapped = block((torch.stack([man, bites, dog, stop]) + position)[None])[0, -1]
-{"same without positions": bool(torch.allclose(one, other, atol=1e-5)), "same with positions": bool(torch.allclose(placed, swapped, atol=1e-5))}
+{
+    "same without positions": torch.allclose(one, other, atol=1e-5),
+    "same with positions": torch.allclose(placed, swapped, atol=1e-5),
+}
 
 # %% [markdown]
 # So a second table, one row per position, is added to the first. It is why a GPT-2 has a longest text: position 1,024 has no row.
@@ -127,7 +134,8 @@ class GPTConfig:
             if name != "dropout" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} = {value!r} is not allowed; it must be an integer of at least 1")
         if self.d_model % self.n_heads:
-            raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; every head gets d_model / n_heads channels")
+            heads = f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}"
+            raise ValueError(f"{heads}; heads share the channels equally")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout!r} is not allowed; it must be at least 0 and below 1")
 
@@ -160,7 +168,8 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(config.d_model, config.n_heads, config.d_ff, config.dropout) for _ in range(config.n_layers)
+            TransformerBlock(config.d_model, config.n_heads, config.d_ff, config.dropout)
+            for _ in range(config.n_layers)
         )
         self.norm = nn.LayerNorm(config.d_model)
         for name, parameter in self.named_parameters():
@@ -183,12 +192,13 @@ class GPT(nn.Module):
         """The normalised residual stream above the last block, `(B, T, D)`; arguments and errors as in `forward`."""
         T = tokens.size(-1)
         if start + T > self.config.context_length:
-            raise ValueError(f"{start + T} tokens do not fit into the model's context_length = {self.config.context_length}; shorten the text")
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere, looking would stall the device
-            lowest, highest = (int(bound) for bound in tokens.aminmax())
-            if lowest < 0 or highest >= self.config.vocab_size:
-                bad = lowest if lowest < 0 else highest
-                raise ValueError(f"token id {bad} is outside the vocabulary; ids from 0 to {self.config.vocab_size - 1} are allowed")
+            limit = f"the model's context_length = {self.config.context_length}"
+            raise ValueError(f"{start + T} tokens do not fit into {limit}; shorten the text")
+        if tokens.is_cpu and not torch.compiler.is_compiling():  # elsewhere, looking would stall the device
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                allowed = f"ids from 0 to {self.config.vocab_size - 1} are allowed"
+                raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary; {allowed}")
         positions = torch.arange(start, start + T, device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
@@ -207,7 +217,7 @@ class GPT(nn.Module):
             Logits `(B, T, V)`.
 
         Raises:
-            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) a token id is not in the vocabulary.
+            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) an id is not in the vocabulary.
         """
         return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)
 
@@ -216,7 +226,8 @@ class GPT(nn.Module):
 # Here is GPT-2, the smallest of the four that OpenAI published, with the parameter count that everybody checks:
 
 # %% tags=["nbval-check-output"]
-gpt2 = GPT(GPTConfig(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072, dropout=0.1))
+shape = GPTConfig(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072, dropout=0.1)
+gpt2 = GPT(shape)
 f"{gpt2.count_parameters():,}"
 
 # %% tags=["hide-input"]
@@ -261,7 +272,7 @@ f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
 # %%
 #| export
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of `hidden @ weight.T`, a few rows of logits at a time; gradients are made in the forward pass."""
+    """Mean cross entropy of `hidden @ weight.T`, a few rows at a time; gradients are made in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
@@ -313,7 +324,8 @@ def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         ValueError: As `forward`; or `targets` has another shape than `tokens`.
     """
     if targets.shape != tokens.shape:
-        raise ValueError(f"targets have shape {tuple(targets.shape)}; they must have that of the tokens, {tuple(tokens.shape)}")
+        shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
+        raise ValueError(f"targets have shape {shapes}; they must be the same")
     hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
     return _ChunkedCrossEntropy.apply(hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled())
 
@@ -334,8 +346,10 @@ def plain_loss() -> Tensor:
 
 gradients = [torch.autograd.grad(value, wide.parameters()) for value in (plain_loss(), wide.loss(x, y))]
 print("same value:", bool(torch.allclose(plain_loss(), wide.loss(x, y), atol=1e-6)))
-print("largest difference of a gradient:", f"{max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True)):.0e}")
-print(f"plain {peak_megabytes(plain_loss):.0f} MB, chunked {peak_megabytes(lambda: wide.loss(x, y)):.0f} MB at the peak of forward and backward")
+difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
+print(f"largest difference of a gradient: {difference:.0e}")
+plain, chunked = peak_megabytes(plain_loss), peak_megabytes(lambda: wide.loss(x, y))
+print(f"at the peak of forward and backward: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
 
 # %% [markdown]
 # ## GPT-2's weights
@@ -372,13 +386,13 @@ def save_pretrained(self, folder: str | Path) -> None:
     Existing files of these names are replaced, each in one step: a reader sees the old file or the new one.
     """
     folder, c = Path(folder), self.config
+    published: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
-    published = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers, "n_head": c.n_heads, "n_embd": c.d_model,
-        "n_inner": c.d_ff, "attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout, "tie_word_embeddings": True,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
+    published = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new"}
+    published |= {"vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers}
+    published |= {"n_head": c.n_heads, "n_embd": c.d_model, "n_inner": c.d_ff, "layer_norm_epsilon": 1e-5}
+    published |= {"attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout}
+    published |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None}
     weights = {}
     for name, parameter in self.named_parameters():
         theirs, transposed = _published_name(name)
@@ -397,29 +411,33 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
     """A model in evaluation mode with the weights of a folder, or of a GPT-2 on the Hugging Face hub.
 
     Args:
-        name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers` writes
-            them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", … (needs a network once, and `pip install "slm[data]"`).
+        name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers`
+            writes them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" (needs a network once, and
+            `pip install "slm[data]"`).
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks a file; or the hub cannot be reached.
         ValueError: The folder holds another architecture than GPT-2, or its weights do not fit its config.
     """
     files = [Path(name_or_folder) / name for name in ("config.json", "model.safetensors")]
-    if not Path(name_or_folder).is_dir() and str(name_or_folder) in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"):
+    if not Path(name_or_folder).is_dir() and str(name_or_folder) in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
             files = [Path(hf_hub_download(str(name_or_folder), file.name)) for file in files]
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise FileNotFoundError(f"{name_or_folder!r} is not in the local cache and the Hugging Face hub cannot be reached; connect once, or give a folder") from error
+            reason = "is not in the local cache and the Hugging Face hub cannot be reached"
+            raise FileNotFoundError(f"{name_or_folder!r} {reason}; connect once, or give a folder") from error
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there; from_pretrained takes a folder with config.json and model.safetensors, or a name like 'gpt2'")
+            wanted = "a folder with config.json and model.safetensors, or a name like 'gpt2'"
+            raise FileNotFoundError(f"{file} is not there; from_pretrained takes {wanted}")
     theirs = json.loads(files[0].read_text(encoding="utf-8"))
     kind = theirs.get("model_type"), theirs.get("activation_function", "gelu_new")
     if kind != ("gpt2", "gelu_new"):
-        raise ValueError(f"{files[0]} describes a model of type {kind[0]!r} with activation {kind[1]!r}; only 'gpt2' with 'gelu_new' can be loaded")
+        found = f"a model of type {kind[0]!r} with activation {kind[1]!r}"
+        raise ValueError(f"{files[0]} describes {found}; only 'gpt2' with 'gelu_new' can be loaded")
     config = GPTConfig(
         vocab_size=theirs["vocab_size"],
         context_length=theirs["n_positions"],
@@ -436,7 +454,8 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
             weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
             if weight is None or sorted(weight.shape) != sorted(parameter.shape):
                 found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
-                raise ValueError(f"{files[1]} holds {found} for {key}; its config asks for {parameter.numel():,} numbers there")
+                wanted = f"its config asks for {parameter.numel():,} numbers there"
+                raise ValueError(f"{files[1]} holds {found} for {key}; {wanted}")
             parameter.copy_(weight.T if transposed else weight)
     return model.eval()
 
@@ -525,6 +544,7 @@ check.parameter_count(my_count)
 #
 # **2. The loss by hand.** Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of -100 does not count. It must survive logits of 1,000.
 
+
 # %% tags=["exercise"]
 def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """A scalar: mean of -ln p(target) over the targets that are not -100."""
@@ -546,6 +566,7 @@ check.cross_entropy(my_cross_entropy)
 #
 # **3. Bits per byte.** Losses of models with different tokenizers cannot be compared: a long token is harder to guess and says more. Bits per byte can. Convert: `loss` nats per
 # token, on a text of `n_tokens` tokens and `n_bytes` bytes.
+
 
 # %% tags=["exercise"]
 def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:

@@ -2,7 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
@@ -87,6 +87,7 @@ strip(rows, tokenizer)
 #
 # The $-1$ is there because the last target needs a token behind the last input. A batch is `B` such rows: `x` and `y`, both `(B, T)`.
 # The list above says the same in Python. It is right, and slow for a batch: a slice, a conversion and an object for each row. numpy can gather all rows with a table of positions:
+
 
 # %%
 def gather(tokens: np.ndarray, rows: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,9 +210,11 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
             x[unused], y[unused] = self.eot_token, IGNORE
         return torch.from_numpy(x), torch.from_numpy(y)
 
+
 # %% [markdown]
 # For texts in hand, all that remains is to encode them. A document that contains the characters `<|endoftext|>` must not be able to forge the token, so
 # special tokens inside a text are encoded as the text they are.
+
 
 # %%
 #| export
@@ -259,6 +262,7 @@ class TextDataset(RowDataset):
         name = f"The text (number of documents: {len(documents)})"
         super().__init__(tokens, context_length, tokenizer.eot_token, packing, name)
 
+
 # %% [markdown]
 # The same three documents, packed whole into rows of sixteen. A document that does not fit behind the one before it opens a new row:
 
@@ -284,6 +288,7 @@ for cut in (17, 18, 20, 23, 24):
 # %% [markdown]
 # Cuts inside a word change it, and so does a cut *behind* a space, since the tokenizer keeps a space with the word that follows. *Before* a space is safe: no token
 # reaches from a visible character into the white space behind it.
+
 
 # %%
 #| export
@@ -340,11 +345,13 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers
             for future in waiting:
                 future.cancel()
 
+
 # %% [markdown]
 # ## A split that does not leak
 #
 # A validation loss means something only if the model has never seen the text. Real corpora are full of copies. Take 1,000 stories, 200 of which occur twice,
 # and hold out a tenth in three ways: a tenth of the *rows*, the last tenth of the shuffled *documents*, and the documents whose *hash* is among the lowest tenth of all hashes.
+
 
 # %%
 #| export
@@ -358,17 +365,23 @@ def in_validation(document: bytes, val_fraction: float) -> bool:
 corpus = [stories.sample(seed) for seed in [*range(1000), *range(200)]]
 random = np.random.RandomState(0)
 random.shuffle(corpus)
-document_of = np.repeat(np.arange(len(corpus)), [len(tokenizer.encode(text)) + 1 for text in corpus])  # (N,) of each token
+document_of = np.repeat(
+    np.arange(len(corpus)), [len(tokenizer.encode(text)) + 1 for text in corpus]
+)  # (N,) of each token
 row_held = random.rand(len(document_of) // 64 + 1) < 0.1
 token_held = row_held[np.arange(len(document_of)) // 64]  # (N,) rows of 64 tokens
 held = {
     "rows": (set(document_of[token_held]), set(document_of[~token_held])),
     "documents": (set(range(1080, 1200)), set(range(1080))),
-    "hashes": tuple({i for i, text in enumerate(corpus) if in_validation(text.encode(), 0.1) == side} for side in (True, False)),
+    "hashes": tuple(
+        {i for i, text in enumerate(corpus) if in_validation(text.encode(), 0.1) == side} for side in (True, False)
+    ),
 }
 for unit, (validation, train) in held.items():
     seen = {corpus[i] for i in validation} & {corpus[i] for i in train}
-    print(f"held out by {unit}: {len(seen)} of {len({corpus[i] for i in validation})} validation stories are also in train")
+    print(
+        f"held out by {unit}: {len(seen)} of {len({corpus[i] for i in validation})} validation stories are also in train"
+    )
 
 # %% [markdown]
 # The first two leak without a word, and the validation loss then rewards memory. A hash cannot: equal texts have equal hashes, so a copy follows its original, on any
@@ -724,6 +737,7 @@ def find_source(
         return FileSource(source, text_column, val_fraction)
     return HubSource(text, text_column, val_fraction, max_documents is not None if streaming is None else streaming)
 
+
 # %% [markdown]
 # ## A file that is whole or not there
 #
@@ -944,6 +958,7 @@ class TokenDataset(RowDataset):
         if found != self.about["tokens_sha256"]:
             raise DataError(f"{self.path} is damaged: its contents are not what was written; delete it.")
 
+
 # %% [markdown]
 # Here are 2,000 stories as a file, and what its sidecar says. The second call finds the file and returns at once.
 
@@ -983,6 +998,7 @@ except DataError as error:
 # Rows are shuffled anew each epoch. The usual way is a random generator that draws as it goes, and that is where resumed runs go wrong: unless its state is saved too,
 # the restarted loader begins a *new* shuffle, and the rest of the old epoch is never seen. Crash a run with 1,024 rows after 40 of its 64 batches, and let it go on for the other 24:
 
+
 # %% tags=["nbval-check-output"]
 def drawn(random: np.random.RandomState, n_rows: int = 1024, B: int = 16) -> Iterator[np.ndarray]:
     while True:
@@ -994,8 +1010,14 @@ def seen_once(before: Iterator[np.ndarray], after: Iterator[np.ndarray]) -> str:
     return f"never {(counts == 0).sum()}, once {(counts == 1).sum()}, twice {(counts == 2).sum()}"
 
 
-print("generator restarted with another seed:", seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(1))))
-print("generator restarted with the same one:", seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(0))))
+print(
+    "generator restarted with another seed:",
+    seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(1))),
+)
+print(
+    "generator restarted with the same one:",
+    seen_once(drawn(np.random.RandomState(0)), drawn(np.random.RandomState(0))),
+)
 
 # %% [markdown]
 # The cure is to have no state: make the rows of a step a *function* of the seed and the number of the step. Then any batch can be computed at any time, and a checkpoint needs two integers.
@@ -1003,6 +1025,7 @@ print("generator restarted with the same one:", seen_once(drawn(np.random.Random
 # Global row number $g = \text{step} \cdot B + b$ belongs to epoch $\lfloor g / R \rfloor$, with `R` rows in the file, and is the row at place $g \bmod R$ of that epoch's permutation. The permutation is a function of (seed, epoch).
 # It takes four bytes per row, and a row in the file takes $2T$: one part in 512 at `T` = 1024. Cheap enough to be simply computed. A batch may hold the end of one epoch and
 # the start of the next; no row is left out. With `W` processes, a global batch has $W \cdot B$ rows, and each process takes its own `B` of them.
+
 
 # %%
 #| export
@@ -1100,8 +1123,10 @@ class TokenLoader:
         """Go to where another loader stood; the next iterator starts there."""
         self.seed, self.step = state["seed"], state["step"]
 
+
 # %% [markdown]
 # And the one function that most callers need, from the name of a corpus to its batches:
+
 
 # %%
 #| export
@@ -1145,13 +1170,22 @@ def create_dataloader(
     dataset = TokenDataset(path, context_length, packing, tokenizer)
     return TokenLoader(dataset, batch_size, shuffle, seed, rank, world_size, num_workers, pin_memory)
 
+
 # %% [markdown]
 # ## Look at it
 #
 # A batch, as a model will get it. The first line of each row is read as text again:
 
 # %%
-loader = create_dataloader("stories", split="train", tokenizer=tokenizer, batch_size=4, context_length=32, cache_dir=scratch, max_documents=2000)
+loader = create_dataloader(
+    "stories",
+    split="train",
+    tokenizer=tokenizer,
+    batch_size=4,
+    context_length=32,
+    cache_dir=scratch,
+    max_documents=2000,
+)
 x, y = next(iter(loader))
 for row in x:
     print(repr(tokenizer.decode(row.tolist())))
@@ -1163,11 +1197,20 @@ for row in x:
 # %%
 from course.figures.chapter_05 import tiles
 
-tiny = create_dataloader("stories", split="validation", tokenizer=tokenizer, batch_size=8, context_length=64, cache_dir=scratch, max_documents=50)
+tiny = create_dataloader(
+    "stories",
+    split="validation",
+    tokenizer=tokenizer,
+    batch_size=8,
+    context_length=64,
+    cache_dir=scratch,
+    max_documents=50,
+)
 tiles(tiny, epochs=3, marked=3)
 
 # %% [markdown]
 # Is all this machinery fast? Take `torch.utils.data.DataLoader` on the same file with its defaults, which asks for one row at a time and stacks them, and count tokens per second of CPU time:
+
 
 # %%
 def tokens_per_second(batches: Iterator[tuple[Tensor, Tensor]], n: int = 300) -> float:
@@ -1177,7 +1220,9 @@ def tokens_per_second(batches: Iterator[tuple[Tensor, Tensor]], n: int = 300) ->
     return total / (time.process_time() - began)
 
 
-fast = create_dataloader("stories", tokenizer=tokenizer, batch_size=32, context_length=256, cache_dir=scratch, max_documents=2000)
+fast = create_dataloader(
+    "stories", tokenizer=tokenizer, batch_size=32, context_length=256, cache_dir=scratch, max_documents=2000
+)
 plain = torch.utils.data.DataLoader(fast.dataset, batch_size=32, shuffle=True)
 forever = itertools.chain.from_iterable(itertools.repeat(plain))
 ours, theirs = max(tokens_per_second(iter(fast)) for _ in range(3)), max(tokens_per_second(forever) for _ in range(3))
@@ -1189,6 +1234,7 @@ print(f"this loader {ours / 1e6:.0f} M tokens/s, DataLoader {theirs / 1e6:.0f} M
 # ## Is it right?
 #
 # Each line states a property with one number or word: what an epoch covers, what a resumed run sees, what ranks and threads change (nothing).
+
 
 # %% tags=["nbval-check-output"]
 def some_batches(loader: TokenLoader, n: int) -> Tensor:
@@ -1216,13 +1262,16 @@ single.dataset.verify()
     "targets equal the file, moved by one": bool((targets == single.dataset.tokens[1 : R * 32 + 1]).all()),
     "resumed with threads after 60 of 100": bool(torch.equal(some_batches(resumed, 40), reference[60:])),
     "two ranks make one batch": bool(torch.equal(torch.cat([rank.batch(7)[0] for rank in ranks]), single.batch(7)[0])),
-    "stories in train and validation": len(train & set(tokenizer.decode(held_out.tokens[1:-1].tolist()).split("<|endoftext|>"))),
+    "stories in train and validation": len(
+        train & set(tokenizer.decode(held_out.tokens[1:-1].tolist()).split("<|endoftext|>"))
+    ),
 }
 
 # %% [markdown]
 # ## Exercises
 #
 # **1. Rows.** Cut `(N,)` tokens into all full rows of `T`, with targets. Return `x` and `y`, both `(R, T)`.
+
 
 # %% tags=["exercise"]
 def shifted_rows(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -1249,6 +1298,7 @@ check.shifted_rows(shifted_rows)
 # **2. A split.** Split a list of documents into train and validation. About `fraction` of them go to validation; copies stay together; and a document keeps its side when others are added
 # or the order changes, also in another process (Python's own `hash` of a text is another one each time Python starts).
 
+
 # %% tags=["exercise"]
 def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
     """Train and validation documents."""
@@ -1274,6 +1324,7 @@ check.split_documents(split_documents)
 #
 # **3. An order without state.** Return the rows of one step, `B` numbers below `n_rows`. Steps 0, 1, 2, … together must deal out every row once per epoch, in another order
 # in each; a batch may reach into the next epoch. The result depends on the arguments alone.
+
 
 # %% tags=["exercise"]
 def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:

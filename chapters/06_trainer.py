@@ -2,7 +2,7 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext,-all
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
@@ -27,6 +27,8 @@ course.start()
 
 # %%
 #| export
+"""The trainer: a run from its config, which can be killed at any moment and goes on exactly where it was."""
+
 import contextlib
 import hashlib
 import importlib.util
@@ -60,6 +62,8 @@ from slm.tokenizer import Tokenizer, get_tokenizer
 
 # %%
 #| export config
+"""Configs: YAML files, checked as a whole before anything is built."""
+
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -74,6 +78,8 @@ from slm.gpt import GPTConfig
 
 # %%
 #| export checkpoint
+"""Checkpoints that are whole or not there, and that are checked before they are used."""
+
 import os
 import pickle
 import zipfile
@@ -170,7 +176,9 @@ class TrainingConfig(_Section):
 
     batch_size: int = Field(16, ge=1, description="sequences per micro-batch and process")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the blocks' matrices, AdamW for the rest")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the blocks' matrices, AdamW for the rest"
+    )
     learning_rate: float = Field(6e-4, gt=0, description="the peak, reached after the warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
     warmup_steps: int = Field(100, ge=0)
@@ -195,7 +203,9 @@ class TrainingConfig(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainingConfig":
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate = {self.min_learning_rate} exceeds learning_rate = {self.learning_rate}")
+            raise ValueError(
+                f"min_learning_rate = {self.min_learning_rate} exceeds learning_rate = {self.learning_rate}"
+            )
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps = {self.warmup_steps} must be below max_steps = {self.max_steps}")
         return self
@@ -210,7 +220,9 @@ class DataConfig(_Section):
     val_fraction: float = Field(0.1, gt=0, lt=1, description="held out where the source has no validation split")
     text_column: str = "text"
     tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or the path of a saved one")
-    packing: Literal["stream", "documents"] = Field("stream", description="'documents': each row starts with a document")
+    packing: Literal["stream", "documents"] = Field(
+        "stream", description="'documents': each row starts with a document"
+    )
     max_documents: int | None = Field(None, ge=1, description="per split; null takes all")
     streaming: bool | None = Field(None, description="read a hub data set without storing it; null: decide by size")
     cache_dir: str = Field("data", description="where token files are kept")
@@ -218,7 +230,7 @@ class DataConfig(_Section):
 
 
 class WandbConfig(_Section):
-    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE asks for it, and never prompts."""
+    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE says so, and never prompts."""
 
     enabled: Literal[True, False, "auto"] = "auto"
     project: str = "slm"
@@ -289,6 +301,7 @@ class RunConfig:
 # %% [markdown]
 # Then the reader: YAML with the number rule mended, overrides such as `training.max_steps=200`, and pydantic's findings turned into sentences. The closest known name is found by `difflib`.
 
+
 # %%
 #| export config
 class _Loader(yaml.SafeLoader):
@@ -315,7 +328,8 @@ def _problem(error: Any, source: str) -> str:
     where = f"{source}: {'.'.join(path[:2])}"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], known, 1)
-        return f"{where} is not a key; " + (f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}")
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
+        return f"{where} is not a key; {hint}"
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "value_error":
@@ -350,7 +364,7 @@ def make_config(sections: Mapping[str, Any], name: str = "run", source: str = "c
 
 def _read_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -385,6 +399,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"override {override!r} is not understood; write it like training.max_steps=200")
         sections[section][name] = _read_yaml(value, f"override {override!r}")
     return make_config(sections, name=path.stem, source=str(path))
+
 
 # %% [markdown]
 # A file with six mistakes:
@@ -427,21 +442,25 @@ whole = gradient([(x, y, 1.0)])
 by_targets = gradient([(x[:4], y[:4], counts[0] / sum(counts)), (x[4:], y[4:], counts[1] / sum(counts))])
 by_parts = gradient([(x[:4], y[:4], 0.5), (x[4:], y[4:], 0.5)])
 print(f"targets in the halves: {counts}")
-print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():.0e} of the gradient; halved: off by {(by_parts - whole).norm() / whole.norm():.0%}")
+print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():.0e} of the gradient's length")
+print(f"weighted by halves:  off by {(by_parts - whole).norm() / whole.norm():.0%}")
 
 # %% [markdown]
 # **Learning rate.** At the start the gradients are large and Adam's averages know nothing, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the
 # minimum: let a cosine take the rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The
 # same 120 steps, with a high learning rate, each time with one part taken away:
 
+
 # %%
-def short_run(peak: float = 1e-2, warmup: int = 20, decay: bool = True, clip: float = 1.0, steps: int = 120) -> list[float]:
+def short_run(warmup: int = 20, decay: bool = True, clip: float = 1.0) -> list[float]:
     """Losses of a short run on the stories; the same model and the same batches each time."""
+    peak, steps = 1e-2, 120
     torch.manual_seed(0)
     model = GPT(SMALL)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     losses = []
-    for step, (x, y) in zip(range(steps), create_dataloader("stories", batch_size=8, context_length=128, tokenizer=tokenizer, packing="documents"), strict=False):
+    for step in range(steps):
+        x, y = loader.batch(step)  # (B, T) each
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
         optimizer.param_groups[0]["lr"] = peak * rise * fall
@@ -473,6 +492,7 @@ recipe_figure(runs)
 #
 # **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits; `float16` keeps more digits and overflows at 65,504,
 # so small gradients must be scaled up first and checked after. Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only pretend to, so ask the device:
+
 
 # %%
 #| export
@@ -518,7 +538,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 # %% tags=["hide-input"]
 cpu = torch.device("cpu")
 peaks = {dtype: peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
-print(f"one thread of this machine: {peaks[torch.float32] / 1e9:.0f} GFLOP/s in float32, {peaks[torch.bfloat16] / 1e9:.0f} in bfloat16; auto picks {choose_dtype(cpu)}")
+for dtype, peak in peaks.items():
+    print(f"{str(dtype):15} {peak / 1e9:4.0f} GFLOP/s on one thread")
+print(f"auto picks {choose_dtype(cpu)} here")
 
 # %% [markdown]
 # ## A checkpoint that survives the power failure
@@ -601,7 +623,8 @@ def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             print(f"{error}; trying the one before")
     if paths:
-        raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read; move them away to start again")
+        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
+        raise CheckpointError(f"{found}; move them away to start again")
     return None
 
 
@@ -629,6 +652,7 @@ print(killed_while_saving("save_checkpoint"))
 #
 # **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does, then replaces the result by the nearest matrix that stretches all directions alike, so that rare directions
 # move as far as frequent ones. Embeddings, which are tables of rows and no maps, stay with AdamW. With a short budget it is well ahead; you will see by how much.
+
 
 # %%
 #| export
@@ -777,6 +801,7 @@ def choose_device() -> torch.device:
 # One step: the parts of the batch one after the other, weighted by their share of the targets *over all processes*; gradients are exchanged only with the last part; then unscale, clip, step. DDP averages over processes
 # where a sum is needed, hence the factor `world`.
 
+
 # %%
 #| export
 @course.add_to(Trainer)
@@ -829,6 +854,7 @@ def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -
 # Evaluation scores every held-out target once, in evaluation mode; a sample shows what a number cannot. The sampling loop is the simplest that works (chapter 7 makes it fast) and has random numbers of its own, so that looking at the
 # model does not change the run.
 
+
 # %%
 #| export
 @course.add_to(Trainer)
@@ -876,12 +902,14 @@ def sample(self, max_tokens: int, seed: int = 0) -> str:
 # %% [markdown]
 # What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice.
 
+
 # %%
 #| export
 @course.add_to(Trainer)
 def save(self) -> None:
     """Write a checkpoint of this step, and delete those that are no longer kept."""
-    random = {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
+    on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+    random = {"cpu": torch.get_rng_state(), "device": on_device}
     randoms: list[Any] = [random]
     if self.world > 1:
         randoms = [None] * self.world
@@ -922,7 +950,8 @@ def resume(self) -> Path | None:
         return None
     path, state = found
     if len(state["random"]) != self.world:
-        raise CheckpointError(f"{path} was written by {len(state['random'])} processes; it can't go on with {self.world}")
+        before = len(state["random"])
+        raise CheckpointError(f"{path} was written by {before} processes; it can't go on with {self.world}")
     self.model.load_state_dict(state["model"])
     for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -950,6 +979,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 # %% [markdown]
 # Logging looks at the losses only now and then, because looking makes a GPU wait. That is also when a loss that is no longer a number is found; keeping them in order names the step at which it
 # happened.
+
 
 # %%
 #| export
@@ -1001,6 +1031,7 @@ def _finite_losses(self) -> list[float]:
 
 # %% [markdown]
 # And the loop. A request to stop (Ctrl-C, or the signal that a cloud sends before it takes a machine away) is noted and obeyed after the step; a second Ctrl-C is obeyed at once.
+
 
 # %%
 #| export
@@ -1082,7 +1113,8 @@ def _report(self, bar: tqdm, tokens_per_s: float) -> None:
     losses = self._finite_losses()
     loss = sum(losses) / len(losses)
     self._pending.clear()
-    row = {"train/loss": loss, "train/lr": learning_rate(self.step - 1, self.training), "perf/tokens_per_s": tokens_per_s}
+    rate = learning_rate(self.step - 1, self.training)
+    row = {"train/loss": loss, "train/lr": rate, "perf/tokens_per_s": tokens_per_s}
     shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
     if self.peak_flops is not None:
         c = self.model.config
@@ -1151,6 +1183,7 @@ def _start_wandb(self) -> None:
 #
 # `train` is what the command line, the other chapters and the cloud call. The same call starts a run, continues one that was stopped, or returns one that is finished. It refuses to continue under a changed
 # config, because that would be neither the old run nor a new one, and it lets no second process write into the same folder.
+
 
 # %%
 #| export
@@ -1228,7 +1261,8 @@ def _only_process(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise ConfigError(f"another process is training in {run_dir}; wait for it, or choose another --run-dir") from None
+        busy = f"another process is training in {run_dir}"
+        raise ConfigError(f"{busy}; wait for it, or choose another --run-dir") from None
     try:
         yield
     finally:
@@ -1257,7 +1291,7 @@ def _wants_wandb(config: RunConfig) -> bool:
         return False
     installed = importlib.util.find_spec("wandb") is not None
     if config.wandb.enabled is True and not installed:
-        raise ConfigError("wandb.enabled is true, but wandb is not installed; pip install 'slm[train]', or set it to false")
+        raise ConfigError("wandb.enabled is true, but wandb is not installed: pip install 'slm[train]'")
     if config.wandb.enabled is True or not installed:
         return config.wandb.enabled is True
     if "WANDB_MODE" in os.environ:
@@ -1377,10 +1411,12 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
         "threads": torch.get_num_threads(),
         "processes": trainer.world,
     }
-    for name, text in (("config.yaml", config.to_yaml()), ("environment.json", json.dumps(environment, indent=2) + "\n")):
+    texts = {"config.yaml": config.to_yaml(), "environment.json": json.dumps(environment, indent=2) + "\n"}
+    for name, text in texts.items():
         part = run_dir / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         os.replace(part, run_dir / name)
+
 
 # %% [markdown]
 # ## Train
@@ -1405,8 +1441,8 @@ loss_figure(run.metrics, lines)
 
 # %%
 seconds = run.metrics[-1]["seconds"]
-print(f"validation loss {run.val_loss:.3f}, floor {lines.floor:.3f}: {run.val_loss - lines.floor:.3f} nats per token to go, after {seconds:.0f} seconds")
-print(f"that is {lines.bits_per_byte(run.val_loss):.4f} bits per byte; the floor is {lines.bits_per_byte(lines.floor):.4f}")
+print(f"validation loss {run.val_loss:.3f} nats per token after {seconds:.0f} seconds; the floor is {lines.floor:.3f}")
+print(f"bits per byte: {lines.bits_per_byte(run.val_loss):.4f}, floor {lines.bits_per_byte(lines.floor):.4f}")
 
 # %% [markdown]
 # And what does it write? Three stories as they come, then a hundred put before the grammar, which knows exactly what a story is.
@@ -1418,7 +1454,8 @@ told = [writer.sample(160, seed=seed) for seed in range(100)]
 print("\n\n".join(told[:3]))
 
 # %%
-print(f"{sum(map(stories.accepts, told))} of {len(told)} are stories of the grammar, {len(set(told))} of them different")
+accepted = sum(map(stories.accepts, told))
+print(f"{accepted} of {len(told)} are stories of the grammar; {len(set(told))} are different")
 
 # %% [markdown]
 # ## Pull the plug
@@ -1436,11 +1473,12 @@ print(shot_and_resumed())
 
 # %% tags=["nbval-check-output"]
 rates = [learning_rate(step, config.training) for step in range(config.training.max_steps)]
-decayed = {id(p) for o in make_optimizers(run.model, config.training) for g in o.param_groups if g["weight_decay"] for p in g["params"]}
+groups = [group for optimizer in make_optimizers(run.model, config.training) for group in optimizer.param_groups]
+decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
 {
     "within 0.05 nats per token of the floor": run.val_loss - lines.floor < 0.05,
     "not below the floor": run.val_loss > lines.floor - 0.02,
-    "more than half of 100 are stories": sum(map(stories.accepts, told)) > 50,
+    "more than half of 100 are stories": accepted > 50,
     "the first step moves": rates[0] > 0,
     "the rate peaks at the last warm-up step": rates.index(max(rates)) == config.training.warmup_steps - 1,
     "the last rate is the least": rates[-1] == min(rates) == config.training.min_learning_rate,
@@ -1478,9 +1516,10 @@ check.schedule(my_schedule)
 #
 # **2. AdamW.** One step for one tensor, in place. `m` and `v` are the running averages so far, `t` counts steps from 1.
 
+
 # %% tags=["exercise"]
-def my_adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta1: float, beta2: float, eps: float, decay: float) -> None:
-    """Update p, m and v in place."""
+def my_adamw_step(p, grad, m, v, t: int, lr: float, beta1: float, beta2: float, eps: float, decay: float) -> None:
+    """Update the tensors p, m and v in place."""
     raise NotImplementedError("your turn")
 
 
@@ -1500,6 +1539,7 @@ check.adamw(my_adamw_step)
 #
 # **3. Accumulate.** Leave in every parameter's `.grad` the gradient of the mean loss over the *whole* batch, but never compute more than `rows` texts at once. Targets of -100 do not count, and parts may hold
 # different numbers of them.
+
 
 # %% tags=["exercise"]
 def my_accumulate(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:

@@ -1,8 +1,4 @@
-"""Attention.
-
-How a token gathers what it needs from the tokens before it. You build causal attention from two loops, prove it
-equal to PyTorch's own kernel, and export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in
-which tokens exchange information.
+"""Causal attention: how a token gathers what it needs from the tokens before it.
 
 Exported from chapters/01_attention.py; edit it there.
 """
@@ -39,7 +35,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         dropout: Probability with which each weight is dropped. Pass 0 in evaluation.
 
     Returns:
-        `(B, H, T, K)`: for each query the mean of the values that it may see, weighted by the softmax of the scaled scores.
+        `(B, H, T, K)`: for each query the mean of the values it may see, weighted by the softmax of the scaled scores.
 
     Raises:
         ValueError: There are more queries than keys.
@@ -49,7 +45,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     T, S = q.size(-2), k.size(-2)
     if T > S:
         raise ValueError(
-            f"causal_attention got {T} queries and {S} keys; queries are the last of the keys' positions, so at most {S}"
+            f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
         )
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _explicit_attention(q, k, v, dropout)
@@ -77,7 +73,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         if d_model % n_heads:
             raise ValueError(
-                f"n_heads = {n_heads} does not divide d_model = {d_model}; every head gets d_model / n_heads channels"
+                f"n_heads = {n_heads} does not divide d_model = {d_model}; heads share the channels equally"
             )
         self.n_heads = n_heads
         self.dropout = dropout

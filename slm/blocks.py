@@ -1,8 +1,4 @@
-"""Blocks.
-
-The unit that a GPT repeats: gather, then think, each time adding to what is there. You build the layer norm, the
-feed-forward network and the residual connection that let dozens of layers train at all, and export `FeedForward`
-and `TransformerBlock`.
+"""The transformer block: attention and a feed-forward network around a residual stream.
 
 Exported from chapters/02_blocks.py; edit it there.
 """

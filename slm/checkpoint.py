@@ -1,8 +1,4 @@
-"""The trainer.
-
-From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
-it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
-`save_checkpoint`, `Trainer` and `train`.
+"""Checkpoints that are whole or not there, and that are checked before they are used.
 
 Exported from chapters/06_trainer.py; edit it there.
 """
@@ -86,9 +82,8 @@ def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             print(f"{error}; trying the one before")
     if paths:
-        raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; move them away to start again"
-        )
+        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
+        raise CheckpointError(f"{found}; move them away to start again")
     return None
 
 

@@ -1,8 +1,4 @@
-"""The trainer.
-
-From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
-it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
-`save_checkpoint`, `Trainer` and `train`.
+"""Configs: YAML files, checked as a whole before anything is built.
 
 Exported from chapters/06_trainer.py; edit it there.
 """
@@ -109,7 +105,7 @@ class DataConfig(_Section):
 
 
 class WandbConfig(_Section):
-    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE asks for it, and never prompts."""
+    """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE says so, and never prompts."""
 
     enabled: Literal[True, False, "auto"] = "auto"
     project: str = "slm"
@@ -201,9 +197,8 @@ def _problem(error: Any, source: str) -> str:
     where = f"{source}: {'.'.join(path[:2])}"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], known, 1)
-        return f"{where} is not a key; " + (
-            f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
+        return f"{where} is not a key; {hint}"
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "value_error":
@@ -238,7 +233,7 @@ def make_config(sections: Mapping[str, Any], name: str = "run", source: str = "c
 
 def _read_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

@@ -1,8 +1,4 @@
-"""GPT.
-
-From token ids to a probability for every possible next token. You put embeddings below the blocks and a prediction
-above them, start the whole so that it knows that it knows nothing, and export `GPTConfig` and `GPT`, which reads
-and writes GPT-2's published weights.
+"""GPT-2: from token ids to a score for every possible next token.
 
 Exported from chapters/03_gpt.py; edit it there.
 """
@@ -67,18 +63,13 @@ class GPT(nn.Module):
         """The normalised residual stream above the last block, `(B, T, D)`; arguments and errors as in `forward`."""
         T = tokens.size(-1)
         if start + T > self.config.context_length:
-            raise ValueError(
-                f"{start + T} tokens do not fit into the model's context_length = {self.config.context_length}; shorten the text"
-            )
-        if (
-            tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        ):  # elsewhere, looking would stall the device
-            lowest, highest = (int(bound) for bound in tokens.aminmax())
-            if lowest < 0 or highest >= self.config.vocab_size:
-                bad = lowest if lowest < 0 else highest
-                raise ValueError(
-                    f"token id {bad} is outside the vocabulary; ids from 0 to {self.config.vocab_size - 1} are allowed"
-                )
+            limit = f"the model's context_length = {self.config.context_length}"
+            raise ValueError(f"{start + T} tokens do not fit into {limit}; shorten the text")
+        if tokens.is_cpu and not torch.compiler.is_compiling():  # elsewhere, looking would stall the device
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                allowed = f"ids from 0 to {self.config.vocab_size - 1} are allowed"
+                raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary; {allowed}")
         positions = torch.arange(start, start + T, device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
         for i, block in enumerate(self.blocks):
@@ -97,7 +88,7 @@ class GPT(nn.Module):
             Logits `(B, T, V)`.
 
         Raises:
-            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) a token id is not in the vocabulary.
+            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) an id is not in the vocabulary.
         """
         return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)
 
@@ -115,9 +106,8 @@ class GPT(nn.Module):
             ValueError: As `forward`; or `targets` has another shape than `tokens`.
         """
         if targets.shape != tokens.shape:
-            raise ValueError(
-                f"targets have shape {tuple(targets.shape)}; they must have that of the tokens, {tuple(tokens.shape)}"
-            )
+            shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
+            raise ValueError(f"targets have shape {shapes}; they must be the same")
         hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
         return _ChunkedCrossEntropy.apply(
             hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled()
@@ -129,13 +119,13 @@ class GPT(nn.Module):
         Existing files of these names are replaced, each in one step: a reader sees the old file or the new one.
         """
         folder, c = Path(folder), self.config
+        published: dict[str, Any]
         folder.mkdir(parents=True, exist_ok=True)
-        published = {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-            "vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers, "n_head": c.n_heads, "n_embd": c.d_model,
-            "n_inner": c.d_ff, "attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout, "tie_word_embeddings": True,
-            "bos_token_id": None, "eos_token_id": None,
-        }  # fmt: skip
+        published = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new"}
+        published |= {"vocab_size": c.vocab_size, "n_positions": c.context_length, "n_layer": c.n_layers}
+        published |= {"n_head": c.n_heads, "n_embd": c.d_model, "n_inner": c.d_ff, "layer_norm_epsilon": 1e-5}
+        published |= {"attn_pdrop": c.dropout, "embd_pdrop": c.dropout, "resid_pdrop": c.dropout}
+        published |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None}
         weights = {}
         for name, parameter in self.named_parameters():
             theirs, transposed = _published_name(name)
@@ -150,8 +140,9 @@ class GPT(nn.Module):
         """A model in evaluation mode with the weights of a folder, or of a GPT-2 on the Hugging Face hub.
 
         Args:
-            name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers` writes
-                them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", … (needs a network once, and `pip install "slm[data]"`).
+            name_or_folder: A folder with `config.json` and `model.safetensors`, as `save_pretrained` or `transformers`
+                writes them, or a hub name: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" (needs a network once, and
+                `pip install "slm[data]"`).
 
         Raises:
             FileNotFoundError: There is no such folder, or it lacks a file; or the hub cannot be reached.
@@ -163,7 +154,6 @@ class GPT(nn.Module):
             "gpt2-medium",
             "gpt2-large",
             "gpt2-xl",
-            "distilgpt2",
         ):
             from huggingface_hub import hf_hub_download
             from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -171,20 +161,17 @@ class GPT(nn.Module):
             try:
                 files = [Path(hf_hub_download(str(name_or_folder), file.name)) for file in files]
             except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                raise FileNotFoundError(
-                    f"{name_or_folder!r} is not in the local cache and the Hugging Face hub cannot be reached; connect once, or give a folder"
-                ) from error
+                reason = "is not in the local cache and the Hugging Face hub cannot be reached"
+                raise FileNotFoundError(f"{name_or_folder!r} {reason}; connect once, or give a folder") from error
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file} is not there; from_pretrained takes a folder with config.json and model.safetensors, or a name like 'gpt2'"
-                )
+                wanted = "a folder with config.json and model.safetensors, or a name like 'gpt2'"
+                raise FileNotFoundError(f"{file} is not there; from_pretrained takes {wanted}")
         theirs = json.loads(files[0].read_text(encoding="utf-8"))
         kind = theirs.get("model_type"), theirs.get("activation_function", "gelu_new")
         if kind != ("gpt2", "gelu_new"):
-            raise ValueError(
-                f"{files[0]} describes a model of type {kind[0]!r} with activation {kind[1]!r}; only 'gpt2' with 'gelu_new' can be loaded"
-            )
+            found = f"a model of type {kind[0]!r} with activation {kind[1]!r}"
+            raise ValueError(f"{files[0]} describes {found}; only 'gpt2' with 'gelu_new' can be loaded")
         config = GPTConfig(
             vocab_size=theirs["vocab_size"],
             context_length=theirs["n_positions"],
@@ -201,15 +188,14 @@ class GPT(nn.Module):
                 weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
                 if weight is None or sorted(weight.shape) != sorted(parameter.shape):
                     found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
-                    raise ValueError(
-                        f"{files[1]} holds {found} for {key}; its config asks for {parameter.numel():,} numbers there"
-                    )
+                    wanted = f"its config asks for {parameter.numel():,} numbers there"
+                    raise ValueError(f"{files[1]} holds {found} for {key}; {wanted}")
                 parameter.copy_(weight.T if transposed else weight)
         return model.eval()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of `hidden @ weight.T`, a few rows of logits at a time; gradients are made in the forward pass."""
+    """Mean cross entropy of `hidden @ weight.T`, a few rows at a time; gradients are made in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:

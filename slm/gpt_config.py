@@ -1,8 +1,4 @@
-"""GPT.
-
-From token ids to a probability for every possible next token. You put embeddings below the blocks and a prediction
-above them, start the whole so that it knows that it knows nothing, and export `GPTConfig` and `GPT`, which reads
-and writes GPT-2's published weights.
+"""The shape of a model, apart from the model, so that it can be read without loading PyTorch.
 
 Exported from chapters/03_gpt.py; edit it there.
 """
@@ -40,8 +36,7 @@ class GPTConfig:
             if name != "dropout" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} = {value!r} is not allowed; it must be an integer of at least 1")
         if self.d_model % self.n_heads:
-            raise ValueError(
-                f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; every head gets d_model / n_heads channels"
-            )
+            heads = f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}"
+            raise ValueError(f"{heads}; heads share the channels equally")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout!r} is not allowed; it must be at least 0 and below 1")

@@ -1,8 +1,4 @@
-"""The trainer.
-
-From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what
-it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`,
-`save_checkpoint`, `Trainer` and `train`.
+"""The trainer: a run from its config, which can be killed at any moment and goes on exactly where it was.
 
 Exported from chapters/06_trainer.py; edit it there.
 """
@@ -284,10 +280,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, and delete those that are no longer kept."""
-        random = {
-            "cpu": torch.get_rng_state(),
-            "device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-        }
+        on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        random = {"cpu": torch.get_rng_state(), "device": on_device}
         randoms: list[Any] = [random]
         if self.world > 1:
             randoms = [None] * self.world
@@ -326,9 +320,8 @@ class Trainer:
             return None
         path, state = found
         if len(state["random"]) != self.world:
-            raise CheckpointError(
-                f"{path} was written by {len(state['random'])} processes; it can't go on with {self.world}"
-            )
+            before = len(state["random"])
+            raise CheckpointError(f"{path} was written by {before} processes; it can't go on with {self.world}")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -440,11 +433,8 @@ class Trainer:
         losses = self._finite_losses()
         loss = sum(losses) / len(losses)
         self._pending.clear()
-        row = {
-            "train/loss": loss,
-            "train/lr": learning_rate(self.step - 1, self.training),
-            "perf/tokens_per_s": tokens_per_s,
-        }
+        rate = learning_rate(self.step - 1, self.training)
+        row = {"train/loss": loss, "train/lr": rate, "perf/tokens_per_s": tokens_per_s}
         shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
         if self.peak_flops is not None:
             c = self.model.config
@@ -614,9 +604,8 @@ def _only_process(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise ConfigError(
-            f"another process is training in {run_dir}; wait for it, or choose another --run-dir"
-        ) from None
+        busy = f"another process is training in {run_dir}"
+        raise ConfigError(f"{busy}; wait for it, or choose another --run-dir") from None
     try:
         yield
     finally:
@@ -645,9 +634,7 @@ def _wants_wandb(config: RunConfig) -> bool:
         return False
     installed = importlib.util.find_spec("wandb") is not None
     if config.wandb.enabled is True and not installed:
-        raise ConfigError(
-            "wandb.enabled is true, but wandb is not installed; pip install 'slm[train]', or set it to false"
-        )
+        raise ConfigError("wandb.enabled is true, but wandb is not installed: pip install 'slm[train]'")
     if config.wandb.enabled is True or not installed:
         return config.wandb.enabled is True
     if "WANDB_MODE" in os.environ:
@@ -765,10 +752,8 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
         "threads": torch.get_num_threads(),
         "processes": trainer.world,
     }
-    for name, text in (
-        ("config.yaml", config.to_yaml()),
-        ("environment.json", json.dumps(environment, indent=2) + "\n"),
-    ):
+    texts = {"config.yaml": config.to_yaml(), "environment.json": json.dumps(environment, indent=2) + "\n"}
+    for name, text in texts.items():
         part = run_dir / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         os.replace(part, run_dir / name)

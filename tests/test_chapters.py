@@ -14,7 +14,7 @@ from course.export import Chapter, chapters
 CHAPTERS = chapters()
 PAIRING = {
     "formats": "ipynb,py:percent",
-    "notebook_metadata_filter": "slm,kernelspec,jupytext,-all",
+    "notebook_metadata_filter": "slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all",
     "cell_metadata_filter": "tags,-all",
 }
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -46,7 +46,7 @@ def test_length(chapter):
     """A chapter is read in one sitting; what it exports is read where it stands, and counts for itself."""
     exported = [cell for cell in Chapter.read(chapter).cells if cell.source.startswith("#| export")]
     lines = len(chapter.read_text(encoding="utf-8").splitlines())
-    assert lines - sum(len(cell.source.splitlines()) + 2 for cell in exported) <= 440
+    assert lines - sum(len(cell.source.splitlines()) + 2 for cell in exported) <= 500
 
 
 @each_chapter

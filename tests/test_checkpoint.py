@@ -11,9 +11,20 @@ import time
 import pytest
 import torch
 
-from slm.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, prune_checkpoints, save_checkpoint
+from slm.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    load_latest,
+    prune_checkpoints,
+    save_checkpoint,
+)
 
-STATE = {"step": 3, "weights": torch.arange(1000.0), "nested": [{"a": torch.ones(2, dtype=torch.bfloat16)}, None, "text"]}
+STATE = {
+    "step": 3,
+    "weights": torch.arange(1000.0),
+    "nested": [{"a": torch.ones(2, dtype=torch.bfloat16)}, None, "text"],
+}
 
 
 def test_what_is_saved_comes_back(tmp_path):

@@ -48,7 +48,9 @@ def test_a_whole_number_is_a_float_where_one_is_due():
 def test_name_is_the_stem_and_overrides_win(tmp_path):
     path = tmp_path / "my_run.yaml"
     path.write_text(yaml.safe_dump(GOOD))
-    config = load_config(path, ["training.max_steps=200", "training.learning_rate=1e-3", "wandb.tags=[a, b]", "data.max_documents=null"])
+    config = load_config(
+        path, ["training.max_steps=200", "training.learning_rate=1e-3", "wandb.tags=[a, b]", "data.max_documents=null"]
+    )
     assert config.name == "my_run"
     assert (config.training.max_steps, config.training.learning_rate) == (200, 1e-3)
     assert config.wandb.tags == ["a", "b"] and config.data.max_documents is None

@@ -160,11 +160,14 @@ def test_one_batch_is_learned_by_heart():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m(torch.zeros(1, 25, dtype=torch.long)), "25 tokens do not fit into the model's context_length = 24"),
+        (
+            lambda m: m(torch.zeros(1, 25, dtype=torch.long)),
+            "25 tokens do not fit into the model's context_length = 24",
+        ),
         (lambda m: m(torch.zeros(1, 5, dtype=torch.long), start=20), "25 tokens do not fit"),
         (lambda m: m(torch.tensor([[3, 101]])), "token id 101 is outside the vocabulary; ids from 0 to 100"),
         (lambda m: m(torch.tensor([[3, -1]])), "token id -1"),
-        (lambda m: m.loss(torch.zeros(1, 4).long(), torch.zeros(1, 5).long()), r"shape \(1, 5\)"),
+        (lambda m: m.loss(torch.zeros(1, 4).long(), torch.zeros(1, 5).long()), r"shape \(1, 5\) and tokens \(1, 4\)"),
         (lambda m: GPTConfig(**{**SMALL, "n_heads": 5}), "n_heads = 5 does not divide d_model = 32"),
         (lambda m: GPTConfig(**{**SMALL, "n_layers": 0}), "n_layers = 0"),
         (lambda m: GPTConfig(**{**SMALL, "d_ff": 9.5}), "d_ff = 9.5"),

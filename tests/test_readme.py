@@ -18,7 +18,9 @@ from slm.gpt import GPT, GPTConfig
 from slm.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(language):
@@ -40,7 +42,9 @@ def no_network(monkeypatch, gpt2_cache, tmp_path):
     GPT(GPTConfig(50257, 64, 1, 2, 16, 32)).save_pretrained(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / "hub" / file))
     rows = datasets.Dataset.from_dict({"text": [stories.sample(seed) * 20 for seed in range(20)]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *_, **__: datasets.DatasetDict(train=rows, validation=rows))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, *_, **__: datasets.DatasetDict(train=rows, validation=rows)
+    )
 
 
 def test_the_kinds_of_blocks_are_those_that_are_tested_here():
@@ -68,13 +72,17 @@ def test_yaml_block_trains_on_a_text_of_ones_own(elsewhere, no_network):
 
 
 def commands():
-    lines = "".join(blocks("console")).splitlines() + [found for found in re.findall(r"`(slm train [^`]*)`", (ROOT / "README.md").read_text())]
+    lines = "".join(blocks("console")).splitlines() + [
+        found for found in re.findall(r"`(slm train [^`]*)`", (ROOT / "README.md").read_text())
+    ]
     return [shlex.split(line, comments=True) for line in lines]
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {words[1] for words in commands() if words[0] == "make"} | set(re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text()))
+    named = {words[1] for words in commands() if words[0] == "make"} | set(
+        re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text())
+    )
     assert named >= {"book", "test", "lab", "train", "export", "clean"} and named <= targets
 
 

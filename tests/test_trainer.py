@@ -19,16 +19,42 @@ from slm.config import ConfigError, TrainingConfig, make_config
 from slm.data import TextDataset, TokenLoader
 from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import get_tokenizer
-from slm.trainer import Trainer, TrainingDiverged, choose_dtype, learning_rate, load_run, make_optimizers, peak_flops, train
+from slm.trainer import (
+    Trainer,
+    TrainingDiverged,
+    choose_dtype,
+    learning_rate,
+    load_run,
+    make_optimizers,
+    peak_flops,
+    train,
+)
 
-MODEL = {"vocab_size": 1024, "context_length": 32, "n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 32, "dropout": 0.1}
+MODEL = {
+    "vocab_size": 1024,
+    "context_length": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "d_model": 16,
+    "d_ff": 32,
+    "dropout": 0.1,
+}
 QUICK = {"batch_size": 2, "max_steps": 12, "warmup_steps": 2, "learning_rate": 3e-3, "log_every": 1, "eval_every": 6}
 QUICK |= {"checkpoint_every": 4, "eval_batches": 2, "sample_tokens": 4, "threads": 1, "dtype": "float32"}
 
 
 def config(cache, model=None, data=None, **training):
-    source = {"dataset": "stories", "tokenizer": "stories", "packing": "documents", "max_documents": 300, "cache_dir": str(cache)}
-    return make_config({"model": {**MODEL, **(model or {})}, "training": {**QUICK, **training}, "data": {**source, **(data or {})}}, name="quick")
+    source = {
+        "dataset": "stories",
+        "tokenizer": "stories",
+        "packing": "documents",
+        "max_documents": 300,
+        "cache_dir": str(cache),
+    }
+    return make_config(
+        {"model": {**MODEL, **(model or {})}, "training": {**QUICK, **training}, "data": {**source, **(data or {})}},
+        name="quick",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +109,12 @@ def test_every_parameter_is_optimized_once_and_only_matrices_decay(optimizer):
 
 @pytest.mark.parametrize(
     ("wanted", "amp", "expected"),
-    [("float32", True, torch.float32), ("bfloat16", True, torch.bfloat16), ("float16", True, torch.float16), ("bfloat16", False, torch.float32)],
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", True, torch.bfloat16),
+        ("float16", True, torch.float16),
+        ("bfloat16", False, torch.float32),
+    ],
 )
 def test_dtype_is_what_was_asked_for(wanted, amp, expected):
     assert choose_dtype(torch.device("cpu"), wanted, amp) == expected
@@ -95,7 +126,17 @@ def test_auto_on_cuda_asks_for_native_bfloat16(monkeypatch, has_bfloat16, expect
     assert choose_dtype(torch.device("cuda"), "auto") == expected
 
 
-@pytest.mark.parametrize(("name", "peak"), [("Tesla T4", 65e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H100 80GB HBM3", 989e12), ("GeForce", None)])
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("Tesla T4", 65e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("GeForce", None),
+    ],
+)
 def test_peak_of_known_gpus(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda"), torch.float16) == peak
@@ -126,7 +167,9 @@ def test_accumulation_equals_the_large_batch_with_unequal_targets(cache):
     """Rows hold different numbers of padded targets, so weighting every part alike would show."""
     results = []
     for batch_size, parts in ((8, 1), (2, 4)):
-        c = config(cache, model={"dropout": 0.0}, batch_size=batch_size, gradient_accumulation_steps=parts, eval_every=12)
+        c = config(
+            cache, model={"dropout": 0.0}, batch_size=batch_size, gradient_accumulation_steps=parts, eval_every=12
+        )
         run = train(c, run_dir=cache / f"accumulate_{parts}", verbose=False)
         results.append((losses(run.metrics), run.model))
     (large, model_large), (small, model_small) = results
@@ -138,14 +181,22 @@ def test_accumulation_equals_the_large_batch_with_unequal_targets(cache):
 def test_clipping_bounds_the_step_of_the_gradient(loader_of, monkeypatch):
     seen = []
     original = nn.utils.clip_grad_norm_
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda p, limit: seen.append((original(p := list(p), limit), torch.cat([q.grad.flatten() for q in p]).norm())))
-    Trainer(model_of(), loader_of(), None, {"training": {**QUICK, "grad_clip": 0.25}}, device="cpu", verbose=False).train()
+    monkeypatch.setattr(
+        nn.utils,
+        "clip_grad_norm_",
+        lambda p, limit: seen.append((original(p := list(p), limit), torch.cat([q.grad.flatten() for q in p]).norm())),
+    )
+    Trainer(
+        model_of(), loader_of(), None, {"training": {**QUICK, "grad_clip": 0.25}}, device="cpu", verbose=False
+    ).train()
     assert len(seen) == 12 and any(before > 0.25 for before, _ in seen)
     assert all(after <= 0.2501 for _, after in seen)
 
 
 def test_float16_on_the_cpu_skips_a_step_that_overflows(loader_of):
-    trainer = Trainer(model_of(), loader_of(), None, {"training": {**QUICK, "dtype": "float16"}}, device="cpu", verbose=False)
+    trainer = Trainer(
+        model_of(), loader_of(), None, {"training": {**QUICK, "dtype": "float16"}}, device="cpu", verbose=False
+    )
     assert trainer.scaler.is_enabled()
     batches = iter(loader_of())
     trainer.update(batches)
@@ -171,7 +222,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(cache):
 
 def test_evaluation_is_the_mean_over_all_targets_and_changes_nothing(loader_of):
     model = model_of()
-    trainer = Trainer(model, loader_of(), loader_of(batch_size=7, shuffle=False), {"training": QUICK | {"eval_batches": None}}, device="cpu", verbose=False)
+    trainer = Trainer(
+        model,
+        loader_of(),
+        loader_of(batch_size=7, shuffle=False),
+        {"training": QUICK | {"eval_batches": None}},
+        device="cpu",
+        verbose=False,
+    )
     state = torch.get_rng_state()
     loss = trainer.evaluate()
     assert torch.equal(torch.get_rng_state(), state) and model.training
@@ -196,7 +254,14 @@ def test_a_finished_run_folder_explains_itself(cache, capsys):
     run = train(c, run_dir=cache / "finished", dollars_per_hour=3600.0)
     folder = cache / "finished"
     assert run.finished and run.val_loss == losses(run.metrics, "val/loss")[-1]
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples", "model"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+        "model",
+    }
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == run.metrics
     named = {key for row in rows for key in row}
@@ -204,13 +269,17 @@ def test_a_finished_run_folder_explains_itself(cache, capsys):
     assert named >= {"perf/tokens_per_s", "perf/mfu", "cost/usd"}
     assert rows[-1]["cost/usd"] == pytest.approx(rows[-1]["seconds"], abs=0.01)
     assert rows[-1]["train/tokens_seen"] == 12 * 2 * 32
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"step_{step:08d}.txt" for step in (4, 6, 8, 12)]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        f"step_{step:08d}.txt" for step in (4, 6, 8, 12)
+    ]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__ and environment["dtype"] == "float32"
 
     again = train(c, run_dir=folder)
     assert "is finished; its model is used as it is" in capsys.readouterr().out
-    for a, b, d in zip(run.model.parameters(), again.model.parameters(), load_run(folder).model.parameters(), strict=True):
+    for a, b, d in zip(
+        run.model.parameters(), again.model.parameters(), load_run(folder).model.parameters(), strict=True
+    ):
         assert torch.equal(a, b) and torch.equal(a, d)
     assert again.tokenizer.encode("Once upon a time") == run.tokenizer.encode("Once upon a time")
 
@@ -219,13 +288,22 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(cache):
     train(config(cache, keep_checkpoints=1, checkpoint_every=2, eval_every=2), run_dir=cache / "kept", verbose=False)
     rows = [json.loads(line) for line in (cache / "kept/metrics.jsonl").read_text().splitlines()]
     best = min((row["val/loss"], row["step"]) for row in rows if "val/loss" in row)[1]
-    assert {path.name for path in (cache / "kept/checkpoints").iterdir()} == {f"step_{step:08d}.pt" for step in (best, 12)}
+    assert {path.name for path in (cache / "kept/checkpoints").iterdir()} == {
+        f"step_{step:08d}.pt" for step in (best, 12)
+    }
 
 
 def test_any_iterable_of_batches_will_do(cache):
     tokenizer = get_tokenizer("stories")
     rows = TextDataset([stories.sample(seed) for seed in range(20)], tokenizer, 32)
-    metrics = Trainer(model_of(), DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4), {"training": {**QUICK, "max_steps": 30}}, device="cpu", verbose=False).train()
+    metrics = Trainer(
+        model_of(),
+        DataLoader(rows, batch_size=4),
+        DataLoader(rows, batch_size=4),
+        {"training": {**QUICK, "max_steps": 30}},
+        device="cpu",
+        verbose=False,
+    ).train()
     assert losses(metrics)[-1] < losses(metrics)[0] and losses(metrics, "val/loss")
     with pytest.raises(ValueError, match="train_loader is empty"):
         Trainer(model_of(), [], None, {"training": QUICK}, device="cpu", verbose=False).train()
@@ -240,12 +318,17 @@ def test_a_dictionary_is_checked_like_a_file(loader_of):
 
 
 def equal_runs(a, b):
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "perf/tokens_per_s", "perf/mfu")} for row in run.metrics] for run in (a, b)]
+    rows = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "perf/tokens_per_s", "perf/mfu")} for row in run.metrics]
+        for run in (a, b)
+    ]
     assert rows[0] == rows[1]
     assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "gradient_accumulation_steps": 2}, {"optimizer": "muon", "log_every": 5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "bfloat16", "gradient_accumulation_steps": 2}, {"optimizer": "muon", "log_every": 5}]
+)
 def test_stopped_by_a_signal_and_continued_is_the_same_run(cache, options, tmp_path):
     c = config(cache, **options)
     whole = train(c, run_dir=tmp_path / "whole", verbose=False)
@@ -303,7 +386,12 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(cache, tmp_
 
 
 def test_an_unfinished_run_can_be_read(cache, tmp_path):
-    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT), verbose=False)
+    train(
+        config(cache),
+        run_dir=tmp_path / "run",
+        on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT),
+        verbose=False,
+    )
     run = load_run(tmp_path / "run")
     assert not run.finished and run.tokenizer.n_vocab == 1024
     with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -312,7 +400,9 @@ def test_an_unfinished_run_can_be_read(cache, tmp_path):
 
 def test_a_changed_config_is_refused_with_the_keys(cache, tmp_path):
     train(config(cache), run_dir=tmp_path, verbose=False)
-    with pytest.raises(ConfigError, match=r"training.learning_rate was 0.003 and is now 0.1; training.seed was 0 and is now 1"):
+    with pytest.raises(
+        ConfigError, match=r"training.learning_rate was 0.003 and is now 0.1; training.seed was 0 and is now 1"
+    ):
         train(config(cache, learning_rate=0.1, seed=1), run_dir=tmp_path, verbose=False)
     assert train(config(cache, log_every=3), run_dir=tmp_path, verbose=False).finished
 
@@ -344,7 +434,14 @@ def test_two_processes_give_the_losses_of_one(cache, tmp_path):
     half = config(cache, model={"dropout": 0.0}, batch_size=2, eval_batches=None)
     (tmp_path / "quick.yaml").write_text(half.to_yaml())
     (tmp_path / "job.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "job.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "job.py"),
+    ]
     command += [str(tmp_path / "quick.yaml"), str(tmp_path / "two")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import html
 import os
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -39,7 +40,7 @@ def model_diagram() -> HTML:
 def parameter_map(model: GPT) -> Figure:
     """Areas in proportion to the parameters: embeddings on the left, every block with its two parts."""
 
-    def size(module: torch.nn.Module) -> int:
+    def size(module: Any) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
 
     total, n_layers = model.count_parameters(), model.config.n_layers
@@ -76,7 +77,7 @@ def parameter_map(model: GPT) -> Figure:
     width, height = (1 - left) / columns, 1 / rows
     for i, block in enumerate(model.blocks):
         x, y = left + (i % columns) * width, 1 - (i // columns + 1) * height
-        share = size(block.attention) / size(block)  # type: ignore[arg-type]
+        share = size(block.attention) / size(block)
         area(
             x,
             y + height * (1 - share),
@@ -84,7 +85,7 @@ def parameter_map(model: GPT) -> Figure:
             height * share,
             COLORS[0],
             "attention" if i else f"attention\n{size(block.attention) / total:.1%}",
-        )  # type: ignore[arg-type]
+        )
         area(
             x,
             y,
@@ -92,7 +93,7 @@ def parameter_map(model: GPT) -> Figure:
             height * (1 - share),
             COLORS[1],
             f"feed-forward\nof block {i + 1}" + ("" if i else f"\n{size(block.feed_forward) / total:.1%}"),
-        )  # type: ignore[arg-type]
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1.08))
     axes.axis("off")
     plt.close(figure)

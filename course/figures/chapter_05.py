@@ -54,9 +54,7 @@ def strip(rows: Iterable[tuple[Any, Any]], tokenizer: tiktoken.Encoding) -> HTML
             )
             lines.append(f'<tr style="background:none">{label}{"".join(cells)}</tr>')
         lines.append('<tr style="background:none;height:.5em"></tr>')
-    table = (
-        f'<table class="strip" style="border-collapse:collapse;color:inherit;font-size:.85em;margin:1em 0">{"".join(lines)}</table>'
-    )
+    table = f'<table class="strip" style="border-collapse:collapse;color:inherit;font-size:.85em;margin:1em 0">{"".join(lines)}</table>'
     legend = '<p style="font-size:.8em;opacity:.7;margin:0">■ end-of-text, ␣ space, – no target</p>'
     return HTML(f'<div style="overflow-x:auto">{table}{legend}</div>')
 

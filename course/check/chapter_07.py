@@ -1,0 +1,166 @@
+"""Checks of chapter 7's exercises."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from course.check.verdict import exercise
+
+
+class Cache(Protocol):
+    """What attention expects of a cache."""
+
+    def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def _rounded(x: Tensor) -> list[float]:
+    return [round(value, 3) for value in x.flatten().tolist()]
+
+
+@exercise
+def min_p(fn: Callable[[Tensor, float], Tensor]) -> str:
+    """Check a `min_p_filter(probabilities (B, V), min_p) -> (B, V)`."""
+    p = torch.tensor([[0.4, 0.28, 0.12, 0.11, 0.09], [0.04, 0.06, 0.1, 0.2, 0.6]])  # (B, V)
+    given = p.clone()
+    out = fn(p, 0.25)
+    assert torch.equal(p, given), (
+        "Your function changes the probabilities that it is given; the caller may still need them. Work on a copy."
+    )
+    assert isinstance(out, Tensor), f"It returned {type(out).__name__}; return the tensor (B, V)."
+    assert out.shape == p.shape, (
+        f"The result has shape {tuple(out.shape)}; probabilities (B, V) = {tuple(p.shape)} keep theirs."
+    )
+    kept = (out > 0).tolist()
+    right = (p >= 0.25 * p.amax(-1, keepdim=True)).tolist()
+    assert kept != (p >= 0.25).tolist(), (
+        "You compare with min_p itself. The threshold is relative: min_p times the row's largest probability."
+    )
+    assert kept != (p < 0.25 * p.amax(-1, keepdim=True)).tolist(), (
+        "You keep what should be removed, and remove the rest: the comparison is the wrong way round."
+    )
+    assert kept != (p >= 0.25 * p.amax(0)).tolist(), (
+        "The maximum runs over the batch, so the rows influence each other. Take it over the vocabulary: dim=-1, keepdim=True."
+    )
+    assert kept != (p >= 0.25 * p.max()).tolist(), (
+        "There is one maximum for the whole batch; each row has its own: amax(-1, keepdim=True)."
+    )
+    assert kept == right, (
+        f"With min_p = 0.25 the first row {_rounded(p[0])} should keep {sum(right[0])} tokens, the second {sum(right[1])}; yours keeps {sum(kept[0])} and {sum(kept[1])}."
+    )
+    sums = out.sum(-1)
+    assert not torch.allclose(out, torch.where(torch.tensor(right), p, 0.0)), (
+        f"What is left sums to {_rounded(sums)}. Divide by the sum, so that each row is a probability again."
+    )
+    softmaxed = torch.where(torch.tensor(right), p, -torch.inf).softmax(-1)
+    assert not torch.allclose(out, softmaxed), (
+        "You apply a softmax to probabilities, which levels them out. They are probabilities already: divide by their sum."
+    )
+    assert torch.allclose(sums, torch.ones(2)), f"Each row should sum to one; yours sum to {_rounded(sums)}."
+    proportional = p[0, :4] / p[0, :4].sum()
+    assert torch.allclose(out[0, :4], proportional), (
+        f"The tokens kept in the first row should be {_rounded(proportional)}, in the same proportion as before; yours are {_rounded(out[0, :4])}."
+    )
+    edge = fn(torch.tensor([[0.5, 0.25, 0.25]]), 0.5)
+    assert bool((edge > 0).all()), (
+        "A token that is *exactly* min_p times as likely as the best is to be kept ('at least'); yours is removed."
+    )
+    return "The threshold is relative, row by row, and what is left sums to one."
+
+
+@exercise
+def log_probability(fn: Callable[[Callable[[Tensor], Tensor], list[int], list[int]], float]) -> str:
+    """Check a `log_probability(model, prompt, continuation) -> nats`."""
+    V = 7
+    table = torch.randn(V, V, generator=torch.Generator().manual_seed(3))  # logits of the next token after each token
+
+    def model(tokens: Tensor) -> Tensor:
+        assert tokens.dim() == 2, (
+            f"The model was given tokens of shape {tuple(tokens.shape)}; it expects (B, T), so put one axis in front."
+        )
+        return (
+            table[tokens] + 0.01 * torch.arange(tokens.size(1))[None, :, None] * table[0]
+        )  # (B, T, V), depends on the position
+
+    prompt, continuation = [1, 4, 2], [5, 0, 3]
+    tokens = torch.tensor([prompt + continuation])
+    logits = model(tokens)[0]  # (T, V)
+    log_p = logits.log_softmax(-1)
+    P, T = len(prompt), tokens.size(1)
+    right = sum(float(log_p[t - 1, tokens[0, t]]) for t in range(P, T))
+    got = float(fn(model, prompt, continuation))
+    unshifted = sum(float(log_p[t, tokens[0, t]]) for t in range(P, T))
+    with_prompt = sum(float(log_p[t - 1, tokens[0, t]]) for t in range(1, T))
+    without_first = sum(float(log_p[t - 1, tokens[0, t]]) for t in range(P + 1, T))
+    raw = sum(float(logits[t - 1, tokens[0, t]]) for t in range(P, T))
+    alone = model(torch.tensor([continuation]))[0].log_softmax(-1)
+    forgot_prompt = sum(float(alone[t - 1, continuation[t]]) for t in range(1, len(continuation)))
+    findings = {
+        unshifted: "You read the probability of each token at its own position. The logits at position t predict the token at t + 1: shift by one.",
+        with_prompt: "You score the prompt as well. It is given: only the tokens of the continuation count.",
+        without_first: "The first token of the continuation is missing. It is predicted at the last position of the prompt.",
+        raw: "You add up logits. Only after a log-softmax over the vocabulary are they logs of probabilities.",
+        right
+        / len(
+            continuation
+        ): "This is the mean per token. The probability of a text is the product over its tokens, so its log is the *sum*.",
+        -right: "The sign is turned: that is a loss. The log of a probability is negative.",
+        forgot_prompt: "The model never sees the prompt. Hand it prompt and continuation together.",
+    }
+    for wrong, message in findings.items():
+        assert abs(got - wrong) > 1e-4, message
+    probability = float(torch.tensor(right).exp())
+    assert abs(got - probability) > 1e-4, (
+        "This is the probability itself, which underflows for any real text. Return its log."
+    )
+    assert abs(got - right) < 1e-4, (
+        f"For a continuation of {len(continuation)} tokens the sum should be {right:.4f} nats; yours is {got:.4f}."
+    )
+    return "Shifted by one, summed over the continuation only, in nats."
+
+
+@exercise
+def sliding_cache(cls: Callable[[int], Cache]) -> str:
+    """Check a class whose instances keep the last `capacity` positions."""
+    B, H, K, capacity = 2, 3, 4, 5
+    cache = cls(capacity)
+    k, v = torch.randn(2, B, H, 12, K, generator=torch.Generator().manual_seed(5))  # (B, H, T, K) each
+    done = 0
+    for T in (3, 1, 1, 1, 4, 2):
+        result = cache(k[:, :, done : done + T], v[:, :, done : done + T])
+        assert isinstance(result, tuple) and len(result) == 2, (
+            f"A call returned {type(result).__name__}; return the pair (keys, values)."
+        )
+        got_k, got_v = result
+        done += T
+        expected = slice(max(0, done - capacity), done)
+        size = expected.stop - expected.start
+        where = f"After {done} positions with a capacity of {capacity}"
+        assert got_k.shape != (B, H, T, K) or T == size, (
+            f"{where} it returns only the {T} it was just given. Keep what came before."
+        )
+        assert got_k.dim() == 4 and got_k.shape[:2] == (B, H) and got_k.size(3) == K, (
+            f"{where} the keys have shape {tuple(got_k.shape)}. Join along time, axis 2 of (B, H, T, K)."
+        )
+        assert got_k.size(2) <= capacity, f"{where} it returns {got_k.size(2)} positions: the oldest must be forgotten."
+        assert got_k.size(2) == size, f"{where} it should return {size} positions; yours returns {got_k.size(2)}."
+        assert not torch.equal(got_k, k[:, :, :size]) or expected.start == 0, (
+            f"{where} it keeps the *first* {size}. The newest are the ones that matter: keep the end."
+        )
+        assert not torch.equal(got_v, k[:, :, expected]), f"{where} the values are the keys."
+        same_set = torch.equal(got_k.sort(2).values, k[:, :, expected].sort(2).values)
+        assert torch.equal(got_k, k[:, :, expected]) or not same_set, (
+            f"{where} the right positions are there, but not in the order of time, and the causal mask counts from the end."
+        )
+        assert torch.equal(got_k, k[:, :, expected]), (
+            f"{where} the keys are not those of positions {expected.start} to {expected.stop - 1}."
+        )
+        assert torch.equal(got_v, v[:, :, expected]), (
+            f"{where} the values are not those of positions {expected.start} to {expected.stop - 1}."
+        )
+    other_k, _ = cls(capacity)(k[:, :, :1], v[:, :, :1])
+    assert other_k.size(2) == 1, (
+        "A new cache begins with what another one holds: keep the tensors on the instance (self), not on the class."
+    )
+    return "The last positions, in order, keys and values, each cache for itself."

@@ -1,0 +1,126 @@
+"""Checks of chapter 8's exercises."""
+
+import math
+from collections.abc import Callable
+
+from course.check.verdict import exercise
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+@exercise
+def gated_flops(fn: Callable[[int, int, int, int, int], int]) -> str:
+    """Check a `gated_flops(n_layers, d_model, d_ff, vocab_size, context_length)`: training FLOPs per token."""
+    L, D, F, V, T = 5, 96, 250, 1009, 70
+    got = fn(L, D, F, V, T)
+    assert isinstance(got, int | float), f"It returned {type(got).__name__}; return the number of FLOPs."
+    projections, attention, gated, logits = L * 8 * D * D, L * 4 * T * D, L * 6 * D * F, 2 * D * V
+    forward = projections + attention + gated + logits
+    findings = {
+        forward: "This is the forward pass only. Backward makes two products for each of its products: three times as much in all.",
+        2
+        * forward: "You count backward once. It makes two products for each one of the forward pass, for the input's gradient and for the weight's: three times in all.",
+        3 * forward / 2: "A multiplication is counted, its addition is not: 2mn FLOPs for an m x n matrix.",
+        3
+        * (
+            forward - L * 2 * D * F
+        ): "The feed-forward network has only two matrices. With a gate there are three: 6DF.",
+        3
+        * (
+            forward - attention
+        ): "The attention itself is missing: scores with T keys and a sum over T values, 4TD in each layer.",
+        3 * (forward - logits): "The logits are missing: 2DV, once.",
+        3 * (forward - logits + L * logits): "The logits are counted in every layer. They are made once, at the top.",
+        3 * (forward + 2 * D * V): "The embedding is counted as a product. It is a look-up: nothing is multiplied.",
+        3 * (projections + attention + gated) / L + 3 * logits: "Only one layer is counted; there are n_layers.",
+        3
+        * (
+            forward - attention + attention * T
+        ): "This is attention's cost for the whole text. One token has T scores, not T x T.",
+        3
+        * (
+            forward - attention / 2
+        ): "You count half of the attention, because half is masked. True for the work, but the convention (and PyTorch's counter) counts all T keys.",
+    }
+    for wrong, message in findings.items():
+        assert not _close(got, wrong), message
+    right = 3 * forward
+    assert _close(got, right), (
+        f"For {L} layers with D = {D}, F = {F}, V = {V}, T = {T} it should be {right:,}; yours is {got:,.0f}."
+    )
+    return "Three matrices, attention, logits, and backward twice as dear as forward."
+
+
+@exercise
+def bill(fn: Callable[[float, float, float, float, float, float, float, float], tuple[float, float]]) -> str:
+    """Check a `bill(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib) -> (hours, dollars)`."""
+    flops, peak, mfu, gpu, cores, core, gibs, gib = 3.7e17, 121.0, 0.35, 0.000222, 4.0, 0.0000131, 16.0, 0.00000222
+    answer = fn(flops, peak, mfu, gpu, cores, core, gibs, gib)
+    assert isinstance(answer, tuple | list) and len(answer) == 2, (
+        f"It returned {type(answer).__name__}; return the pair (hours, dollars)."
+    )
+    hours, dollars = map(float, answer)
+    seconds = flops / (peak * 1e12 * mfu)
+    assert not _close(hours, seconds), "The time is in seconds; hours are asked for."
+    assert not _close(hours, seconds / 60), "The time is in minutes; hours are asked for."
+    assert not _close(hours, seconds * mfu / 3600), (
+        "The MFU is missing: nobody reaches the peak, so divide by peak x mfu."
+    )
+    assert not _close(hours, seconds * mfu * mfu / 3600), (
+        "You multiply the time by the MFU. A lower utilisation makes a run *longer*: divide by it."
+    )
+    assert not _close(hours, seconds * 1e12 / 3600), "The peak is in TFLOP/s: 10¹² FLOPs per second each."
+    assert not _close(hours, seconds * 1e3 / 3600), "A TFLOP is 10¹² FLOPs, not 10⁹."
+    assert _close(hours, seconds / 3600), (
+        f"{flops:.2g} FLOPs at {mfu:.0%} of {peak:g} TFLOP/s should take {seconds / 3600:.3f} hours; yours is {hours:.3f}."
+    )
+    host = cores * core + gibs * gib
+    assert not _close(dollars, seconds * gpu), (
+        "Only the GPU is paid for. The cores and the memory beside it are on the bill too."
+    )
+    assert not _close(dollars, seconds * (gpu + core + gib)), (
+        "One core and one GiB are paid for; the container has several."
+    )
+    assert not _close(dollars, seconds * (gpu + cores * core)), "The memory is missing on the bill."
+    assert not _close(dollars, seconds * (gpu + gibs * gib)), "The cores are missing on the bill."
+    assert not _close(dollars, seconds / 3600 * (gpu + host)), "Prices are per second, and you multiply them by hours."
+    right = seconds * (gpu + host)
+    assert _close(dollars, right), f"The hours are right; the dollars should be {right:.2f}, yours are {dollars:.2f}."
+    return "Peak, utilisation, units, and everything that the container reserves."
+
+
+@exercise
+def steps_within(fn: Callable[[float, float, float, float, float], int]) -> str:
+    """Check a `steps(timeout, dollars, fast, slow, dollars_per_hour) -> int`."""
+    cases = ((7200.0, 1.0, 0.6, 1.7, 0.9), (1000.0, 50.0, 0.6, 1.7, 0.9))  # the money ends first; the time does
+    answers = [fn(*case) for case in cases]
+    for got in answers:
+        assert isinstance(got, int), f"It returned {type(got).__name__} ({got}); steps are whole: return an int."
+    by_time = [int(timeout / slow) for timeout, _, _, slow, _ in cases]
+    by_money = [int(dollars / rate * 3600 / slow) for _, dollars, _, slow, rate in cases]
+    assert answers != by_time, (
+        f"You look only at the time. For ${cases[0][1]:g} at ${cases[0][4]:g} an hour the money runs out before the {cases[0][0]:g} s do."
+    )
+    assert answers != by_money, (
+        f"You look only at the money. With ${cases[1][1]:g} to spend, the {cases[1][0]:g} s run out first."
+    )
+    assert answers != [max(pair) for pair in zip(by_time, by_money, strict=True)], (
+        "You take the *larger* of the two limits. Both must hold: the smaller."
+    )
+    for (timeout, dollars, fast, slow, rate), got in zip(cases, answers, strict=True):
+        seconds = min(timeout, dollars / rate * 3600)
+        limits = f"With {timeout:g} s, ${dollars:g}, {fast} to {slow} s a step and ${rate:g} an hour"
+        assert got != int(seconds / fast), f"{limits} you plan with the fast end. A promise must hold at the slow end."
+        assert got != int(2 * seconds / (fast + slow)), (
+            f"{limits} you plan with the middle. Half of all runs would break the promise."
+        )
+        assert got != int(min(timeout, dollars / rate) / slow), (
+            f"{limits} the money lasts for {dollars / rate:.2f} *hours*, and you compare that with seconds."
+        )
+        assert got != math.ceil(seconds / slow), (
+            f"{limits} {got} steps are one too many: round down, the last one does not fit."
+        )
+        assert got == int(seconds / slow), f"{limits} it should be {int(seconds / slow)} steps; yours is {got}."
+    return "The smaller limit, at the slow end, rounded down."

@@ -1,0 +1,208 @@
+"""Figures and measurements of chapter 8: where FLOPs go, what this machine reaches, hours against dollars."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from course.plots import COLORS, INK
+from slm.config import RunConfig
+from slm.cost import MODAL, count_forward_flops, estimate_all
+from slm.gpt import GPT, GPTConfig
+
+SMALL_BATCH = 4  # rows in the steps that are timed
+
+
+LABELS = {"H200": (-6, 3), "RTX-PRO-6000": (-6, 1), "A100-80GB": (-6, 5), "A100-40GB": (7, 0), "L40S": (4, -12)}
+"""Where a GPU's name stands beside its point, in points, if not to its lower right."""
+
+
+def hours_and_dollars(configs: Sequence[RunConfig]) -> Figure:
+    """Each config on each GPU: hours to the right, dollars upwards, a bar from the fast to the slow end."""
+    figure, ax = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
+    for config, color in zip(configs, COLORS, strict=False):
+        for found in estimate_all(config):
+            middle = (sum(found.hours) / 2, sum(found.dollars) / 2)
+            ax.plot(found.hours, found.dollars, color=color, alpha=0.35, linewidth=3, solid_capstyle="round")
+            ax.plot(*middle, "o" if found.fits_memory else "x", color=color, markersize=5)
+            offset = LABELS.get(found.gpu, (5, -9))
+            side = "right" if offset[0] < 0 else "left"
+            ax.annotate(found.gpu, middle, xytext=offset, textcoords="offset points", fontsize=7, color=color, ha=side)
+        ax.plot([], [], "o", color=color, label=f"{config.name}, {config.training.max_steps:,} steps")
+    ax.plot([], [], "x", color=INK, label="micro-batch does not fit into memory")
+    ax.axhline(
+        MODAL.free_dollars_per_month,
+        color=INK,
+        linestyle=":",
+        label=f"free each month: ${MODAL.free_dollars_per_month:g}",
+    )
+    ax.set(xscale="log", yscale="log", xlabel="hours", ylabel="dollars")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("${x:g}")
+    ax.legend(loc="lower right", title=f"prices of {MODAL.date}", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def flops_by_part(configs: Sequence[RunConfig]) -> Figure:
+    """One bar per config: the share of each part in the forward FLOPs of a token."""
+    figure, ax = plt.subplots(figsize=(8.5, 0.55 * len(configs) + 1.2), layout="constrained")
+    for row, config in enumerate(configs):
+        parts = count_forward_flops(config.model)
+        total, left = sum(parts.values()), 0.0
+        for (name, flops), color in zip(parts.items(), COLORS, strict=False):
+            share = flops / total
+            ax.barh(row, share, left=left, color=color, alpha=0.8, label=name if row == 0 else None)
+            if share > 0.04:
+                ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=8, color="#ffffff")
+            left += share
+    ax.set_yticks(range(len(configs)), [config.name for config in configs])
+    ax.set(xlim=(0, 1), xticks=[])
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def peak_of_training_step(config: GPTConfig, batch_size: int) -> int:
+    """Bytes alive at the worst moment of a float32 training step on the CPU: what lives throughout, and what comes and goes."""
+    model = GPT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.randint(config.vocab_size, (batch_size, config.context_length))  # (B, T)
+
+    def step() -> None:
+        model.loss(tokens, tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the optimizer's state, which then stays
+    held = peak = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values()) + sum(
+        parameter.nbytes for parameter in model.parameters()
+    )
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def training_step(config: GPTConfig) -> Callable[[], None]:
+    """A whole training step of a fresh model (float32, AdamW), ready to be called again and again."""
+    model = GPT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(config.vocab_size, (SMALL_BATCH, config.context_length))  # (B, T)
+
+    def step() -> None:
+        model.loss(tokens, tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def median_seconds(functions: Sequence[Callable[[], object]], repeats: int = 30, warm_up: int = 3) -> list[float]:
+    """Median processor seconds of a call of each function; they take turns, so that a slow moment hits all of them."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for turn in range(warm_up + repeats):
+        for function, times in zip(functions, seconds, strict=True):
+            began = time.process_time()
+            function()
+            if turn >= warm_up:
+                times.append(time.process_time() - began)
+    return [statistics.median(times) for times in seconds]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The two numbers of a roofline."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+def measure_machine(n: int = 768, megabytes: int = 128) -> Machine:
+    """Peak of an (n, n) float32 matrix product, and bandwidth of a copy that no cache can hold."""
+    a, b, c = torch.randn(3, n, n)
+    source = torch.zeros(megabytes * 2**20 // 4)
+    target = torch.empty_like(source)
+    product, copy = median_seconds([lambda: torch.mm(a, b, out=c), lambda: target.copy_(source)], repeats=15)
+    return Machine(flops_per_second=2 * n**3 / product, bytes_per_second=2 * source.nbytes / copy)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something to time: its FLOPs, and the bytes that it must at least read and write."""
+
+    run: Callable[[], object]
+    flops: int
+    size: int
+
+
+def _product(a: Tensor, b: Tensor) -> Operation:
+    rows, inner, columns = a.size(0), b.size(0), b.size(1)
+    return Operation(lambda: a @ b, 2 * rows * inner * columns, 4 * (rows * inner + inner * columns + rows * columns))
+
+
+def _operations(config: GPTConfig, tokens: int) -> dict[str, Operation]:
+    """The parts of a model at so many tokens, and the products that generation makes for a single one."""
+    D, H, F_ = config.d_model, config.n_heads, config.d_ff
+    x, hidden = torch.randn(tokens, D), torch.randn(tokens, F_)  # (B·T, D), (B·T, F)
+    qkv, up, down, output = (
+        torch.randn(D, 3 * D),
+        torch.randn(D, F_),
+        torch.randn(F_, D),
+        torch.randn(D, config.vocab_size),
+    )
+    q, k, v = torch.randn(3, 1, H, tokens, D // H)  # (B, H, T, K) each
+    weight = torch.ones(D)
+    attention = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
+    return {
+        "queries, keys, values": _product(x, qkv),
+        "feed-forward up": _product(x, up),
+        "feed-forward down": _product(hidden, down),
+        "logits": _product(x, output),
+        "attention, fused": Operation(attention, 4 * tokens * tokens * D, 16 * tokens * D),
+        "GELU": Operation(lambda: F.gelu(hidden, approximate="tanh"), 10 * hidden.numel(), 8 * hidden.numel()),
+        "layer norm": Operation(lambda: F.layer_norm(x, (D,), weight, weight), 8 * x.numel(), 8 * x.numel()),
+        "up, one token": _product(x[:1], up),
+        "logits, one token": _product(x[:1], output),
+    }
+
+
+def roofline(machine: Machine, config: GPTConfig, tokens: int = 256) -> Figure:
+    """FLOP/s against FLOPs per byte: the roof of this machine, and what the parts of a model reach under it."""
+    operations = _operations(config, tokens)
+    seconds = median_seconds([operation.run for operation in operations.values()], repeats=7, warm_up=2)
+    figure, ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
+    highest = 2 * max(operation.flops / operation.size for operation in operations.values())
+    corners = [0.2, machine.flops_per_second / machine.bytes_per_second, highest]
+    ax.plot(corners, [min(machine.flops_per_second, x * machine.bytes_per_second) / 1e9 for x in corners], color=INK)
+    for (name, operation), took, color in zip(operations.items(), seconds, 2 * COLORS, strict=False):
+        reached = operation.flops / took / 1e9
+        single = "one token" in name
+        label = f"{name}: {reached:.0f} GFLOP/s"
+        ax.plot(
+            operation.flops / operation.size,
+            reached,
+            "D" if single else "o",
+            color=color,
+            fillstyle="none" if single else "full",
+            label=label,
+        )
+    ax.set(xscale="log", yscale="log", xlabel="FLOPs per byte that must be read or written", ylabel="GFLOP/s")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside right center", fontsize=8)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,113 @@
+"""Chapter 8's checks: each planted bug is caught with its own message, the stub is told apart, the solution passes."""
+
+import math
+
+import pytest
+
+from course import check
+
+
+def flops(L, D, F, V, T, *, times=3, mac=2, matrices=3, attention=2, logits=1.0, layers=None):
+    layer = 4 * D * D + attention * T * D + matrices * D * F
+    return int(times * mac * ((L if layers is None else layers) * layer + logits * D * V))
+
+
+GATED_BUGS = {
+    "forward pass only": lambda *a: flops(*a, times=1),
+    "count backward once": lambda *a: flops(*a, times=2),
+    "its addition is not": lambda *a: flops(*a, mac=1),
+    "only two matrices": lambda *a: flops(*a, matrices=2),
+    "attention itself is missing": lambda *a: flops(*a, attention=0),
+    "logits are missing": lambda *a: flops(*a, logits=0),
+    "counted in every layer": lambda *a: flops(*a, logits=a[0]),
+    "It is a look-up": lambda *a: flops(*a, logits=2),
+    "Only one layer": lambda *a: flops(*a, layers=1),
+    "not T x T": lambda *a: flops(*a, attention=2 * a[4]),
+    "half of the attention": lambda *a: flops(*a, attention=1),
+    "it should be": lambda *a: flops(*a, matrices=4),
+    "return the number": lambda *a: str(flops(*a)),
+}
+
+
+def bill(flops, peak, mfu, gpu, cores, core, gibs, gib):
+    seconds = flops / (peak * 1e12 * mfu)
+    return seconds / 3600, seconds * (gpu + cores * core + gibs * gib)
+
+
+def scaled(hours, dollars):
+    return lambda *a: (bill(*a)[0] * hours(a), bill(*a)[1] * dollars(a))
+
+
+def priced(price):
+    return lambda *a: (bill(*a)[0], 3600 * bill(*a)[0] * price(*a[3:]))
+
+
+BILL_BUGS = {
+    "in seconds; hours": scaled(lambda a: 3600, lambda a: 1),
+    "in minutes": scaled(lambda a: 60, lambda a: 1),
+    "The MFU is missing": scaled(lambda a: a[2], lambda a: a[2]),
+    "multiply the time by the MFU": scaled(lambda a: a[2] ** 2, lambda a: a[2] ** 2),
+    "peak is in TFLOP/s": scaled(lambda a: 1e12, lambda a: 1e12),
+    "not 10⁹": scaled(lambda a: 1e3, lambda a: 1e3),
+    "should take": scaled(lambda a: 1.5, lambda a: 1),
+    "Only the GPU is paid for": priced(lambda gpu, *rest: gpu),
+    "One core and one GiB": priced(lambda gpu, cores, core, gibs, gib: gpu + core + gib),
+    "memory is missing": priced(lambda gpu, cores, core, gibs, gib: gpu + cores * core),
+    "cores are missing": priced(lambda gpu, cores, core, gibs, gib: gpu + gibs * gib),
+    "multiply them by hours": scaled(lambda a: 1, lambda a: 1 / 3600),
+    "the dollars should be": scaled(lambda a: 1, lambda a: 2),
+    "return the pair": lambda *a: bill(*a)[1],
+}
+
+
+def steps(timeout, dollars, fast, slow, rate):
+    return int(min(timeout, dollars / rate * 3600) / slow)
+
+
+STEPS_BUGS = {
+    "you plan with the fast end": lambda t, d, fast, slow, r: steps(t, d, fast, fast, r),
+    "you plan with the middle": lambda t, d, fast, slow, r: steps(t, d, fast, (fast + slow) / 2, r),
+    "the *larger* of the two": lambda t, d, fast, slow, r: int(max(t, d / r * 3600) / slow),
+    "look only at the time": lambda t, d, fast, slow, r: int(t / slow),
+    "look only at the money": lambda t, d, fast, slow, r: int(d / r * 3600 / slow),
+    "compare that with seconds": lambda t, d, fast, slow, r: int(min(t, d / r) / slow),
+    "round down": lambda t, d, fast, slow, r: math.ceil(min(t, d / r * 3600) / slow),
+    "steps are whole": lambda t, d, fast, slow, r: min(t, d / r * 3600) / slow,
+    "it should be": lambda *a: steps(*a) - 7,
+}
+
+
+@pytest.mark.parametrize("message", GATED_BUGS)
+def test_gated_flops_bug_is_named(message):
+    verdict = check.gated_flops(GATED_BUGS[message])
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+@pytest.mark.parametrize("message", BILL_BUGS)
+def test_bill_bug_is_named(message):
+    verdict = check.bill(BILL_BUGS[message])
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+@pytest.mark.parametrize("message", STEPS_BUGS)
+def test_steps_bug_is_named(message):
+    verdict = check.steps_within(STEPS_BUGS[message])
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+def stub(*arguments):
+    raise NotImplementedError("your turn")
+
+
+@pytest.mark.parametrize("name", ["gated_flops", "bill", "steps_within"])
+def test_stub_is_told_apart(name):
+    assert "still the stub" in getattr(check, name)(stub).message
+
+
+@pytest.mark.parametrize("name, solution", [("gated_flops", flops), ("bill", bill), ("steps_within", steps)])
+def test_solution_passes(name, solution):
+    verdict = getattr(check, name)(solution)
+    assert verdict.passed, verdict.message

@@ -1,0 +1,222 @@
+"""Chapter 9's checks are themselves checked: each planted bug is caught with its own message."""
+
+import pytest
+
+from course import check
+
+
+def most_dollars_solution(timeout, retries, dollars_per_hour):
+    return (1 + retries) * timeout / 3600 * dollars_per_hour
+
+
+MOST_DOLLARS_BUGS = {
+    "That is one attempt": lambda t, r, d: t / 3600 * d,
+    "after a first attempt": lambda t, r, d: r * t / 3600 * d,
+    "the price is for an hour": lambda t, r, d: (1 + r) * t * d,
+    "not 60": lambda t, r, d: (1 + r) * t / 60 * d,
+    "is $16; yours is": lambda t, r, d: (2 + r) * t / 3600 * d,
+    "With no retries": lambda t, r, d: max(1 + r, 2) * t / 3600 * d,
+    "return a number": lambda t, r, d: None,
+}
+
+
+def total(gpus, name):
+    hours, price = gpus[name]
+    return hours * price
+
+
+def choose_gpu_solution(gpus, max_dollars, max_hours):
+    in_time = {name: hours * price for name, (hours, price) in gpus.items() if hours <= max_hours}
+    if not in_time:
+        raise ValueError(f"no GPU is done within {max_hours} hours")
+    cheapest = min(in_time, key=in_time.get)
+    if in_time[cheapest] > max_dollars:
+        raise ValueError(f"the cheapest, {cheapest}, costs ${in_time[cheapest]}, above ${max_dollars}")
+    return cheapest
+
+
+def strict(gpus, max_dollars, max_hours):
+    return choose_gpu_solution(gpus, max_dollars - 0.01, max_hours)
+
+
+def never_refuses(gpus, max_dollars, max_hours):
+    in_time = [name for name in gpus if gpus[name][0] <= max_hours] or list(gpus)
+    return min(in_time, key=lambda name: total(gpus, name))
+
+
+def ignores_only_the_budget(gpus, max_dollars, max_hours):
+    return min(
+        (name for name in gpus if gpus[name][0] <= max_hours), key=lambda name: total(gpus, name), default="slow"
+    )
+
+
+def late_is_fine(gpus, max_dollars, max_hours):
+    in_time = [name for name in gpus if gpus[name][0] <= max_hours]
+    return choose_gpu_solution(gpus, max_dollars, max_hours if in_time else 99)
+
+
+def says_nothing(gpus, max_dollars, max_hours):
+    try:
+        return choose_gpu_solution(gpus, max_dollars, max_hours)
+    except ValueError:
+        raise ValueError("too expensive") from None
+
+
+CHOOSE_GPU_BUGS = {
+    "lowest price per hour": lambda g, d, h: min(g, key=lambda name: g[name][1]),
+    "You chose the fastest": lambda g, d, h: min(g, key=lambda name: g[name][0]),
+    "You chose 'small'": lambda g, d, h: "small",
+    "only 'huge' is done": lambda g, d, h: min(g, key=lambda name: total(g, name)),
+    "keeps within a budget": strict,
+    "can be had for $5": ignores_only_the_budget,
+    "done within an hour": late_is_fine,
+    "what the cheapest choice costs": says_nothing,
+    "return one of the names": lambda g, d, h: None,
+}
+
+
+def saved(folder):
+    path = folder / "step.txt"
+    return int(path.read_text()) if path.exists() else 0
+
+
+def save(folder, step):
+    (folder / "step.txt").write_text(str(step))
+
+
+def attempt_solution(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        work(step)
+        save(folder, step + 1)
+        commit()
+    return steps
+
+
+def from_zero(folder, steps, work, commit):
+    for step in range(steps):
+        work(step)
+        save(folder, step + 1)
+        commit()
+    return steps
+
+
+def never_commits(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        work(step)
+        save(folder, step + 1)
+    return steps
+
+
+def commits_first(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        work(step)
+        commit()
+        save(folder, step + 1)
+    return steps
+
+
+def counts_first(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        save(folder, step + 1)
+        commit()
+        work(step)
+    return steps
+
+
+def swallows(folder, steps, work, commit):
+    try:
+        return attempt_solution(folder, steps, work, commit)
+    except KeyboardInterrupt:
+        return saved(folder)
+
+
+def one_more(folder, steps, work, commit):
+    for step in range(saved(folder), steps + 1):
+        work(step)
+        save(folder, step + 1)
+        commit()
+    return steps
+
+
+def from_one(folder, steps, work, commit):
+    for step in range(saved(folder) + 1, steps + 1):
+        work(step)
+        save(folder, step)
+        commit()
+    return steps
+
+
+def twice(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        work(step)
+        work(step)
+        save(folder, step + 1)
+        commit()
+    return steps
+
+
+def idle(folder, steps, work, commit):
+    return steps
+
+
+def gives_up(folder, steps, work, commit):
+    return steps if saved(folder) else attempt_solution(folder, steps, work, commit)
+
+
+def forgets_to_answer(folder, steps, work, commit):
+    attempt_solution(folder, steps, work, commit)
+
+
+def restless(folder, steps, work, commit):
+    if saved(folder) == steps:
+        work(0)
+    return attempt_solution(folder, steps, work, commit)
+
+
+ATTEMPT_BUGS = {
+    "starts at step 0": from_zero,
+    "commit() was never called": never_commits,
+    "commit after it": commits_first,
+    "counted before it was done": counts_first,
+    "as if all were well": swallows,
+    "should do steps 4 and 5": one_more,
+    "begin with work(0)": from_one,
+    "once each": twice,
+    "No step was done": idle,
+    "still to do": gives_up,
+    "returned None": forgets_to_answer,
+    "nothing left to do": restless,
+}
+
+GALLERY = [
+    *((check.most_dollars, message, bug) for message, bug in MOST_DOLLARS_BUGS.items()),
+    *((check.choose_gpu, message, bug) for message, bug in CHOOSE_GPU_BUGS.items()),
+    *((check.attempt, message, bug) for message, bug in ATTEMPT_BUGS.items()),
+]
+
+
+@pytest.mark.parametrize(("exercise", "message", "bug"), GALLERY, ids=[message for _, message, _ in GALLERY])
+def test_planted_bug_is_named(exercise, message, bug):
+    verdict = exercise(bug)
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+@pytest.mark.parametrize("exercise", [check.most_dollars, check.choose_gpu, check.attempt])
+def test_stub_is_told_apart(exercise):
+    def stub(*arguments):
+        raise NotImplementedError("your turn")
+
+    assert "still the stub" in exercise(stub).message
+
+
+@pytest.mark.parametrize(
+    ("exercise", "solution"),
+    [
+        (check.most_dollars, most_dollars_solution),
+        (check.choose_gpu, choose_gpu_solution),
+        (check.attempt, attempt_solution),
+    ],
+)
+def test_solution_passes(exercise, solution):
+    assert exercise(solution).passed, exercise(solution).message

@@ -1,0 +1,249 @@
+"""The door: exit codes, one sentence for a mistake of the user, no heavy import for --help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import slm
+from slm import cli, cost
+from slm.gpt import GPT, GPTConfig
+from slm.tokenizer import get_tokenizer
+from slm.trainer import Run
+
+TINY = {
+    "model": {"vocab_size": 1024, "context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32},
+    "training": {"batch_size": 2, "max_steps": 3, "warmup_steps": 1, "eval_every": 3, "eval_batches": 1, "threads": 1},
+    "data": {"dataset": "stories", "tokenizer": "stories", "max_documents": 200},
+    "wandb": {"enabled": False},
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A tiny config, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture
+def a_run(monkeypatch):
+    """`load_run` gives an untrained model, so that the door is tested and not the room behind it."""
+    model = GPT(GPTConfig(**TINY["model"]))
+    run = Run(Path("runs/tiny"), model, get_tokenizer("stories"), [], None, True)
+    monkeypatch.setattr("slm.trainer.load_run", lambda folder: run)
+    return run
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+# ---------------------------------------------------------------- the package
+
+
+def test_names_of_the_package():
+    from slm import (
+        GPT,
+        FeedForward,
+        GPTConfig,
+        MultiHeadAttention,
+        Trainer,
+        TransformerBlock,
+        create_dataloader,
+        generate,
+        get_tokenizer,
+        load_config,
+        load_run,
+        train,
+    )
+
+    for thing in (GPT, FeedForward, MultiHeadAttention, Trainer, TransformerBlock, GPTConfig, create_dataloader):
+        assert thing.__module__.startswith("slm.")
+    assert {generate.__module__, get_tokenizer.__module__} == {"slm.generation", "slm.tokenizer"}
+    assert {load_config.__module__, load_run.__module__, train.__module__} == {"slm.config", "slm.trainer"}
+    for name in slm.__all__:
+        assert getattr(slm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        slm.nonsense  # noqa: B018
+
+
+def test_import_of_the_package_loads_nothing_heavy():
+    heavy = "torch modal wandb datasets jupyter IPython matplotlib transformers".split()
+    probe = f"import slm, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert python("-c", probe).stdout.strip() == "[]"
+    probe = f"from slm import *; import sys; print([m for m in {heavy[1:]} if m in sys.modules])"
+    assert python("-c", probe).stdout.strip() == "[]"
+
+
+def test_help_does_not_load_torch():
+    for command in ([], ["train"], ["generate"], ["cost"]):
+        probe = f"import sys; from slm.cli import main\ntry: main({[*command, '--help']})\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+        assert python("-c", probe).stdout.splitlines()[-1] == "0 False"
+
+
+def test_python_m_slm_is_the_same_door():
+    result = python("-m", "slm", "--help")
+    assert result.returncode == 0
+    assert "train | generate | cost" in result.stdout
+    assert python("-m", "slm").returncode == 2
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_then_generate(config, capsys):
+    assert cli.main(["train", config, "training.max_steps=2", "--run-dir", "there", "training.seed=3"]) == 0
+    assert "seed: 3" in Path("there/config.yaml").read_text()
+    assert Path("there/model").is_dir()
+    capsys.readouterr()
+    assert cli.main(["generate", "there", "Once", "--max-tokens", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Once") and out.endswith("\n")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["training.max_stepps=3"], "did you mean 'max_steps'"),
+        (["model.n_heads=3"], "does not divide"),
+        (["training.batch_size=many"], "batch_size"),
+        (["nonsense"], "nonsense"),
+        (["data.dataset=nowhere.txt"], "nowhere.txt"),
+        (["model.vocab_size=100"], "too small"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(config, capsys, overrides, sentence):
+    assert cli.main(["train", config, *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err
+    assert err.startswith("slm: ")
+    assert "Traceback" not in err
+    assert not list(Path("runs").glob("*/config.yaml"))
+
+
+def test_a_missing_config_is_one_sentence(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_unknown_options_are_refused(config, capsys):
+    for arguments in (["train", config, "--sped"], ["cost", config, "--sped"], ["generate", "run", "text", "more"], []):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+        assert "usage: slm" in capsys.readouterr().err
+
+
+def test_keyboard_interrupt_is_quiet(config, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slm.trainer.train", interrupted)
+    assert cli.main(["train", config]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), KeyError("a bug"), ZeroDivisionError("a bug"), ValueError("a bug")]
+)
+def test_a_bug_keeps_its_traceback(config, monkeypatch, error):
+    def broken(*arguments, **options):  # raised outside slm, as PyTorch would
+        raise error
+
+    monkeypatch.setattr("slm.trainer.train", broken)
+    with pytest.raises(type(error), match="a bug"):
+        cli.main(["train", config])
+
+
+# ---------------------------------------------------------------- generate
+
+
+def test_generate_prints_what_generate_gives(a_run, capsys):
+    arguments = ["--max-tokens", "12", "--temperature", "0.7", "--top-k", "50", "--top-p", "0.9", "--seed", "4"]
+    assert cli.main(["generate", "runs/tiny", "Once upon", *arguments]) == 0
+    expected = slm.generate(a_run.model, a_run.tokenizer, "Once upon", 12, temperature=0.7, top_k=50, top_p=0.9, seed=4)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_generate_begins_a_text_without_a_prompt(a_run, capsys):
+    assert cli.main(["generate", "runs/tiny", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_full_context_is_told_on_stderr(a_run, capsys):
+    assert cli.main(["generate", "runs/tiny", "Once", "--max-tokens", "400", "--overflow", "slide"]) == 0
+    assert capsys.readouterr().err == (
+        "slm: the context of 32 tokens is full: the model now sees only the last part of the text (overflow='slide').\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-p", "2"], "top_p is 2.0"),
+        (["--top-k", "0"], "top_k is 0"),
+        (["--max-tokens", "-5"], "max_tokens is -5"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(a_run, capsys, arguments, sentence):
+    assert cli.main(["generate", "runs/tiny", "Once", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert sentence in err
+
+
+def test_a_prompt_that_is_too_long_is_one_sentence(a_run, capsys):
+    assert cli.main(["generate", "runs/tiny", "Once upon a time " * 30]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "the model's context holds 32" in err
+
+
+def test_a_missing_run_is_one_sentence(capsys, tmp_path):
+    assert cli.main(["generate", str(tmp_path / "nowhere"), "Once"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_gpt2_without_network_is_one_sentence(tmp_path, config):
+    environment = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty"), "PATH": "", "https_proxy": "http://127.0.0.1:9"}
+    result = python(
+        "-m", "slm", "train", config, "data.tokenizer=gpt2", "model.vocab_size=50257", env=environment, cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert "TIKTOKEN_CACHE_DIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# ---------------------------------------------------------------- cost
+
+
+def test_cost_prints_a_table_and_its_assumptions(config, capsys):
+    assert cli.main(["cost", config]) == 0
+    out = capsys.readouterr().out
+    assert cost.cost_table(slm.load_config(config)) in out
+    assert cost.MODAL.date in out and cost.ASSUMPTIONS in out
+
+
+def test_cost_as_json_and_with_other_prices(config, capsys, tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(yaml.safe_dump(cost.MODAL.model_dump(mode="json") | {"date": "2030-01-01"}))
+    assert cli.main(["cost", config, config, "--json", "--prices", str(path)]) == 0
+    one, two = json.loads(capsys.readouterr().out)
+    assert one == two
+    assert one["prices"]["date"] == "2030-01-01"
+    assert len(one["estimates"]) == len(cost.MODAL.gpus)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "tiny.yaml"])
+def test_a_wrong_price_file_is_one_sentence(config, capsys, name):
+    assert cli.main(["cost", config, "--prices", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
