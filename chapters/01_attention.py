@@ -20,6 +20,16 @@
 #
 # *Runs in about NN seconds on two cores.*
 
+# Six letters stand for the sizes of tensors, here and in every chapter:
+#
+# | letter | stands for | letter | stands for |
+# |---|---|---|---|
+# | `B` | batch: how many texts at once | `H` | heads in an attention layer |
+# | `T` | time: positions in a text | `K` | size of one head, `D / H` |
+# | `D` | width of the vector that represents a token | `V` | vocabulary: how many tokens there are |
+#
+# Cells whose first line is `#| export` become the package, here `slm/attention.py`. Everything else stays in the chapter.
+
 # %%
 import course
 
@@ -36,9 +46,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each (chapter 7)
-Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
 # %% [markdown]
 # ## The idea
 #
@@ -50,8 +57,8 @@ Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # - a **value**: what do I hand over when I am found?
 #
 # A token compares its query with the key of every token up to itself, turns the comparison into weights that sum to one, and takes the weighted mean of
-# the values. Here are six tokens with keys that say whose token it is. The last one asks for Mia's. Each row is one token's look back; hover over a cell to
-# read its weight.
+# the values. Here are six tokens whose queries and keys both say whose token they are, so each finds what belongs to the same child. Each row is one token's look
+# back; hover over a cell to read its weight.
 
 # %% tags=["hide-input"]
 from course.figures.chapter_01 import attention_table
@@ -70,7 +77,8 @@ attention_table(tokens, scores.softmax(-1))
 #
 # $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad o_t = \sum_{s \le t} w_{ts}\, v_s$$
 #
-# Three sums, so three loops, two of which hide in `@` and `sum`:
+# The vectors come from the token's own row of numbers $x_t$, `(D,)`, by three matrices: $q_t = W_Q x_t$, $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices are what attention learns; the
+# rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over channels and over $r$ hide in `@` and `sum`:
 
 
 # %%
@@ -131,8 +139,8 @@ from course.figures.chapter_01 import scale_figure
 scale_figure()
 
 # %% [markdown]
-# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: the gradient that reaches
-# the scores dies away, and with it the queries and keys. Divided by $\sqrt{K}$, both stay where they are at every size.
+# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row the gradient
+# that reaches the scores dies away, and with it that of queries and keys. Divided by $\sqrt{K}$, both stay where they are at every size.
 #
 # ## Does anyone see the future?
 #
@@ -160,11 +168,17 @@ def masked_the_wrong_way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 # %% [markdown]
 # ## The kernel that PyTorch brings
 #
-# `F.scaled_dot_product_attention` computes the same in one fused kernel that never stores the `(T, S)` weights, which on a GPU is several times faster. Two traps come with
-# it. Its `is_causal=True` aligns the diagonal to the *top left*, so it is right only when `T == S`; for `T < S` you must hand over the mask. And it applies dropout
-# whenever you ask, in evaluation too: passing 0 there is the caller's job.
-#
-# One case remains where the matrix products win: bfloat16 on a CPU. Measure it on yours (a ratio above one means that the explicit form is faster).
+# A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of the above in a single one (*fused*) that never stores the `(T, S)` weights. Two traps come with
+# it. It applies dropout whenever you ask, in evaluation too: passing 0 there is the caller's job. And its `is_causal=True` aligns the diagonal to the *top left*, so it is
+# right only when `T == S`. With 2 queries at the end of 4 keys, let every value name its position, and see how far each query looks:
+
+# %% tags=["nbval-check-output"]
+same, places = torch.zeros(1, 1, 4, 8), torch.eye(4)[None, None]  # equal scores; value s is the s-th unit vector
+trap = F.scaled_dot_product_attention(same[:, :, :2], same, places, is_causal=True)
+print("is_causal=True sees", (trap[0, 0] > 0).sum(-1).tolist(), "keys; it should see [3, 4]")
+
+# %% [markdown]
+# One case remains where plain matrix products win: 16-bit numbers (`bfloat16`, chapter 6) on a CPU. Measure it on yours; a ratio above one means that the explicit form is faster.
 
 # %%
 from course.figures.chapter_01 import kernel_ratio
@@ -178,7 +192,7 @@ for dtype in (torch.float32, torch.bfloat16):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention in which no position sees a later one.
 
-    The fused kernel of PyTorch, except for bfloat16 on a CPU, where plain matrix products are faster.
+    The fused kernel of PyTorch, except for whole texts in bfloat16 on a CPU, where plain matrix products are faster.
 
     Args:
         q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
@@ -199,7 +213,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         raise ValueError(
             f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
         )
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.is_cpu and q.dtype == torch.bfloat16 and T > 1:  # one query alone is faster fused here too
         return _explicit_attention(q, k, v, dropout)
     if T == S or T == 1:  # a single query is the last position: it may see everything
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
@@ -223,8 +237,15 @@ wrong = x.view(1, 2, 3, 1)
 print("head 0 by transpose:", right[0, 0, :, 0].tolist(), "  by view alone:", wrong[0, 0, :, 0].tolist())
 
 
+# %% [markdown]
+# One argument of the module looks ahead. When a text grows token by token, keys and values of the past can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them (chapter 7).
+
 # %%
 #| export
+# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention with `n_heads` heads, as in GPT-2.
 
@@ -261,7 +282,8 @@ class MultiHeadAttention(nn.Module):
             `(B, T, D)`.
         """
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # which of q, k, v; which head; K channels
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K), taken apart along its first axis
         if cache is not None:
             k, v = cache(k, v)  # chapter 7
         dropout = self.dropout if self.training else 0.0
@@ -277,7 +299,7 @@ class MultiHeadAttention(nn.Module):
 
 # %%
 names, objects, width = 6, 8, 32
-embed_name, embed_object = nn.Embedding(names + 1, width), nn.Embedding(objects + 1, width)
+embed_name, embed_object = nn.Embedding(names, width), nn.Embedding(objects + 1, width)
 head, read_out = MultiHeadAttention(width, 1), nn.Linear(width, objects)
 parameters = [p for module in (embed_name, embed_object, head, read_out) for p in module.parameters()]
 optimizer = torch.optim.AdamW(parameters, lr=1e-2)

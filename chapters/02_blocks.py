@@ -82,7 +82,7 @@ x = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [100.0, 200.0, 300.0, 400.0]]])  # (B, 
 print([[round(value, 2) for value in token] for token in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist()])
 
 # %% [markdown]
-# The same pattern for both: only the direction of a token's row is left. PyTorch's kernel does the same in one pass.
+# Offset and size are gone; the pattern is left, and it is the same for both. PyTorch's kernel does this in one pass.
 
 # %% tags=["nbval-check-output"]
 x, gamma, beta = torch.randn(2, 3, 8), torch.randn(8), torch.randn(8)
@@ -197,7 +197,7 @@ def learn(wiring: str, n_layers: int = 32, d_model: int = 32, steps: int = 100) 
 
 results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
 share = text[1:].bincount() / (len(text) - 1)
-letter_entropy = -torch.special.xlogy(share, share).sum().item()  # nats: the loss of knowing the frequencies alone
+letter_entropy = -torch.special.xlogy(share, share).sum().item()  # -Σ p ln p, with 0 ln 0 = 0
 
 # %% tags=["hide-input"]
 from course.figures.chapter_02 import wiring_figure
@@ -206,17 +206,18 @@ wiring_figure(results, letter_entropy)
 
 # %% [markdown]
 # Left, before any training: how alike the tokens have become after each block (1 means that all point the same way). Without the plus sign, attention's averaging wins. After a few
-# blocks every position holds the same vector, and nothing above can tell the tokens apart. Right, what that costs: the loss stops at the dotted line, the entropy of the letter
-# frequencies. Such a model has learned how often each letter occurs and has lost the text.
+# blocks every position holds the same vector, and nothing above can tell the tokens apart. Right, what that costs: the loss (the mean of $-\ln p$ of the right letter, in *nats*) stops at the
+# dotted line, $-\sum_c p_c \ln p_c$ over the letters' frequencies $p_c$. That is what you pay if you know how often each letter occurs and nothing else: the model has lost the text.
 #
-# Post-norm keeps the tokens apart and still gets stuck here, because every update of an early layer passes through dozens of norms on its way up; it needs a careful warm-up, the more so the
-# deeper it is. Pre-norm simply learns. GPT-2 and nearly everything since is wired this way.
+# Post-norm keeps the tokens apart, and still its curve ends on the same line. The usual explanation is that its gradients are badly balanced between layers at the start, so that it needs a careful
+# warm-up, the more so the deeper it is (Xiong et al. 2020). Pre-norm simply learns. GPT-2 and nearly everything since is wired this way.
 
 # %% tags=["nbval-check-output"]
 final = {wiring: losses[-1] for wiring, (_, losses) in results.items()}
 {
     "pre-norm has learned the text": final["pre-norm"] < 0.1,
     "without residual, only the letter frequencies": abs(final["no residual"] - letter_entropy) < 0.1,
+    "post-norm without warm-up, the same": abs(final["post-norm"] - letter_entropy) < 0.1,
     "without residual, all tokens are alike": results["no residual"][0][-1] > 0.99,
 }
 
@@ -261,8 +262,8 @@ block = TransformerBlock(d_model=768, n_heads=12, d_ff=3072)
 {name: f"{sum(p.numel() for p in part.parameters()):,}" for name, part in block.named_children()}
 
 # %% [markdown]
-# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. What does the block do to the stream? At initialisation, little: each part adds a
-# small vector, so a deep stack starts close to the identity and grows from there.
+# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. What does an untrained block do to the stream? It adds to it, and leaves most of it as it was (chapter 3 chooses the initial
+# sizes so that the sum stays bounded at any depth):
 
 # %%
 x = torch.randn(1, 16, 768)  # (B, T, D)

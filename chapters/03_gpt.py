@@ -75,7 +75,7 @@ tokens = torch.tensor([3, 1, 3])  # (T,)
 torch.equal(table[tokens], F.one_hot(tokens, 10).float() @ table)
 
 # %% [markdown]
-# Is that enough? Attention takes a weighted mean over earlier tokens, and a mean has no order. To the last token, "dog bites man" and "man bites dog" would be the same text:
+# Is that enough? Attention takes a weighted mean over earlier tokens, and a mean has no order. To the last token of a block, "dog bites man" and "man bites dog" would be the same text:
 
 # %% tags=["nbval-check-output"]
 block = TransformerBlock(d_model=32, n_heads=4, d_ff=128)
@@ -91,7 +91,8 @@ swapped = block((torch.stack([man, bites, dog, stop]) + position)[None])[0, -1]
 }
 
 # %% [markdown]
-# So a second table, one row per position, is added to the first. It is why a GPT-2 has a longest text: position 1,024 has no row.
+# (Deeper blocks can infer something of the order from the mask, since every token has another past. A table of positions tells them outright.) So a second table, one row per position, is added to the
+# first. It is why a GPT-2 has a longest text: after the last row of the table there is nothing to look up.
 #
 # ## Predictions out
 #
@@ -241,7 +242,7 @@ parameter_map(gpt2)
 # ## The loss, and what it should be before training
 #
 # The loss is the mean of $-\ln p(\text{next token})$, in nats. A model that knows nothing should give each of `V` tokens the probability $1/V$, so its loss should be $\ln V$. Start from
-# wider numbers, and it is far *worse* than ignorant: certain, and wrong.
+# wider numbers, and it is far *worse* than ignorant. The output table is the input table, so large rows make it certain that each token will be repeated:
 
 # %%
 tokens = torch.randint(50257, (1, 65))
@@ -261,12 +262,14 @@ for std in (0.02, 0.2, 1.0):
 f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
 
 # %% [markdown]
-# and autograd keeps copies. Yet the loss needs only two numbers of each row, its log-sum-exp and its target, and the gradient of the logits has a closed form:
+# and autograd keeps copies. Yet the loss $\ell$ needs only two numbers of each row of logits $z$, its log-sum-exp and the logit of its target $y$, and the gradients have a closed form. With
+# $p = \operatorname{softmax}(z)$, and $z = W h$ for the token table $W$ and a row $h$ of the stream:
 #
-# $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y]$$
+# $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y], \qquad \frac{\partial \ell}{\partial h} = W^\top \frac{\partial \ell}{\partial z}, \qquad \frac{\partial \ell}{\partial W} = \frac{\partial \ell}{\partial z}\, h^\top$$
 #
-# So take the rows a few at a time: make their logits, use them for the loss *and at once* for the gradients of stream and matrix, and throw them away. What stays is as
-# large as the stream and the matrix. Targets of -100 mark positions that do not count.
+# So take the rows a few at a time: make their logits, use them for the loss *and at once* for the gradients of stream and table, and throw them away. What stays is as
+# large as the stream and the table. A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient": `forward` computes and puts aside, `backward` hands out. Targets of -100 mark
+# positions that do not count.
 
 
 # %%
@@ -293,7 +296,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 log_sum = z.logsumexp(-1, keepdim=True)  # (rows, 1)
                 loss += ((log_sum - z.gather(1, y)) * counts).sum()
                 if grad_hidden is not None and grad_weight is not None:
-                    dz = z.sub_(log_sum).exp_().scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)
+                    p = z.sub_(log_sum).exp_()  # (rows, V)
+                    dz = p.scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)  # 0 where none counts
                     grad_hidden[part] = dz @ matrix
                     grad_weight += dz.T @ h
         if grad_hidden is not None and grad_weight is not None:
@@ -305,6 +309,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+# %% [markdown]
+# The method `loss` belongs into the class; `@add_to(GPT)` puts it there, here in the notebook and in the exported module.
 
 
 # %%
@@ -354,8 +362,8 @@ print(f"at the peak of forward and backward: plain {plain:.0f} MB, chunked {chun
 # %% [markdown]
 # ## GPT-2's weights
 #
-# Hugging Face's files differ from ours in names, and in that four matrices per block are stored transposed. With that table in code, a published model can be loaded and what
-# you train can be opened by `transformers`.
+# Hugging Face's files differ from ours in names, and in that four matrices per block are stored transposed: GPT-2's code computed `x @ W` where `nn.Linear` computes `x @ W.T`. With that written down, a
+# published model can be loaded, and what you train can be opened by `transformers`. (Files are written under another name first and then renamed; chapter 6 says why.)
 
 # %%
 #| export
@@ -488,7 +496,7 @@ from course.figures.chapter_03 import depth_table
 depth_table(model, text[:24])
 
 # %% [markdown]
-# At the bottom the model mostly guesses from the last letter alone; layer by layer the stream turns towards what really follows.
+# At the bottom the stream *is* the letter's own row, so the tied table reads the letter back. From block to block it turns towards what really follows.
 #
 # ## Is it right?
 

@@ -74,7 +74,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from slm.gpt import GPTConfig
+from slm.gpt_config import GPTConfig
 
 # %%
 #| export checkpoint
@@ -122,6 +122,240 @@ lines = stories.reference_lines(tokenizer)
 {name: round(getattr(lines, name), 3) for name in ("uniform", "unigram", "bigram", "floor")}
 
 # %% [markdown]
+# ## A step that means what it says
+#
+# **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each
+# part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded with targets that do not count, so they don't. The right weight is each part's
+# share of the targets:
+
+# %%
+x, y = loader.batch(0)  # (B, T) each
+y[:4, 20:] = -100  # make the halves as unequal as can be
+model = GPT(SMALL)
+
+
+def gradient(parts: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """All gradients in one vector, accumulated over parts (x, y, weight)."""
+    model.zero_grad()
+    for part_x, part_y, weight in parts:
+        (model.loss(part_x, part_y) * weight).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+counts = [int((half != -100).sum()) for half in (y[:4], y[4:])]
+whole = gradient([(x, y, 1.0)])
+by_targets = gradient([(x[:4], y[:4], counts[0] / sum(counts)), (x[4:], y[4:], counts[1] / sum(counts))])
+by_parts = gradient([(x[:4], y[:4], 0.5), (x[4:], y[4:], 0.5)])
+print(f"targets in the halves: {counts}")
+print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():.0e} of the gradient's length")
+print(f"weighted by halves:  off by {(by_parts - whole).norm() / whole.norm():.0%}")
+
+# %% [markdown]
+# **Learning rate.** At the start the gradients are large and the optimizer's averages know nothing, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the
+# minimum: let a cosine take the rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The
+# same run with a high learning rate, each time with one part taken away:
+
+
+# %%
+def short_run(warmup: int = 20, decay: bool = True, clip: float = 1.0) -> list[float]:
+    """Losses of a short run on the stories; the same model and the same batches each time."""
+    peak, steps = 1e-2, 240
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    losses = []
+    for step in range(steps):
+        x, y = loader.batch(step)  # (B, T) each
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        progress = max(0, step - warmup) / (steps - 1 - warmup)
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if decay else 1.0
+        optimizer.param_groups[0]["lr"] = peak * rise * fall
+        loss = model.loss(x, y)
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+runs = {
+    "all three": short_run(),
+    "no warm-up": short_run(warmup=0),
+    "no decay": short_run(decay=False),
+    "no clipping": short_run(clip=0.0),
+}
+
+# %% tags=["hide-input"]
+from course.figures.chapter_06 import recipe_figure
+
+recipe_figure(runs)
+
+# %% [markdown]
+# The legend has the mean of the last ten losses. Warm-up is worth most; the decay earns its share at the very end.
+#
+# Learning rates are easiest to get wrong at their ends, so they are written as one function that a test can hold to account: the first step already moves, the last step of the warm-up has the
+# full rate, the last step of all has the least.
+#
+# **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits but less range:
+# large numbers overflow, and small gradients become 0. So the loss is multiplied by a large factor before the backward pass, the gradients are divided by it after, and a step whose gradients
+# overflowed is skipped (`GradScaler`). Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Its
+# peak speed goes into the log as well: what share of it we reach is the *MFU* of chapter 8.
+
+
+# %%
+#| export
+def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
+    """The type for matrix products: what was asked for, or the fastest safe one of this device.
+
+    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
+    """
+    if not use_amp or wanted == "float32":
+        return torch.float32
+    if wanted != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+# dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
+_PEAK_FLOPS = {
+    "T4": 65e12, "L4": 121e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "A100": 312e12,
+    "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device can reach in this type: from a table for known GPUs, measured on a CPU, else None."""
+    if device.type == "cuda":
+        words = torch.cuda.get_device_name(device).replace("-", " ").split()
+        known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
+        return known[0] if known and dtype != torch.float32 else None
+    if device.type != "cpu":
+        return None
+    n, best = 768, math.inf
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+# %% tags=["hide-input"]
+cpu = torch.device("cpu")
+peaks = {dtype: peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
+for dtype, peak in peaks.items():
+    print(f"{str(dtype):15} {peak / 1e9:4.0f} GFLOP/s on one thread")
+print(f"auto picks {choose_dtype(cpu)} here")
+
+# %% [markdown]
+# ## A checkpoint that survives the power failure
+#
+# `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights
+# alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is another run.
+#
+# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. A PyTorch
+# file is a zip archive, in which every part has a checksum; nobody looks at them unless asked, so we ask.
+
+
+# %%
+#| export checkpoint
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged or of another kind; the message names the file."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one, whatever happens on the way.
+
+    Args:
+        path: Where it should be; its folder is made.
+        state: Tensors, numbers, strings, and dictionaries and lists of them.
+
+    Raises:
+        OSError: The disk is full or not writable; the file that was at `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except RuntimeError as error:  # how torch reports a write that failed
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, after its checksums; nothing in the file can run code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints `step_*.pt` of a folder, newest first."""
+    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
+
+
+def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its path; None if there are none at all.
+
+    A damaged one is named on standard output and the one before it is tried.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them can be read.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            print(f"{error}; trying the one before")
+    if paths:
+        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
+        raise CheckpointError(f"{found}; move them away to start again")
+    return None
+
+
+def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
+    for path in list_checkpoints(folder)[keep:]:
+        if best_step is None or path.stem != f"step_{best_step:08d}":
+            path.unlink()
+
+
+# %% [markdown]
+# Kill it at the worst moment: processes that do nothing but save are killed at random, which no process can prevent or notice. The plain way leaves ruins; ours never does. (A kill tests the renaming. Forcing the
+# bytes to disk is for the power failure, which cannot be staged here.)
+
+# %%
+from course.figures.chapter_06 import killed_while_saving
+
+print(killed_while_saving("torch.save"))
+print(killed_while_saving("save_checkpoint"))
+
+# %% [markdown]
 # ## A config that cannot be misread
 #
 # A run is described by a file, and a file has typing errors. An option that is silently ignored because its name is misspelt costs a day and is found by luck. So the whole file is
@@ -136,9 +370,10 @@ yaml.safe_load("{plain: 3e-4, with a dot: 3.0e-4}")
 
 
 # %% [markdown]
-# Our reader knows that a number is a number. The sections below are the reference for every key, with its unit and default.
+# Our reader knows that a number is a number. The next two cells are long and hold no idea that you need now: they list every key with its unit and default, and turn mistakes into sentences. Open them
+# when you write a config of your own.
 
-# %%
+# %% tags=["hide-input"]
 #| export config
 GPU_LIMITS = {
     "T4": 8, "L4": 8, "A10": 4, "L40S": 8, "A100": 8, "A100-40GB": 8, "A100-80GB": 8, "RTX-PRO-6000": 8,
@@ -302,7 +537,7 @@ class RunConfig:
 # Then the reader: YAML with the number rule mended, overrides such as `training.max_steps=200`, and pydantic's findings turned into sentences. The closest known name is found by `difflib`.
 
 
-# %%
+# %% tags=["hide-input"]
 #| export config
 class _Loader(yaml.SafeLoader):
     """YAML in which 3e-4 is a number, as in YAML 1.2, and a key given twice is an error."""
@@ -402,12 +637,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 # %% [markdown]
-# A file with six mistakes:
+# A file with five mistakes:
 
 # %% tags=["nbval-check-output"]
 bad = {
-    "model": {"vocab_size": 1024, "context_length": 256, "n_layer": 4, "n_heads": 3, "d_model": 128, "d_ff": 512},
-    "training": {"learning_rate": "fast", "max_step": 200},
+    "model": {"vocab_size": 1024, "context_length": 128, "n_layers": 3, "n_heads": 3, "d_model": 128, "d_ff": 512},
+    "training": {"learning_rate": "fast", "max_step": 200, "dtype": "fp16"},
     "data": {"dataset": "stories"},
     "modal": {"gpu": "H1000"},
 }
@@ -417,241 +652,17 @@ except ConfigError as error:
     print(error)
 
 # %% [markdown]
-# ## A step that means what it says
-#
-# **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each
-# part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded with targets that do not count, so they don't. The right weight is each part's
-# share of the targets:
-
-# %%
-x, y = loader.batch(0)  # (B, T) each
-y[:4, 20:] = -100  # make the halves as unequal as can be
-model = GPT(SMALL)
-
-
-def gradient(parts: list[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """All gradients in one vector, accumulated over parts (x, y, weight)."""
-    model.zero_grad()
-    for part_x, part_y, weight in parts:
-        (model.loss(part_x, part_y) * weight).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-counts = [int((half != -100).sum()) for half in (y[:4], y[4:])]
-whole = gradient([(x, y, 1.0)])
-by_targets = gradient([(x[:4], y[:4], counts[0] / sum(counts)), (x[4:], y[4:], counts[1] / sum(counts))])
-by_parts = gradient([(x[:4], y[:4], 0.5), (x[4:], y[4:], 0.5)])
-print(f"targets in the halves: {counts}")
-print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():.0e} of the gradient's length")
-print(f"weighted by halves:  off by {(by_parts - whole).norm() / whole.norm():.0%}")
-
-# %% [markdown]
-# **Learning rate.** At the start the gradients are large and Adam's averages know nothing, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the
-# minimum: let a cosine take the rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The
-# same 120 steps, with a high learning rate, each time with one part taken away:
-
-
-# %%
-def short_run(warmup: int = 20, decay: bool = True, clip: float = 1.0) -> list[float]:
-    """Losses of a short run on the stories; the same model and the same batches each time."""
-    peak, steps = 1e-2, 120
-    torch.manual_seed(0)
-    model = GPT(SMALL)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
-    losses = []
-    for step in range(steps):
-        x, y = loader.batch(step)  # (B, T) each
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
-        optimizer.param_groups[0]["lr"] = peak * rise * fall
-        loss = model.loss(x, y)
-        loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-runs = {
-    "all three": short_run(),
-    "no warm-up": short_run(warmup=0),
-    "no decay": short_run(decay=False),
-    "no clipping": short_run(clip=0.0),
-}
-
-# %% tags=["hide-input"]
-from course.figures.chapter_06 import recipe_figure
-
-recipe_figure(runs)
-
-# %% [markdown]
-# Learning rates are easiest to get wrong at their ends, so they are written as one function that a test can hold to account: the first step already moves, the last step of the warm-up has the
-# full rate, the last step of all has the least.
-#
-# **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits; `float16` keeps more digits and overflows at 65,504,
-# so small gradients must be scaled up first and checked after. Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only pretend to, so ask the device:
-
-
-# %%
-#| export
-def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
-    """The type for matrix products: what was asked for, or the fastest safe one of this device.
-
-    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
-    """
-    if not use_amp or wanted == "float32":
-        return torch.float32
-    if wanted != "auto":
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-# dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
-_PEAK_FLOPS = {
-    "T4": 65e12, "L4": 121e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "A100": 312e12,
-    "H100": 989e12, "H200": 989e12, "B200": 2250e12,
-}  # fmt: skip
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device can reach in this type: from a table for known GPUs, measured on a CPU, else None."""
-    if device.type == "cuda":
-        words = torch.cuda.get_device_name(device).replace("-", " ").split()
-        known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
-        return known[0] if known and dtype != torch.float32 else None
-    if device.type != "cpu":
-        return None
-    n, best = 768, math.inf
-    a, b = torch.ones(2, n, n, dtype=dtype)
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
-# %% tags=["hide-input"]
-cpu = torch.device("cpu")
-peaks = {dtype: peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
-for dtype, peak in peaks.items():
-    print(f"{str(dtype):15} {peak / 1e9:4.0f} GFLOP/s on one thread")
-print(f"auto picks {choose_dtype(cpu)} here")
-
-# %% [markdown]
-# ## A checkpoint that survives the power failure
-#
-# `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights
-# alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is another run.
-#
-# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. A PyTorch
-# file is a zip archive, in which every part has a checksum; nobody looks at them unless asked, so we ask.
-
-
-# %%
-#| export checkpoint
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged or of another kind; the message names the file."""
-
-
-def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that a reader sees the old file or the whole new one, whatever happens on the way.
-
-    Args:
-        path: Where it should be; its folder is made.
-        state: Tensors, numbers, strings, and dictionaries and lists of them.
-
-    Raises:
-        OSError: The disk is full or not writable; the file that was at `path` is as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except RuntimeError as error:  # how torch reports a write that failed
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, after its checksums; nothing in the file can run code.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
-    """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
-
-
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints `step_*.pt` of a folder, newest first."""
-    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
-
-
-def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with its path; None if there are none at all.
-
-    A damaged one is named on standard output and the one before it is tried.
-
-    Raises:
-        CheckpointError: There are checkpoints and none of them can be read.
-    """
-    paths = list_checkpoints(folder)
-    for path in paths:
-        try:
-            return path, load_checkpoint(path)
-        except CheckpointError as error:
-            print(f"{error}; trying the one before")
-    if paths:
-        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
-        raise CheckpointError(f"{found}; move them away to start again")
-    return None
-
-
-def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
-    for path in list_checkpoints(folder)[keep:]:
-        if best_step is None or path.stem != f"step_{best_step:08d}":
-            path.unlink()
-
-
-# %% [markdown]
-# Kill it at the worst moment: a process that does nothing but save is shot ten times at random. The plain way leaves ruins; ours never does.
-
-# %%
-from course.figures.chapter_06 import killed_while_saving
-
-print(killed_while_saving("torch.save"))
-print(killed_while_saving("save_checkpoint"))
-
-# %% [markdown]
 # ## Optimizers
 #
-# **AdamW** divides every weight's averaged gradient by its typical size, so that each weight moves at about the learning rate, and shrinks matrices a little at every step (*weight decay*). Biases and norm
-# weights are not decayed: pulling a norm's stretch to zero would switch its channel off.
+# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its square, $v$. Both start at zero and are too small at first, by a factor that is known, so
+# they are corrected for it. The quotient then moves each weight by about the learning rate $\eta$, whatever the size of its gradients:
 #
-# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does, then replaces the result by the nearest matrix that stretches all directions alike, so that rare directions
-# move as far as frequent ones. Embeddings, which are tables of rows and no maps, stay with AdamW. With a short budget it is well ahead; you will see by how much.
+# $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \qquad w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \varepsilon}$$
+#
+# The factor $1 - \eta \lambda$ is the *weight decay*: it shrinks weights that nothing holds up. Biases and norm weights are spared, because pulling a norm's stretch to zero would switch its channel off.
+#
+# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does; if that average is $U S V^\top$, it steps along $U V^\top$, the nearest matrix that stretches all directions alike
+# (a few matrix products approximate it). So rare directions move as far as frequent ones. Embeddings, which are tables of rows and no maps, stay with AdamW.
 
 
 # %%
@@ -661,8 +672,8 @@ def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Op
 
     Matrices and embeddings are decayed, biases and norms are not. The rates are set at every step by the trainer.
 
-    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to AdamW's size as in
-    Liu et al. 2025, so that both take the same learning rate.
+    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to the size of AdamW's
+    as in Liu et al. 2025, so that one rate governs both groups.
     """
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     embeddings = [model.token_embedding.weight, model.position_embedding.weight]
@@ -697,12 +708,35 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 
 # %% [markdown]
+# The same model and batches, both optimizers at two rates. Muon is ahead at either, for a little more time per step:
+
+# %%
+for name, rate in (("adamw", 5e-3), ("muon", 5e-3), ("adamw", 1e-2), ("muon", 1e-2)):
+    torch.manual_seed(0)
+    model = GPT(SMALL)
+    t = TrainingConfig(optimizer=name, learning_rate=rate, warmup_steps=20, max_steps=120)
+    optimizers, started, late = make_optimizers(model, t), time.perf_counter(), []
+    for step in range(t.max_steps):
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = learning_rate(step, t)
+        loss = model.loss(*loader.batch(step))
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        late.append(loss.item())
+    print(
+        f"{name:5} at {rate}: mean loss of the last 20 steps {sum(late[-20:]) / 20:.2f}, {time.perf_counter() - started:.1f} s"
+    )
+
+
+# %% [markdown]
 # ## The trainer, method by method
 #
 # The class is long, so it comes in pieces; `@add_to(Trainer)` puts each into the class, and in `slm/trainer.py` they stand together. First what it holds.
 #
-# On several GPUs, `torchrun` starts one process for each. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* averages the gradients. It hooks into a
-# module's `forward`, so the loss is wrapped as one.
+# On several GPUs, `torchrun` starts `world` processes, one for each; this one is number `rank`. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* averages the gradients. It
+# hooks into a module's `forward`, so the loss is wrapped as one. Where processes need a common number, `all_reduce` adds up their tensors.
 
 
 # %%
@@ -1254,7 +1288,7 @@ def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_process(run_dir: Path) -> Iterator[None]:
+def only_process(run_dir: Path) -> Iterator[None]:
     """Refuse a second training process on the same run folder of this machine."""
     name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"slm-{name}.lock", timeout=0)
@@ -1336,7 +1370,7 @@ def train(
     t, d = config.training, config.data
     if t.threads is not None:
         torch.set_num_threads(t.threads)
-    with _process_group() as first, _only_process(run_dir) if first else contextlib.nullcontext():
+    with _process_group() as first, only_process(run_dir) if first else contextlib.nullcontext():
         tokenizer = get_tokenizer(d.tokenizer)
         if tokenizer.n_vocab > config.model.vocab_size:
             small = f"model.vocab_size = {config.model.vocab_size} is too small"
@@ -1421,7 +1455,7 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
 # %% [markdown]
 # ## Train
 #
-# Everything is in the config: a four-layer model, Muon, a learning rate that ends at zero.
+# Everything is in the config: three layers, Muon, a learning rate that ends at zero.
 
 # %%
 print(Path("configs/stories_cpu.yaml").read_text())
@@ -1445,12 +1479,11 @@ print(f"validation loss {run.val_loss:.3f} nats per token after {seconds:.0f} se
 print(f"bits per byte: {lines.bits_per_byte(run.val_loss):.4f}, floor {lines.bits_per_byte(lines.floor):.4f}")
 
 # %% [markdown]
-# And what does it write? Three stories as they come, then a hundred put before the grammar, which knows exactly what a story is.
+# And what does it write? Three stories as they come, then forty put before the grammar, which knows exactly what a story is.
 
 # %%
-writer = Trainer(run.model, [], None, config, device="cpu", verbose=False)
-writer.train_loader = loader  # it knows the tokenizer
-told = [writer.sample(160, seed=seed) for seed in range(100)]
+writer = Trainer(run.model, loader, None, config, device="cpu", verbose=False)
+told = [writer.sample(160, seed=seed) for seed in range(40)]
 print("\n\n".join(told[:3]))
 
 # %%
@@ -1460,8 +1493,8 @@ print(f"{accepted} of {len(told)} are stories of the grammar; {len(set(told))} a
 # %% [markdown]
 # ## Pull the plug
 #
-# The promise was that a run survives anything. Here a small run is started three times over in processes of their own and shot with SIGKILL, which cannot be caught, at random moments; started again, it
-# finishes. Next to it the same run in one go. Not "about the same": every weight is equal to the last bit.
+# The promise was that a run survives anything. Here a small run is killed twice at random moments by a signal that cannot be caught, and started a third time to finish. Next to it the same run in one
+# go. Not "about the same": every weight is equal to the last bit.
 
 # %%
 from course.figures.chapter_06 import shot_and_resumed
@@ -1478,7 +1511,7 @@ decayed = {id(p) for group in groups if group["weight_decay"] for p in group["pa
 {
     "within 0.05 nats per token of the floor": run.val_loss - lines.floor < 0.05,
     "not below the floor": run.val_loss > lines.floor - 0.02,
-    "more than half of 100 are stories": accepted > 50,
+    "at least a quarter of them are stories": accepted >= 10,
     "the first step moves": rates[0] > 0,
     "the rate peaks at the last warm-up step": rates.index(max(rates)) == config.training.warmup_steps - 1,
     "the last rate is the least": rates[-1] == min(rates) == config.training.min_learning_rate,
@@ -1486,7 +1519,7 @@ decayed = {id(p) for group in groups if group["weight_decay"] for p in group["pa
 }
 
 # %% [markdown]
-# A loss *below* the floor would not be good news: no honest model can get there, so it means a leak, a mask the wrong way round, or validation text in the training set.
+# The validation text is a sample of a thousand stories, so its own best loss differs a little from the floor: hence the small tolerance. A loss clearly *below* the floor would not be good news: no honest model can get there, so it means a leak, a mask the wrong way round, or validation text in the training set.
 #
 # ## Exercises
 #

@@ -171,8 +171,15 @@ def set_aside_outdated_run() -> None:
     folder = ROOT / "runs" / "stories_cpu"
     if not folder.exists() or _is_current(folder):
         return
+    from slm.config import ConfigError
+    from slm.trainer import only_process
+
     target = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    folder.rename(target)
+    try:
+        with only_process(folder):
+            folder.rename(target)
+    except ConfigError as error:
+        raise RunError(str(error)) from None
     print(f"runs/{folder.name} was trained by another version of the code or the config; it is now runs/{target.name}.")
 
 

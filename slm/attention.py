@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each (chapter 7)
-Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Causal attention as matrix products: the definition, and the fastest kernel for bfloat16 on a CPU."""
@@ -26,7 +23,7 @@ def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention in which no position sees a later one.
 
-    The fused kernel of PyTorch, except for bfloat16 on a CPU, where plain matrix products are faster.
+    The fused kernel of PyTorch, except for whole texts in bfloat16 on a CPU, where plain matrix products are faster.
 
     Args:
         q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
@@ -47,12 +44,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         raise ValueError(
             f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
         )
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.is_cpu and q.dtype == torch.bfloat16 and T > 1:  # one query alone is faster fused here too
         return _explicit_attention(q, k, v, dropout)
     if T == S or T == 1:  # a single query is the last position: it may see everything
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
     past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=past, dropout_p=dropout)
+
+
+# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MultiHeadAttention(nn.Module):
@@ -91,7 +92,8 @@ class MultiHeadAttention(nn.Module):
             `(B, T, D)`.
         """
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # which of q, k, v; which head; K channels
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K), taken apart along its first axis
         if cache is not None:
             k, v = cache(k, v)  # chapter 7
         dropout = self.dropout if self.training else 0.0

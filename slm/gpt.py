@@ -216,7 +216,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 log_sum = z.logsumexp(-1, keepdim=True)  # (rows, 1)
                 loss += ((log_sum - z.gather(1, y)) * counts).sum()
                 if grad_hidden is not None and grad_weight is not None:
-                    dz = z.sub_(log_sum).exp_().scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)
+                    p = z.sub_(log_sum).exp_()  # (rows, V)
+                    dz = p.scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)  # 0 where none counts
                     grad_hidden[part] = dz @ matrix
                     grad_weight += dz.T @ h
         if grad_hidden is not None and grad_weight is not None:

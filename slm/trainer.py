@@ -79,8 +79,8 @@ def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Op
 
     Matrices and embeddings are decayed, biases and norms are not. The rates are set at every step by the trainer.
 
-    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to AdamW's size as in
-    Liu et al. 2025, so that both take the same learning rate.
+    Source: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon), with the update scaled to the size of AdamW's
+    as in Liu et al. 2025, so that one rate governs both groups.
     """
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     embeddings = [model.token_embedding.weight, model.position_embedding.weight]
@@ -597,7 +597,7 @@ def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_process(run_dir: Path) -> Iterator[None]:
+def only_process(run_dir: Path) -> Iterator[None]:
     """Refuse a second training process on the same run folder of this machine."""
     name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"slm-{name}.lock", timeout=0)
@@ -677,7 +677,7 @@ def train(
     t, d = config.training, config.data
     if t.threads is not None:
         torch.set_num_threads(t.threads)
-    with _process_group() as first, _only_process(run_dir) if first else contextlib.nullcontext():
+    with _process_group() as first, only_process(run_dir) if first else contextlib.nullcontext():
         tokenizer = get_tokenizer(d.tokenizer)
         if tokenizer.n_vocab > config.model.vocab_size:
             small = f"model.vocab_size = {config.model.vocab_size} is too small"

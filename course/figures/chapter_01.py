@@ -41,23 +41,24 @@ def attention_table(tokens: Sequence[str], weights: Tensor) -> HTML:
 
 
 def scale_figure(T: int = 64) -> Figure:
-    """Largest weight, and gradient at the scores, against head size K: with the scale and without."""
+    """Largest weight of a row, and norm of its gradient, against head size K: with the scale and without."""
     sizes = [4, 8, 16, 32, 64, 128, 256, 512]
     curves: dict[str, list[tuple[float, float]]] = {"divided by √K": [], "as they are": []}
     for K in sizes:
-        q, k, v = torch.randn(3, 64, T, K)  # 64 heads of (T, K)
+        q, k = torch.randn(2, 64, T, K)  # 64 heads of (T, K)
+        signal = torch.randn(64, T, T)  # what comes back from above, the same at every K
         for label, points in curves.items():
             scores = (q @ k.transpose(-2, -1) / (math.sqrt(K) if label == "divided by √K" else 1.0)).requires_grad_()
             weights = scores.softmax(-1)  # (64, T, T)
-            (gradient,) = torch.autograd.grad((weights @ v).square().mean(), scores)
-            points.append((weights.max(-1).values.mean().item(), gradient.norm().item()))
+            (gradient,) = torch.autograd.grad((weights * signal).sum(), scores)
+            points.append((weights.max(-1).values.mean().item(), gradient.norm(dim=-1).median().item()))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
     for (label, points), color in zip(curves.items(), COLORS, strict=False):
         largest, gradient_norm = zip(*points, strict=True)
         left.plot(sizes, largest, "o-", color=color, label=label)
-        right.plot(sizes, [g / gradient_norm[0] for g in gradient_norm], "o-", color=color)
+        right.plot(sizes, gradient_norm, "o-", color=color)
     left.set(xscale="log", xlabel="head size K", ylabel="largest weight of a row", ylim=(0, 1))
-    right.set(xscale="log", yscale="log", xlabel="head size K", ylabel="gradient at the scores, K = 4 is 1")
+    right.set(xscale="log", yscale="log", xlabel="head size K", ylabel="gradient of a row (median)")
     left.legend()
     plt.close(figure)
     return figure

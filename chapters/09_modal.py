@@ -1,0 +1,804 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   slm:
+#     exports: [modal_app.py]
+# ---
+
+# %% [markdown]
+# # Launch
+#
+# Rent a GPU by the second and train the package that you have built on it, knowing the cost before, capping it during, and reconciling it after. You
+# write `modal_app.py`, piece by piece: `modal run modal_app.py --config configs/gpt_124m.yaml` is all that is left to type.
+#
+# *Runs in about NN seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %% [markdown]
+# [Modal](https://modal.com) runs Python functions on machines that exist only while the function runs. You decorate a function, call it, and Modal builds
+# an image with the packages you name, starts a container on the GPU you ask for, runs the function, and stops the clock. Nothing in this chapter needs
+# an account: without one, the same function runs in this notebook, on your CPU. That is not a simulation beside the real thing. It is the same
+# object, called as `train.local(…)` in place of `train.spawn(…)`.
+#
+# ## The idea
+#
+# Between the command and the first training step, three parties work one after the other. What your computer and the container do can be measured here, so
+# it is: a fresh Python process does each step and reads the clock. What Modal does is described, and not measured: it has no length in this figure.
+
+# %% tags=["hide-input"]
+from course.figures.chapter_09 import measure, timeline
+
+timeline(measure())
+
+# %% [markdown]
+# Two things to take from it. Your computer's part needs no PyTorch: a mistake in a config shows in a second, before anything is built or rented. And the
+# clock that you pay for starts with the container, so whatever can happen before (checking, tokenising) should.
+#
+# ## The image
+#
+# A container starts from an *image*: a frozen file system with Python and packages. Its definition is a chain of layers, and Modal rebuilds from the first
+# layer that changed. So what never changes comes first, and your own files last: they are not built into the image at all, but laid over it
+# when a container starts. Editing `slm` costs no rebuild.
+#
+# Versions are pinned, all of them: Python, the installer, each package. An image built next year is then the one that was tested. The list is written out
+# and not read from the packages installed here, because this file is imported in the container too, and a definition must say the same in both places.
+
+# %%
+#| export
+"""Train on rented GPUs: `modal run modal_app.py --config configs/gpt_124m.yaml`.
+
+Checks the config and its cost on this computer, then trains in a container on the GPU that the config names, with
+checkpoints on a volume. Also `modal run modal_app.py::status`, `::fetch` and `::generate`, each with `--run NAME`.
+"""
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import modal
+
+import slm
+
+if TYPE_CHECKING:
+    from slm.config import RunConfig
+    from slm.cost import Estimate
+
+# %% [markdown]
+# No `torch` among the imports, and `import slm` loads none of its modules yet: this file is read by your computer, which only asks for work to be done. The functions that do the work
+# import what they need when they run.
+
+# %%
+#| export
+PACKAGES = [
+    "torch==2.13.0",
+    "numpy==2.4.6",
+    "tiktoken==0.14.0",
+    "pydantic==2.14.3",
+    "pyyaml==6.0.3",
+    "tqdm==4.70.1",
+    "safetensors==0.8.0",
+    "filelock==4.2.12",
+    "requests==2.34.2",
+    "regex==2026.11.15",
+    "datasets==5.2.0",
+    "wandb==0.31.0",
+]
+DATA = "/data"
+HERE = Path(inspect.getfile(slm)).parents[1]  # where slm/ and configs/ lie, here and there
+
+image = (
+    modal.Image.debian_slim(python_version="3.11")
+    .uv_pip_install(*PACKAGES, uv_version="0.13.9")
+    .env({"PYTHONUNBUFFERED": "1", "WANDB_DIR": "/tmp", "TIKTOKEN_CACHE_DIR": f"{DATA}/tiktoken"})
+    .add_local_python_source("slm")
+    .add_local_dir(HERE / "configs", "/root/configs")
+)
+volume = modal.Volume.from_name("slm-data", create_if_missing=True)
+app = modal.App("slm-training")
+
+# %% [markdown]
+# Three names are all that the cloud knows of you: the *app*, under which runs are listed; the *volume*, a folder that outlives every container, mounted at
+# `/data`; and later a *secret*, for those who use Weights & Biases.
+#
+# ## The meter
+#
+# A container can disappear at any time: Modal may need the machine for someone else (*preemption*), the time limit may pass, the process may crash. The
+# next attempt goes on from the last checkpoint, and the bill goes on too. So the count of what was spent lives where the checkpoints live, in the run
+# folder, one entry per attempt.
+
+
+# %%
+#| export
+class Meter:
+    """Seconds and dollars that a run has cost over all its attempts, kept in its folder as `attempts.json`."""
+
+    def __init__(self, run_dir: str | Path, dollars_per_hour: float) -> None:
+        self.path = Path(run_dir) / "attempts.json"
+        self.dollars_per_hour = dollars_per_hour
+        self.earlier: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.started = time.monotonic()
+
+    def save(self) -> dict[str, float]:
+        """Write the count down; returns attempts, seconds and dollars so far."""
+        seconds = time.monotonic() - self.started
+        attempts = [*self.earlier, {"seconds": seconds, "dollars": seconds * self.dollars_per_hour / 3600}]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(attempts))
+        temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
+        total = {key: sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")}
+        return {"attempts": len(attempts), **total}
+
+
+# %% [markdown]
+# Two attempts at 3.60 dollars an hour, which is a tenth of a cent for each second:
+
+# %% tags=["nbval-check-output"]
+import shutil
+
+shutil.rmtree("runs/chapter_09_meter", ignore_errors=True)
+for _ in range(2):
+    meter = Meter("runs/chapter_09_meter", dollars_per_hour=3.60)
+    time.sleep(0.5)
+    spent = meter.save()
+spent["attempts"], round(spent["dollars"], 3)
+
+# %% [markdown]
+# ## The function that trains
+#
+# The decorator says where the function would run. What each line is for:
+#
+# - `image`, `volumes`: the file system it finds.
+# - No `gpu`: the config chooses one, and an option that the base has cannot be taken away later, only replaced.
+# - `timeout` is for one *attempt*; the config replaces it. `startup_timeout` is for what comes before: pulling gigabytes of PyTorch may take minutes.
+# - `retries`: after a crash or a time-out the same call starts again, at once, at most ten times. A preemption uses none of them.
+# - `single_use_containers`: each attempt gets a fresh process, not the one in which CUDA has just failed.
+#
+# The config travels as text, not as a path: the file may lie on your computer only. And the caller names the run folder. Were it named by the function (by date,
+# say), each attempt would begin a new one and nothing could ever resume.
+
+
+# %%
+#| export
+class BudgetSpent(Exception):
+    """The run has cost as much as it may; its checkpoint is written."""
+
+
+def unpack(config_text: str, name: str) -> Path:
+    """Write a config that travelled as text to a file `NAME.yaml` in a folder of its own."""
+    path = Path(tempfile.mkdtemp()) / f"{name}.yaml"
+    path.write_text(config_text)
+    return path
+
+
+@app.function(
+    image=image,
+    volumes={DATA: volume},
+    timeout=60 * 60,
+    startup_timeout=20 * 60,
+    retries=modal.Retries(max_retries=10, initial_delay=0.0),
+    single_use_containers=True,
+)
+def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[str, Any]:
+    """Train in `run_dir`, from its last checkpoint if there is one.
+
+    Args:
+        config_text: A config as YAML.
+        run_dir: The run's folder, named by the caller, so that every attempt finds the same one.
+        budget: Dollars after which the run stops at its next checkpoint; None for no limit.
+
+    Returns:
+        What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
+    """
+    from slm.config import load_config
+    from slm.cost import dollars_per_hour
+    from slm.trainer import TrainingDiverged
+    from slm.trainer import train as train_here
+
+    path = unpack(config_text, Path(run_dir).name)
+    config = load_config(path)
+    rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
+    meter, problem = Meter(run_dir, rate), ""
+
+    def checkpoint_written() -> None:
+        spent = meter.save()
+        if not modal.is_local():
+            volume.commit()  # until here a checkpoint is safe from this process; from here on, from this machine
+            print(f"checkpoint on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
+        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir)
+        if budget is not None and spent["dollars"] > budget and not done:
+            raise BudgetSpent(
+                f"it has cost ${spent['dollars']:.2f} of ${budget:.2f}; a larger budget goes on from here"
+            )
+
+    try:
+        if config.modal.gpu_count > 1 and not modal.is_local():
+            train_on_ranks(config.modal.gpu_count, path, run_dir, checkpoint_written)
+        else:
+            train_here(config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=rate)
+    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end in the same way
+        problem = str(error)
+        print(f"{run_dir} stops: {problem}")
+    finally:
+        meter.save()
+        if not modal.is_local():
+            volume.commit()
+    result = {**report(run_dir), "problem": problem}
+    if not result["finished"] and not problem:
+        raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")  # a normal return would count as finished
+    return result
+
+
+# %% [markdown]
+# The last lines matter more than they seem. When Modal takes a machine away it interrupts the process, and our trainer does the decent thing:
+# it finishes its step, saves, and returns. But to Modal a function that *returns* is done, and a half-trained model would be reported as the result. So an
+# interrupted run ends in an interrupt, and the call is started again elsewhere.
+#
+# ## Several GPUs
+#
+# `gpu: "H100:8"` rents eight in one machine. Then the container starts `torchrun`, which starts one process for each, with the same command that you would type.
+# This process only watches: it commits when a checkpoint has appeared, and passes an interruption on, so that the ranks can save.
+
+
+# %%
+#| export
+def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: Callable[[], None]) -> None:
+    """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    process = subprocess.Popen([*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir])
+    known = checkpoints(run_dir)
+    try:
+        while process.poll() is None:
+            time.sleep(1)
+            if (now := checkpoints(run_dir)) != known:
+                known = now
+                on_checkpoint()
+    finally:
+        if process.poll() is None:
+            process.terminate()  # torchrun hands it to every rank: they finish the step and save
+            process.wait()
+    if process.returncode:
+        raise RuntimeError(
+            f"torchrun ended with exit code {process.returncode}; what went wrong is in its output above"
+        )
+
+
+def checkpoints(run_dir: str | Path) -> list[str]:
+    """Names of the finished checkpoints in a run folder."""
+    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
+
+
+def report(run_dir: str | Path) -> dict[str, Any]:
+    """What a run came to: name, whether it is finished, step, validation loss, and what it cost so far."""
+    folder = Path(run_dir)
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    rows = [json.loads(line) for line in lines]
+    attempts = json.loads((folder / "attempts.json").read_text())
+    losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
+    return {
+        "run": folder.name,
+        "finished": (folder / "model").is_dir(),
+        "step": rows[-1]["step"] if rows else 0,
+        "val_loss": losses[-1] if losses else None,
+        "attempts": len(attempts),
+        "seconds": sum(attempt["seconds"] for attempt in attempts),
+        "dollars": sum(attempt["dollars"] for attempt in attempts),
+    }
+
+
+# %% [markdown]
+# ## Data off the GPU's clock
+#
+# Tokenising a corpus needs no GPU, and downloading one needs nothing at all, so neither should happen on a machine that costs dollars an hour. `prepare` does both
+# in a CPU container, into the volume; the trainer then finds the finished token files. Called again, it returns at once.
+#
+# `generate` is the other end: it loads a trained model from the volume and writes. Both are ordinary functions that happen to have a decorator.
+
+
+# %%
+#| export
+@app.function(image=image, volumes={DATA: volume}, timeout=6 * 60 * 60, startup_timeout=20 * 60, cpu=4.0)
+def prepare(config_text: str) -> list[str]:
+    """Tokenise the config's training and validation text into the volume; returns the token files."""
+    from slm.config import load_config
+    from slm.data import prepare_tokens
+
+    data = load_config(unpack(config_text, "prepare")).data
+    limits = (data.text_column, data.max_documents, data.val_fraction, data.streaming)
+    splits = (data.train_split, data.val_split)
+    paths = [prepare_tokens(data.dataset, split, data.tokenizer, data.cache_dir, *limits) for split in splits]
+    volume.commit()
+    return [str(path) for path in paths]
+
+
+@app.function(image=image, volumes={DATA: volume}, timeout=20 * 60, cpu=2.0)
+def generate(run: str, prompt: str = "Once upon a time", max_tokens: int = 200, seed: int = 0) -> str:
+    """Continue `prompt` with the trained model of a run on the volume; prints and returns the text."""
+    from slm.generation import generate as continue_text
+    from slm.gpt import GPT
+    from slm.tokenizer import get_tokenizer
+
+    folder = Path(DATA, "runs", run, "model")
+    text = continue_text(GPT.from_pretrained(folder), get_tokenizer(folder), prompt, max_tokens, seed=seed)
+    assert isinstance(text, str)  # one prompt, one text
+    print(text)
+    return text
+
+
+# %% [markdown]
+# ## Cost before launch
+#
+# `slm.cost` knows the price of every GPU and the arithmetic of every config. `check` prints its table and says no while no still costs nothing: when the
+# prediction is above `modal.max_dollars`, when the model does not fit the GPU's memory, when the text to train on lies on a computer that
+# the container will never see. Everything here runs on your computer.
+
+
+# %%
+#| export
+class Refused(ValueError):
+    """Why a launch is refused, in one sentence that also says what would help."""
+
+
+def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
+    """What a run will need on the GPU that its config asks for.
+
+    Raises:
+        Refused: if it may cost more than `modal.max_dollars` and not `yes_spend`, or cannot work at all.
+    """
+    from slm.cost import estimate, verdict
+
+    expected, limit = estimate(config), config.modal.max_dollars
+    if config.data.dataset != "stories" and Path(config.data.dataset).exists():
+        raise Refused(
+            f"data.dataset is {config.data.dataset!r}, which lies on this computer; upload it with "
+            f"`modal volume put slm-data {config.data.dataset} text/` and give its path below {DATA}/text"
+        )
+    if not expected.fits_memory:
+        raise Refused(verdict(config)[1])
+    if limit is not None and expected.dollars[1] > limit and not yes_spend:
+        raise Refused(f"{verdict(config)[1]} To spend up to ${expected.dollars[1]:.2f} all the same, say --yes-spend.")
+    return expected
+
+
+def as_text(config: "RunConfig", **data: str) -> str:
+    """A config as YAML that `load_config` reads back, with some keys of its data section replaced."""
+    import yaml
+
+    sections = config.as_dict()
+    return yaml.safe_dump({**sections, "data": {**sections["data"], **data}}, sort_keys=False)
+
+
+def secrets(config: "RunConfig") -> list[modal.Secret]:
+    """The secret that holds the Weights & Biases key, if the config asks for Weights & Biases.
+
+    Raises:
+        Refused: if it does and the workspace has no such secret.
+    """
+    if config.wandb.enabled is not True:
+        return []
+    secret = modal.Secret.from_name("wandb", required_keys=["WANDB_API_KEY"])
+    try:
+        secret.hydrate()
+    except modal.exception.NotFoundError as error:
+        raise Refused(
+            f"the config asks for Weights & Biases, but: {error}. Create it with "
+            "`modal secret create wandb WANDB_API_KEY=…`, or set wandb.enabled: false"
+        ) from None
+    return [secret]
+
+
+# %% [markdown]
+# ## The launch
+#
+# Everything comes together. `train.with_options(…)` returns a variant of the function with the config's GPU and time limit. `spawn` starts the call and
+# returns its id at once; `get` waits for the result. (`remote` does both, but gives up after 24 hours, and leaves you without the id.)
+#
+# `app.run(detach=True)` keeps the app alive when this process ends, so a closed laptop or a lost connection stops nothing. The price of that: an
+# interrupt here does not stop the training either, so the commands that do are printed.
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Launched:
+    """A call in the cloud: enough to find it again from any computer."""
+
+    app_id: str
+    call_id: str
+    run: str
+    result: dict[str, Any] | None = None  # what `train` returned, if it was waited for
+
+    def __str__(self) -> str:
+        return (
+            f"call    {self.call_id}\n"
+            f"follow  modal app logs {self.app_id}   or   modal run modal_app.py::status --run {self.run}\n"
+            f"stop    modal app stop {self.app_id}\n"
+            f"fetch   modal run modal_app.py::fetch --run {self.run}"
+        )
+
+
+def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bool = True) -> Launched:
+    """Train a config on Modal, in `/data/runs/RUN` on the volume; a run of that name goes on where it stopped.
+
+    Args:
+        config: What to train, and in its `modal` section on what.
+        run: The run's name; the config's, if empty.
+        yes_spend: Go beyond `modal.max_dollars`, both in the prediction and during the run.
+        wait: Show the logs until the run has ended, and compare its cost with the prediction.
+
+    Raises:
+        Refused: before anything is built or rented, with the reason.
+    """
+    from slm.cost import cost_table
+
+    print(cost_table(config))
+    expected = check(config, yes_spend)
+    options: dict[str, Any] = {"gpu": config.modal.gpu, "timeout": config.modal.timeout, "secrets": secrets(config)}
+    options |= {"cpu": config.modal.cpu, "memory": config.modal.memory_mib}
+    text = as_text(config, cache_dir=f"{DATA}/tokens")
+    run_dir = f"{DATA}/runs/{run or config.name}"
+    budget = None if yes_spend else config.modal.max_dollars
+    launched = None
+    with app.run(detach=True):
+        if config.data.dataset != "stories":  # the grammar needs seconds, and nothing is downloaded
+            print("Preparing tokens on a CPU; if you leave before a GPU is rented, the same command goes on from here.")
+            prepare.spawn(text).get()
+        call = train.with_options(**options).spawn(text, run_dir, budget)
+        launched = Launched(str(app.app_id), call.object_id, Path(run_dir).name)
+        print(launched)
+        if wait:
+            print("Interrupting now stops the watching, not the training.")
+            launched = replace(launched, result=call.get())
+    if launched is None:  # an interrupt ends the block without a word
+        raise Refused("interrupted before a GPU was rented; the same command begins again")
+    if launched.result:
+        print(reconcile(expected, launched.result))
+    return launched
+
+
+def reconcile(expected: "Estimate", result: dict[str, Any]) -> str:
+    """Prediction and outcome, side by side."""
+    state = "finished" if result["finished"] else "not finished"
+    problem = f": {result['problem']}" if result.get("problem") else ""
+    spent, attempts = result["seconds"] / 3600, result["attempts"]
+    hours, dollars = (f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars))
+    return (
+        f"{result['run']}: {state} at step {result['step']}, validation loss {result['val_loss']}{problem}\n"
+        f"{'':<10}{'hours':>22}{'dollars':>22}\n"
+        f"{'predicted':<10}{hours:>22}{dollars:>22}   on {expected.name}\n"
+        f"{'actual':<10}{spent:>22.3g}{result['dollars']:>22.3g}   in {attempts} attempt{'s' * (attempts > 1)}"
+    )
+
+
+# %% [markdown]
+# ## The commands
+#
+# What you type. `main` belongs to an app of its own, with no functions in it, so that `modal run` has nothing to build before `main` has looked
+# at the config. The same trick names two helpers: `modal run modal_app.py::status` looks for an app that is called `status` here, and runs its one entry
+# point.
+
+# %%
+#| export
+launcher = modal.App("slm-launcher")
+
+
+def give_up(error: Exception) -> NoReturn:
+    """Say in one sentence why nothing was done, and end with the exit code for bad input."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+@launcher.local_entrypoint()
+def main(config: str, run: str = "", yes_spend: bool = False) -> None:
+    """Train a config file on Modal; `--yes-spend` goes beyond its modal.max_dollars."""
+    from slm.config import ConfigError, load_config
+
+    try:
+        launched = launch(load_config(config), run, yes_spend)
+    except (ConfigError, Refused) as error:
+        give_up(error)
+    if launched.result and not launched.result["finished"]:
+        sys.exit(1)
+
+
+def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "wandb")) -> Path:
+    """Copy a run from the volume into the folder `to`; the folders in `skip` stay empty.
+
+    Raises:
+        Refused: if the volume has no such run.
+    """
+    source = f"runs/{run}"
+    try:
+        entries = volume.listdir(source)
+    except modal.exception.NotFoundError:
+        raise Refused(f"the volume slm-data has no run {run!r}; `modal volume ls slm-data runs` lists them") from None
+    Path(to).mkdir(parents=True, exist_ok=True)
+    while entries:
+        entry = entries.pop()
+        target = Path(to) / Path(entry.path.lstrip("/")).relative_to(source)
+        if entry.type == modal.volume.FileEntryType.FILE:
+            with target.open("wb") as file:
+                file.writelines(volume.read_file(entry.path))
+        elif entry.type == modal.volume.FileEntryType.DIRECTORY:
+            target.mkdir(exist_ok=True)
+            entries += [] if target.name in skip else volume.listdir(entry.path)
+    return Path(to)
+
+
+def show_status(run: str) -> None:
+    """Print how far a run is and what it has cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            downloaded = download(run, Path(folder, run), skip=("checkpoints", "wandb", "samples", "model"))
+            print(json.dumps(report(downloaded), indent=2))
+        except Refused as error:
+            give_up(error)
+
+
+def fetch_run(run: str, to: str = "") -> None:
+    """Copy a run's model, metrics and samples to this computer, into `runs/modal/RUN` unless said."""
+    try:
+        print(f"{run} is in {download(run, to or f'runs/modal/{run}')}")
+    except Refused as error:
+        give_up(error)
+
+
+def command(function: Callable[..., None]) -> modal.App:
+    """Let `modal run modal_app.py::NAME` run a function here, in an app of its own with nothing to build or to rent."""
+    commands = modal.App(f"slm-{function.__name__}")
+    commands.local_entrypoint()(function)
+    return commands
+
+
+status, fetch = command(show_status), command(fetch_run)
+
+# %% [markdown]
+# ## Use it
+#
+# From here on the notebook uses the file that it has just written, as you would from a script. Two conditions decide where the training happens: a
+# token on this computer (`modal setup` puts one there, once), and your word. Leave `LAUNCH` as it is, and the same function runs here.
+
+# %%
+import warnings
+
+from modal.config import config as modal_settings
+
+import modal_app
+from slm.config import load_config
+from slm.cost import cost_table
+
+warnings.filterwarnings(
+    "ignore", "The train function is executing locally"
+)  # without the volume: that is as it should be
+LAUNCH = False  # True rents a GPU: about a cent for this config
+ON_MODAL = LAUNCH and modal_settings.get("token_id") is not None
+print(f"{modal_app.app.name}: trains {'on Modal' if ON_MODAL else 'in this notebook'}")
+
+# %% [markdown]
+# The config is the trainer chapter's, cut to a short run. First the bill:
+
+# %%
+short = [
+    *("training.max_steps=60", "training.warmup_steps=10", "training.checkpoint_every=20"),
+    *("training.eval_every=30", "training.eval_batches=10", "training.sample_tokens=0", "data.max_documents=2000"),
+]
+config = load_config("configs/stories_cpu.yaml", short)
+print(cost_table(config))
+expected = modal_app.check(config)
+
+# %% [markdown]
+# On a rented GPU the next cell returns as soon as the call has an id. At home it returns when the training is over.
+
+# %%
+if ON_MODAL:
+    launched = modal_app.launch(config, run="chapter_09", wait=False)
+else:
+    shutil.rmtree("runs/chapter_09", ignore_errors=True)
+    modal_app.train.local(modal_app.as_text(config), "runs/chapter_09")
+
+# %% [markdown]
+# The call has a life of its own. Interrupt this notebook, restart the kernel, open it on another computer: `modal.FunctionCall.from_id` with the printed id finds the call again, and
+# the run's metrics lie on the volume. So following is reading: ask for the result with a short patience, and look at the metrics while it is not there.
+
+# %%
+from course.figures.chapter_09 import loss_curve
+
+folder = Path("runs/chapter_09")
+while ON_MODAL:
+    try:
+        modal.FunctionCall.from_id(launched.call_id).get(timeout=10)
+        folder = modal_app.download("chapter_09", "runs/modal/chapter_09")
+        break
+    except TimeoutError:
+        print(
+            modal_app.report(
+                modal_app.download(
+                    "chapter_09", "runs/modal/chapter_09", skip=("checkpoints", "wandb", "samples", "model")
+                )
+            )
+        )
+loss_curve(folder)
+
+# %% [markdown]
+# The model came back with the run's folder, and loads like any other. After 60 steps it has the words, and hardly the story.
+
+# %%
+from slm.generation import generate as continue_text
+from slm.gpt import GPT
+from slm.tokenizer import get_tokenizer
+
+print(
+    continue_text(GPT.from_pretrained(folder / "model"), get_tokenizer(str(folder / "model")), "Once upon a time", 60)
+)
+
+# %% [markdown]
+# And the bill, against the prediction. At home an hour costs nothing.
+
+# %%
+print(modal_app.reconcile(expected, modal_app.report(folder)))
+
+# %% [markdown]
+# ## Is it right?
+#
+# The claim that carries everything is that an interrupted run goes on as if nothing had happened. Here is a run of twenty steps, once in one go, and once with a budget that is spent at
+# every checkpoint, so that each attempt ends there and must be started anew:
+
+# %%
+twenty = ["training.max_steps=20", "training.warmup_steps=2", "training.checkpoint_every=5", "training.eval_every=20"]
+text = modal_app.as_text(load_config("configs/stories_cpu.yaml", [*short, *twenty]))
+shutil.rmtree("runs/chapter_09_whole", ignore_errors=True)
+shutil.rmtree("runs/chapter_09_parts", ignore_errors=True)
+
+whole = modal_app.train.local(text, "runs/chapter_09_whole")
+parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=-1.0)
+while not parts["finished"]:
+    parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=-1.0)
+
+# %% tags=["nbval-check-output"]
+ask = "import sys, modal_app, slm.config as c; modal_app.check(c.load_config('configs/stories_cpu.yaml')); print('torch' in sys.modules)"
+sent = modal_app.unpack(modal_app.as_text(config), config.name)
+{
+    "attempts": (whole["attempts"], parts["attempts"]),
+    "same validation loss": whole["val_loss"] == parts["val_loss"],
+    "the config arrives as it was sent": load_config(sent) == config,
+    "asking needs no torch": subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+    == "False",
+}
+
+# %% [markdown]
+# Equal to the last bit, not merely close: chapter 6 saves the random state and the place in the data with the weights.
+#
+# ## What goes wrong
+#
+# What can be wrong with a config shows before anything is built. Each of these is one line and costs nothing:
+
+
+# %%
+def refusal(*overrides: str) -> str:
+    """What is said to configs/gpt_124m.yaml with these changes."""
+    try:
+        modal_app.check(load_config("configs/gpt_124m.yaml", overrides))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", "data.dataset=README.md"):
+    print(f"{change}\n    {refusal(change)}\n")
+
+# %% [markdown]
+# The rest happens far away. What it looks like, and what to do:
+#
+# | what happens | what you see | what to do |
+# |---|---|---|
+# | **Preemption**: the machine is needed elsewhere | in the log `stopped after step …`, then `continuing`, with no more than a new container's start between them | nothing; no retry is used up |
+# | **The time limit** passes | `Runner terminated: task timed out`, then the run goes on at its last checkpoint, one retry fewer | nothing, if a checkpoint is written more often than every `modal.timeout` seconds; otherwise it starts at the same step each time |
+# | **The secret is missing** | one line that says how to create it, before anything is built | create it, or set `wandb.enabled: false` |
+# | **Detach was forgotten**, in a launch of your own: `with app.run():` around a `spawn` | the block ends at once and takes the app with it; the call shows as cancelled, the volume is empty | `app.run(detach=True)`, as in `launch` |
+# | **Data on the GPU's clock** | a progress bar of a download, in the log of a function that has a GPU | fill the volume first, as `prepare` does |
+# | **The budget is spent** | `has cost more than …: stopped at a checkpoint` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
+# | **The package changed** in a running notebook | the container gets the new `slm`, the notebook still has the old one | restart the kernel |
+#
+# The meter counts from the function's first line to its last, the bill from the container's start: expect the invoice to be a little above the last table. `modal billing report` shows it.
+#
+# ## Exercises
+#
+# **1. The most it can cost.** A time limit is for one attempt. What is the most that a call can cost, if each attempt runs into its limit and no machine is
+# taken away?
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_most_dollars(timeout: int, retries: int, dollars_per_hour: float) -> float:
+    """Dollars, for a timeout in seconds and a number of retries."""
+    raise NotImplementedError("your turn")
+
+
+check.most_dollars(my_most_dollars)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_most_dollars(timeout, retries, dollars_per_hour):
+#     return (1 + retries) * timeout / 3600 * dollars_per_hour
+# ```
+# With ten retries that is eleven times what the time limit suggests: the reason for a budget that the run itself keeps.
+# ````
+#
+# **2. A budget that refuses.** Choose the GPU on which the whole run costs least, among those that are done in time. If there is none within the budget, raise a
+# ValueError that says what the cheapest would cost.
+
+
+# %% tags=["exercise"]
+def my_choose_gpu(gpus: dict[str, tuple[float, float]], max_dollars: float, max_hours: float) -> str:
+    """The name of the best choice; `gpus` gives hours for the run and dollars per hour of each."""
+    raise NotImplementedError("your turn")
+
+
+check.choose_gpu(my_choose_gpu)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_choose_gpu(gpus, max_dollars, max_hours):
+#     in_time = {name: hours * price for name, (hours, price) in gpus.items() if hours <= max_hours}
+#     if not in_time:
+#         raise ValueError(f"no GPU is done within {max_hours} hours")
+#     cheapest = min(in_time, key=in_time.get)
+#     if in_time[cheapest] > max_dollars:
+#         raise ValueError(f"the cheapest, {cheapest}, costs ${in_time[cheapest]}, above ${max_dollars}")
+#     return cheapest
+# ```
+# ````
+#
+# **3. Survive.** Write one attempt of a run: call `work(0)`, `work(1)`, … up to `steps - 1`, and return `steps`. `work` may be interrupted at any time, and the container
+# is then lost with everything in `folder` that `commit()` has not secured. The next attempt must neither lose a step that was secured nor do it twice.
+
+
+# %% tags=["exercise"]
+def my_attempt(folder: Path, steps: int, work: Callable[[int], None], commit: Callable[[], None]) -> int:
+    """Do what is left of `steps` steps, keeping count in `folder`; returns `steps`."""
+    raise NotImplementedError("your turn")
+
+
+check.attempt(my_attempt)
+
+# %% [markdown]
+# ````{dropdown} Solution
+# ```python
+# def my_attempt(folder, steps, work, commit):
+#     saved = folder / "step.txt"
+#     for step in range(int(saved.read_text()) if saved.exists() else 0, steps):
+#         work(step)
+#         saved.write_text(str(step + 1))
+#         commit()
+#     return steps
+# ```
+# There is no `except`: an interruption that is caught and not raised again looks like success.
+# ````
+#
+# ## What you have now
+#
+# A language model, from two loops over a table of scores to a run on rented hardware that knows its price. `modal setup` once, and
+# `modal run modal_app.py --config configs/gpt_124m.yaml` trains the model of the third chapter at its full size.
+
+# %%
+course.summary("modal_app.py")

@@ -1,0 +1,311 @@
+"""The launch against a stand-in for Modal's servers: the real client, real containers, no account and no network.
+
+Runs where such a stand-in lies, in the folder that SLM_MODAL_LOOPBACK names or in `../shared/modal_loopback`: a script `run.py` that
+serves Modal's protocol on this machine, runs a command against it, and writes down what it was asked.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = Path(os.environ.get("SLM_MODAL_LOOPBACK") or ROOT.parent / "shared" / "modal_loopback")
+
+pytestmark = pytest.mark.skipif(
+    not (LOOPBACK / "run.py").exists(),
+    reason=f"no stand-in for Modal at {LOOPBACK}; set SLM_MODAL_LOOPBACK to the folder of one",
+)
+
+TINY = {
+    "model": {"vocab_size": 1024, "context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32},
+    "training": {
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 5,
+        "max_steps": 60,
+        "checkpoint_every": 10,
+        "eval_every": 20,
+        "log_every": 5,
+        "threads": 1,
+    },
+    "data": {"dataset": "stories", "tokenizer": "stories", "max_documents": 100},
+    "modal": {"gpu": "T4", "timeout": 600, "max_dollars": 1.0},
+    "wandb": {"enabled": False},
+}
+CRASH_ONCE = """
+
+_train = train
+
+
+def train(config, run_dir=None, on_checkpoint=None, **rest):
+    def crash():
+        on_checkpoint()
+        if not (Path(run_dir) / "crashed").exists():
+            (Path(run_dir) / "crashed").touch()
+            raise RuntimeError("boom")
+
+    return _train(config, run_dir=run_dir, on_checkpoint=crash, **rest)
+"""
+SLOW = """
+
+_train = train
+
+
+def train(config, run_dir=None, on_checkpoint=None, **rest):
+    import time
+
+    def slowly():
+        on_checkpoint()
+        time.sleep(2)
+
+    return _train(config, run_dir=run_dir, on_checkpoint=slowly, **rest)
+"""
+
+
+class Project:
+    """A copy of what a user has, and a way to run commands in it."""
+
+    def __init__(self, folder):
+        self.folder = folder / "project"
+        self.state = folder / "state"
+        self.folder.mkdir()
+        shutil.copy(ROOT / "modal_app.py", self.folder)
+        for name in ("slm", "configs"):
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def config(self, name="tiny", **sections):
+        merged = {key: {**TINY.get(key, {}), **sections.get(key, {})} for key in {**TINY, **sections}}
+        path = self.folder / f"{name}.yaml"  # not under configs/: it lies on this computer only
+        path.write_text(yaml.safe_dump(merged))
+        return path.name
+
+    def append(self, module, code):
+        with (self.folder / "slm" / module).open("a") as file:
+            file.write(code)
+
+    def run(self, command, *options):
+        """Run a shell command against the stand-in; returns its report, with what was printed under "output"."""
+        report = self.folder.parent / "report.json"
+        fixed = ["--quiet", "--json", str(report), "--state", str(self.state)]
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(
+            [sys.executable, str(LOOPBACK / "run.py"), *fixed, *options, str(self.folder), "--", "bash", "-c", command],
+            capture_output=True,
+            text=True,
+            cwd=self.folder.parent,
+            env=environment,
+            timeout=240,
+        )
+        found = json.loads(report.read_text())
+        return {**found, "output": done.stdout + done.stderr}
+
+    def metrics(self, run="tiny"):
+        """Step, training loss and validation loss of a run on the volume."""
+        path = self.state / "volumes" / "slm-data" / "runs" / run / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """One launch in which nothing goes wrong, and everything that one does afterwards."""
+    project = Project(tmp_path_factory.mktemp("plain"))
+    run = f"modal run modal_app.py --config {project.config(wandb={'enabled': True})}"
+    then = "modal run modal_app.py::{} --run tiny"
+    commands = [
+        run,
+        then.format("status"),
+        then.format("fetch"),
+        then.format("generate") + " --prompt Once --max-tokens 5",
+    ]
+    return project, project.run(" && ".join(commands))
+
+
+def attempts(report, call=-1):
+    return [attempt["status"] for attempt in report["calls"][call]["inputs"][0]["attempts"]]
+
+
+def result(report, call=-1):
+    return report["calls"][call]["inputs"][0]["result"]
+
+
+def variant(report):
+    (function,) = [function for function in report["functions"] if function.get("variant_of")]
+    return function
+
+
+def test_plain_launch_trains_to_the_end(plain):
+    project, report = plain
+    assert report["exit_code"] == 0, report["output"]
+    assert attempts(report, 0) == ["SUCCESS"]
+    run = project.state / "volumes" / "slm-data" / "runs" / "tiny"
+    assert list((run / "checkpoints").glob("step_*.pt")) and (run / "model").is_dir()
+    assert project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    assert report["unimplemented_rpcs"] == {} and report["rpc_errors"] == []
+
+
+def test_function_asks_for_what_the_config_says(plain):
+    _, report = plain
+    train = variant(report)
+    base = next(function for function in report["functions"] if function["id"] == train["variant_of"])
+    assert base["gpu"] is None
+    assert (train["gpu"], train["timeout"], train["startup_timeout"]) == ("T4", 600, 1200)
+    assert train["retries"]["max_retries"] == 10 and train["single_use_containers"]
+    assert train["secrets"] == ["wandb"] and base["secrets"] == [] and train["volumes"]["/data"]["name"] == "slm-data"
+
+
+def test_image_lacks_nothing_that_was_imported(plain):
+    _, report = plain
+    assert report["image_coverage"]
+    for found in report["image_coverage"].values():
+        assert found["not_covered_by_image"] == {} and found["pins_differ_from_what_ran"] == {}, found
+
+
+def test_own_files_are_laid_over_the_image_and_not_built_in(plain):
+    _, report = plain
+    assert {"/root/slm/trainer.py", "/root/configs/gpt_124m.yaml"} <= set(variant(report)["mounted_files"])
+    assert not any("COPY ./" in line for image in report["images"] for line in image["dockerfile"])
+
+
+def test_launch_prints_what_one_needs_next(plain):
+    _, report = plain
+    said = report["output"]
+    call = report["calls"][0]["id"] if "id" in report["calls"][0] else re.search(r"call +(fc-\S+)", said)[1]
+    assert call in said
+    for words in (
+        "modal app logs ap-",
+        "modal app stop ap-",
+        "::fetch --run tiny",
+        "predicted",
+        "actual",
+        "finished at step 60",
+    ):
+        assert words in said, words
+
+
+def test_status_fetch_and_generate(plain):
+    project, report = plain
+    said = report["output"]
+    assert '"finished": true' in said and "tiny is in runs/modal/tiny" in said
+    fetched = project.folder / "runs" / "modal" / "tiny"
+    assert (fetched / "metrics.jsonl").exists() and list((fetched / "model").iterdir())
+    assert not list(fetched.rglob("*.pt"))
+    assert "Once" in result(report)["value"]
+
+
+@pytest.mark.parametrize("name", ["gpt_124m", "gpt_350m", "gpt_774m"])
+def test_shipped_config_gets_its_gpu(project, name):
+    report = project.run(f"modal run modal_app.py --config configs/{name}.yaml", "--no-exec")
+    asked = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["modal"]
+    assert report["exit_code"] == 0, report["output"]
+    gpu = {"A100": "A100-40GB"}.get(asked["gpu"], asked["gpu"])
+    assert variant(report)["gpu"] in (gpu, asked["gpu"])
+    assert variant(report)["timeout"] == asked["timeout"]
+    names = [call["function_id"] for call in report["calls"]]
+    prepare = next(function["id"] for function in report["functions"] if function["name"] == "prepare")
+    assert names == [prepare, variant(report)["id"]]  # tokens first, on a CPU
+
+
+REFUSED = {
+    "unknown GPU": ({"modal": {"gpu": "H1000"}}, "modal.gpu"),
+    "more than a day": ({"modal": {"timeout": 90000}}, "modal.timeout"),
+    "over budget": ({"training": {"max_steps": 10**9}}, "--yes-spend"),
+    "no secret": ({"wandb": {"enabled": True}}, "modal secret create wandb"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_anything_is_built(project, case):
+    sections, words = REFUSED[case]
+    report = project.run(f"modal run modal_app.py --config {project.config(**sections)}", "--no-default-secrets")
+    errors = [line for line in report["output"].splitlines() if line.startswith("error: ")]
+    assert report["exit_code"] == 2
+    assert len(errors) == 1 and words in errors[0], report["output"]
+    assert report["images"] == [] and report["functions"] == [] and report["calls"] == []
+    assert "Traceback" not in report["output"]
+
+
+def test_secret_is_not_asked_for_without_need(project):
+    report = project.run(f"modal run modal_app.py --config {project.config()}", "--no-exec", "--no-default-secrets")
+    assert variant(report)["secrets"] == [] and report["rpc_errors"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "expected"),
+    [
+        (["--preempt", "6,6"], SLOW, ["PREEMPTED", "PREEMPTED", "SUCCESS"]),
+        (["--timeout-override", "8"], SLOW.replace("sleep(2)", "sleep(1)"), ["TIMEOUT"]),
+        ([], CRASH_ONCE, ["FAILURE", "SUCCESS"]),
+    ],
+    ids=["preempted twice", "timeout", "exception"],
+)
+def test_interrupted_run_ends_like_one_that_was_not(project, plain, options, code, expected):
+    project.append("trainer.py", code)
+    report = project.run(f"modal run modal_app.py --config {project.config()}", *options)
+    statuses = attempts(report)
+    assert statuses[: len(expected)] == expected and statuses[-1] == "SUCCESS", report["output"]
+    undisturbed, _ = plain
+    assert project.metrics() == undisturbed.metrics()
+
+
+@pytest.mark.parametrize("detach", ["--detach", ""])
+def test_closed_laptop_stops_nothing(project, plain, detach):
+    project.append("trainer.py", SLOW)
+    command = f"exec modal run {detach} modal_app.py --config {project.config()}"
+    report = project.run(command, "--kill-client-after", "12")
+    assert report["ended_by"] == "SIGKILL", report["output"]
+    assert result(report)["status"] == "SUCCESS"
+    assert project.metrics() == plain[0].metrics()
+
+
+def test_two_gpus_are_two_ranks(project):
+    report = project.run(f"modal run modal_app.py --config {project.config(modal={'gpu': 'H100:2'})}")
+    assert report["exit_code"] == 0, report["output"]
+    assert variant(report)["gpu"] == "H100:2"
+    assert attempts(report) == ["SUCCESS"] and "'finished': True" in result(report)["value"]
+    ranks = [process for container in report["containers"] for process in container["imports"]["third_party"]]
+    assert "torch" in ranks
+
+
+def test_own_text_on_the_volume_is_prepared_on_a_cpu(project):
+    text = project.folder / "own.txt"
+    text.write_text("\n\n".join(f"Mia has {n} kites and a boat. Leo has {n + 1}." for n in range(400)))
+    config = project.config(data={"dataset": "/data/text/own.txt", "max_documents": None})
+    upload = "modal volume create slm-data; modal volume put slm-data own.txt /text/own.txt"
+    report = project.run(f"{upload} && modal run modal_app.py --config {config}")
+    assert report["exit_code"] == 0, report["output"]
+    assert result(report, 0)["status"] == result(report, 1)["status"] == "SUCCESS"
+    assert list((project.state / "volumes" / "slm-data" / "tokens").glob("*.tokens"))
+
+
+def test_spent_budget_stops_at_a_checkpoint(project):
+    text = f'"$(cat {project.config()})"'
+    report = project.run(f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 1e-6")
+    assert report["exit_code"] == 0 and "a larger budget goes on from here" in report["output"], report["output"]
+    assert attempts(report) == ["SUCCESS"]
+    assert "'finished': False, 'step': 10" in result(report)["value"]
+
+
+def test_chapter_launches_where_there_is_a_token(project):
+    shutil.copytree(ROOT / "course", project.folder / "course", ignore=shutil.ignore_patterns("__pycache__"))
+    chapter = (ROOT / "chapters" / "09_modal.py").read_text()
+    assert "LAUNCH = False" in chapter
+    (project.folder / "chapter.py").write_text(chapter.replace("LAUNCH = False", "LAUNCH = True"))
+    execute = "jupytext --to ipynb chapter.py && jupyter nbconvert --to notebook --execute --inplace chapter.ipynb"
+    report = project.run(execute)
+    assert report["exit_code"] == 0, report["output"]
+    assert [result(report, n)["status"] for n in range(len(report["calls"]))] == ["SUCCESS"]
+    assert (project.folder / "runs" / "modal" / "chapter_09" / "model").is_dir()
+    assert not (project.folder / "runs" / "chapter_09").exists()
