@@ -394,7 +394,7 @@ MODAL = Prices(
         _modal("B200", 0.001736, (2250, 75), 180, (0.25, 0.40)),
     ),
 )
-"""Every GPU that Modal rents. The MFU ranges are assumptions, for compiled code on models of 100M parameters and more."""
+"""Every GPU that Modal rents. The MFU ranges are assumptions, for compiled code and 100M parameters or more."""
 
 
 def load_prices(path: str | Path) -> Prices:

@@ -176,7 +176,7 @@ MODAL = Prices(
     ),
 )
 
-"""Every GPU that Modal rents. The MFU ranges are assumptions, for compiled code on models of 100M parameters and more."""
+"""Every GPU that Modal rents. The MFU ranges are assumptions, for compiled code and 100M parameters or more."""
 
 
 def load_prices(path: str | Path) -> Prices:

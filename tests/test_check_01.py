@@ -33,6 +33,10 @@ ATTENTION_BUGS = {
     "softmax runs over the queries": lambda q, k, v: (
         scores(q, k).masked_fill(future(len(q)), -torch.inf).softmax(0) @ v
     ),
+    "changed places": lambda q, k, v: scores(k, q).masked_fill(future(len(q)), -torch.inf).softmax(-1) @ v,
+    "square root of T": lambda q, k, v: (
+        (q @ k.T / math.sqrt(len(q))).masked_fill(future(len(q)), -torch.inf).softmax(-1) @ v
+    ),
     "(T, K) = (6, 16) is expected": lambda q, k, v: scores(q, k).masked_fill(future(len(q)), -torch.inf).softmax(-1),
     "values are off": lambda q, k, v: scores(q, k).masked_fill(future(len(q)), -torch.inf).softmax(-1) @ k,
     "return the tensor (T, K)": lambda q, k, v: None,

@@ -26,6 +26,13 @@ def reversed_order(x, n1, a, n2, f):
     return x + a(n1(x))
 
 
+def overwrites(x, n1, a, n2, f):
+    x = n1(x)
+    x = x + a(x)
+    x = n2(x)
+    return x + f(x)
+
+
 def solution_block(x, n1, a, n2, f):
     x = x + a(n1(x))
     return x + f(n2(x))
@@ -57,6 +64,8 @@ WIRING_BUGS = {
     "Attention reads the stream without": lambda x, n1, a, n2, f: (y := x + a(x)) + f(n2(y)),
     "Both parts read the same": lambda x, n1, a, n2, f: x + a(n1(x)) + f(n2(x)),
     "What attention added is lost": lambda x, n1, a, n2, f: x + f(n2(x + a(n1(x)))),
+    "norm overwrites the stream": overwrites,
+    "what each part writes": lambda x, n1, a, n2, f: (y := x + n1(a(x))) + n2(f(y)),
     "order is reversed": reversed_order,
     "norms are swapped": lambda x, n1, a, n2, f: (y := x + a(n2(x))) + f(n1(y)),
     "in place": in_place,
@@ -71,9 +80,10 @@ DEPTH_BUGS = {
     "forgot the feed-forward": lambda budget, d: budget // (4 * d * d + 8 * d),
     "round down": lambda budget, d: math.ceil(budget / (12 * d * d + 13 * d)),
     "use //": lambda budget, d: budget / (12 * d * d + 13 * d),
-    "pay for 10 blocks": lambda budget, d: budget // (24 * d * d + 13 * d),
+    "you count about": lambda budget, d: budget // (24 * d * d + 13 * d),
+    "pay for 10 blocks": lambda budget, d: budget // (12 * d * d + 13 * d) - (10**5 < budget < 10**6),
     "At width 128": lambda budget, d: budget // (12 * 64 * 64 + 13 * 64),
-    "pay for 100,000": lambda budget, d: min(budget // (12 * d * d + 13 * d), 1000),
+    "pay for 100,000": lambda budget, d: budget // (12 * d * d + 13 * d) + (budget > 10**9),
 }
 CASES = [(check.layer_norm, m, b) for m, b in LAYER_NORM_BUGS.items()]
 CASES += [(check.block_wiring, m, b) for m, b in WIRING_BUGS.items()]

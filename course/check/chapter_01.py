@@ -47,6 +47,13 @@ def attention(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     assert not torch.allclose(out, _reference(q, k, v, scale=1 / K), atol=1e-5), (
         "The scores are divided by K. Their *variance* is K, so divide by its square root."
     )
+    turned = (k @ q.T / math.sqrt(K)).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1) @ v
+    assert not torch.allclose(out, turned, atol=1e-5), (
+        "Queries and keys have changed places: row t should hold q[t] with every key, so q @ k.T."
+    )
+    assert not torch.allclose(out, _reference(q, k, v, scale=1 / math.sqrt(T)), atol=1e-5), (
+        "The scores are divided by the square root of T, the number of tokens. It is the head size K that makes them large."
+    )
     columns = (q @ k.T / math.sqrt(K)).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(0) @ v
     assert not torch.allclose(out, columns, atol=1e-5), (
         "The softmax runs over the queries. Each *row* must sum to one: softmax(-1)."

@@ -102,6 +102,14 @@ def block_wiring(fn: Callable[[Tensor, Part, Part, Part, Part], Tensor]) -> str:
         assert not close(f(n2(mid))), (
             "The second residual connection is missing: add the stream to the feed-forward network's output."
         )
+        normed = n1(x) + a(n1(x))
+        assert not close(n2(normed) + f(n2(normed))), (
+            "The norm overwrites the stream (x = norm(x)). Normalise a copy for each part to read; x itself stays as it is."
+        )
+        after = x + n1(a(x))
+        assert not close(after + n2(f(after))), (
+            "The norm is applied to what each part writes. It belongs to what the part reads: part(norm(x))."
+        )
         assert not close(mid + f(mid)), "The feed-forward network reads the stream without its norm."
         assert not close(x + a(x) + f(n2(x + a(x)))), "Attention reads the stream without its norm."
         assert not close(x + a(n1(x)) + f(n2(x))), (
@@ -138,6 +146,11 @@ def affordable_depth(fn: Callable[[int, int], int]) -> str:
         )
     assert fn(wide, D) != wide // (8 * D * D + 5 * D + 4 * D), "You forgot attention."
     assert fn(wide, D) != wide // (4 * D * D + 4 * D + 4 * D), "You forgot the feed-forward network."
+    counted = wide / max(1, fn(wide, D))
+    assert abs(counted - one) < 1, (
+        f"A block of width {D} has {one:,} parameters; you count about {counted:,.0f}. Go through its parts: four D × D "
+        "matrices in attention, two D × 4D in the feed-forward network, a bias for each, two norms of 2D."
+    )
     assert fn(one - 1, D) == 0, (
         f"A budget of {one - 1:,} does not pay for a block of {one:,}, but you return {fn(one - 1, D)}: round down."
     )

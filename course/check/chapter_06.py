@@ -120,10 +120,13 @@ def accumulate(fn: Callable[[GPT, Tensor, Tensor, int], None]) -> str:
         model = GPT(GPTConfig(vocab_size=20, context_length=8, n_layers=1, n_heads=2, d_model=8, d_ff=16))
         x, y = torch.randint(20, (2, 5, 8))  # (B, T) each
     y[:2, 2:] = -100  # the first part has few targets
-    largest, plain = 0, model.loss
+    calls, largest, pending, plain = 0, 0, 0, model.loss
 
     def counting(tokens: Tensor, targets: Tensor) -> Tensor:
-        nonlocal largest
+        nonlocal calls, largest, pending
+        no_gradient_yet = all(p.grad is None or not p.grad.any() for p in model.parameters())
+        pending += calls > 0 and no_gradient_yet
+        calls += 1
         largest = max(largest, len(tokens))
         return plain(tokens, targets)
 
@@ -145,6 +148,9 @@ def accumulate(fn: Callable[[GPT, Tensor, Tensor, int], None]) -> str:
         "Some parameter has no gradient: call backward() for each part, and don't zero the gradients at the end."
     )
     found = torch.cat([g.flatten() for g in grads if g is not None])
+    assert not pending, (
+        "You add up the losses and go back once at the end, so all parts stay in memory until then. Call backward() for each part before the next."
+    )
     assert largest <= 2, f"You computed {largest} texts at once where rows = 2 were allowed: split x and y."
     close = lambda other: torch.allclose(found, other, rtol=1e-3, atol=1e-6)  # noqa: E731
     assert not close(gradient([(cut, 1.0) for cut in cuts])), (
