@@ -18,7 +18,7 @@
 # How a token gathers what it needs from the tokens before it. You build causal attention from two loops, prove it equal to PyTorch's own kernel, and
 # export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in which tokens exchange information.
 #
-# *Runs in about NN seconds on two cores.*
+# *Runs in about 10 seconds on two cores.*
 
 # Six letters stand for the sizes of tensors, here and in every chapter:
 #

@@ -20,7 +20,7 @@
 #
 # It exports `slm/stories.py` and `slm/tokenizer.py`.
 #
-# *Runs in about NN seconds on two cores.*
+# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -729,8 +729,8 @@ print(f"{STORIES.count():.2e} different stories from {len(STORIES.visits())} cho
 print(f"{STORIES.entropy():.3f} nats and {STORIES.mean_bytes():.1f} bytes a story")
 
 # %% [markdown]
-# The entropy is exact, but is it true? Ask the reader: $-\ln p$ of sampled stories must average to it. This compares two programs that share no code, one that sums over choices and one that
-# follows a given text. It proves one thing more: `logprob` adds up *all* derivations, so if some story could be told in two ways, the mean would come out below the entropy of the choices.
+# The entropy is exact, but is it true? Ask the reader: $-\ln p$ of sampled stories must average to it. This compares two programs that share only the options of each choice: one sums over choices, the other
+# follows a given text. It hints at one thing more: `logprob` adds up *all* derivations, so if many stories could be told in two ways, the mean would come out below the entropy of the choices.
 
 # %% tags=["nbval-check-output"]
 import statistics
@@ -742,7 +742,7 @@ print(f"mean cost of 1,500 stories is within 3 standard errors of the entropy: {
 
 # %% [markdown]
 # These stories are templates, not language: about ten times easier to predict than English, and without its endless tail of rare words. What they do have is what makes language modelling hard
-# to cheat at: facts that must be carried over a hundred words.
+# to cheat at: facts that must be carried from the first sentence to the last.
 #
 # ## Words before tokens
 #

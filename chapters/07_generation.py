@@ -18,7 +18,7 @@
 # How a model that only ever predicts one token writes a story. You turn logits into choices, find out why the obvious loop wastes nearly all its work,
 # and export `generate` and `stream`, which write many texts at once and compute each key and value only once.
 #
-# *Runs in about NN seconds on two cores.*
+# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course

@@ -18,7 +18,7 @@
 # What a training run costs, known before it starts. You count operations by hand and by machine, measure what your own computer does with them, turn both into hours and dollars on every GPU
 # that Modal rents, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
 #
-# *Runs in about NN seconds on two cores.*
+# *Runs in about 20 seconds on two cores.*
 
 # %%
 import course

@@ -113,9 +113,10 @@ def publish(chapter: Path) -> None:
     notebook.metadata.pop("fingerprint", None)
     text = nbformat.writes(notebook)
     for place in (str(ROOT), str(Path.home())):
-        if len(place) > 1 and place in text:
-            cell = next((n for n, cell in enumerate(notebook.cells, 1) if place in json.dumps(cell)), 0)
-            raise RunError(f"chapters/{chapter.name}: the output of cell {cell} holds a path of this machine: {place}")
+        for number, cell in enumerate(notebook.cells, 1):
+            if len(place) > 1 and place in json.dumps(cell.get("outputs", [])):
+                found = f"chapters/{chapter.name}: the output of cell {number}"
+                raise RunError(f"{found} holds a path of this machine: {place}")
     target = chapter.with_suffix(".ipynb")
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         target.write_text(text, encoding="utf-8", newline="\n")

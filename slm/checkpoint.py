@@ -36,6 +36,10 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        if os.name == "posix":  # the folder's new entry, too, must be on disk before an older file is deleted
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     except RuntimeError as error:  # how torch reports a write that failed
         raise OSError(f"{path} could not be written: {error}") from error
     finally:

@@ -69,7 +69,7 @@ class TrainingConfig(_Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
     log_every: int = Field(10, ge=1, description="steps")
     eval_every: int = Field(250, ge=1, description="steps")
-    eval_batches: int | None = Field(None, ge=1, description="validation batches; null takes all")
+    eval_batches: int | None = Field(100, ge=1, description="validation batches, the same each time; null takes all")
     checkpoint_every: int = Field(250, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
     sample_tokens: int = Field(120, ge=0, description="tokens of generated text at each evaluation; 0: none")

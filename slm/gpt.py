@@ -28,8 +28,9 @@ class GPT(nn.Module):
     Args:
         config: The model's shape.
 
-    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; initialisation as
-    in the published code: normal with std 0.02, projections into the residual stream with 0.02 / sqrt(2 * n_layers).
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3, which scales the
+    initial weights of residual layers by 1 / sqrt(their number): std 0.02, and 0.02 / sqrt(2 * n_layers) for the
+    projections into the residual stream.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -105,6 +106,15 @@ class GPT(nn.Module):
         Raises:
             ValueError: As `forward`; or `targets` has another shape than `tokens`.
         """
+        V = self.config.vocab_size
+        if (
+            targets.is_cpu
+            and not torch.compiler.is_compiling()
+            and bool(((targets >= V) | (targets < 0) & (targets != -100)).any())
+        ):
+            raise ValueError(
+                f"targets hold ids outside the vocabulary; ids from 0 to {V - 1} are allowed, and -100 for none"
+            )
         if targets.shape != tokens.shape:
             shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
             raise ValueError(f"targets have shape {shapes}; they must be the same")
@@ -168,10 +178,9 @@ class GPT(nn.Module):
                 wanted = "a folder with config.json and model.safetensors, or a name like 'gpt2'"
                 raise FileNotFoundError(f"{file} is not there; from_pretrained takes {wanted}")
         theirs = json.loads(files[0].read_text(encoding="utf-8"))
-        kind = theirs.get("model_type"), theirs.get("activation_function", "gelu_new")
-        if kind != ("gpt2", "gelu_new"):
-            found = f"a model of type {kind[0]!r} with activation {kind[1]!r}"
-            raise ValueError(f"{files[0]} describes {found}; only 'gpt2' with 'gelu_new' can be loaded")
+        for key, only in _ONLY.items():
+            if theirs.get(key, None if key == "model_type" else only) != only:
+                raise ValueError(f"{files[0]} says {key} = {theirs.get(key)!r}; only {only!r} can be loaded")
         config = GPTConfig(
             vocab_size=theirs["vocab_size"],
             context_length=theirs["n_positions"],
@@ -186,10 +195,10 @@ class GPT(nn.Module):
             for name, parameter in model.named_parameters():
                 key, transposed = _published_name(name)
                 weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
-                if weight is None or sorted(weight.shape) != sorted(parameter.shape):
+                shape = tuple(reversed(parameter.shape) if transposed else parameter.shape)
+                if weight is None or tuple(weight.shape) != shape:
                     found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
-                    wanted = f"its config asks for {parameter.numel():,} numbers there"
-                    raise ValueError(f"{files[1]} holds {found} for {key}; {wanted}")
+                    raise ValueError(f"{files[1]} holds {found} for {key}; its config asks for {shape}")
                 parameter.copy_(weight.T if transposed else weight)
         return model.eval()
 
@@ -238,6 +247,17 @@ _NAMES = {
     "norm_2": "ln_2",
     "feed_forward.up": "mlp.c_fc",
     "feed_forward.down": "mlp.c_proj",
+}
+
+
+# what a published config must say, or leave out, for our architecture to be its architecture
+_ONLY = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
 }
 
 

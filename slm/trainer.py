@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from slm.checkpoint import CheckpointError, load_latest, prune_checkpoints, save_checkpoint
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
-from slm.data import TokenLoader, create_dataloader
+from slm.data import TokenDataset, TokenLoader, create_dataloader
 from slm.gpt import GPT
 from slm.tokenizer import Tokenizer, get_tokenizer
 
@@ -110,8 +110,11 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     peak, least = training.learning_rate, training.min_learning_rate
     if step < training.warmup_steps:
         return peak * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.max_steps - 1 - training.warmup_steps)
-    return least + 0.5 * (peak - least) * (1 + math.cos(math.pi * min(1.0, progress)))
+    if training.max_steps == 1:
+        return peak
+    way = training.max_steps - 1 - training.warmup_steps  # steps from the peak to the minimum
+    progress = min(1.0, (step - training.warmup_steps) / way) if way else 1.0
+    return least + 0.5 * (peak - least) * (1 + math.cos(math.pi * progress))
 
 
 class _Loss(nn.Module):
@@ -180,9 +183,10 @@ class Trainer:
         self.use_wandb, self.wandb_id = use_wandb and self.rank == 0, uuid.uuid4().hex[:8]
         self.wandb_run: Any = None
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
-        self.best: tuple[float, int] | None = None  # validation loss and its step
+        self.best: tuple[float, int] | None = None  # validation loss and step of the best checkpoint
         self.metrics: list[dict[str, Any]] = []
-        self._pending: list[Tensor] = []  # losses since the last look
+        self._pending: list[Tensor] = []  # loss and gradient norm of each step since the last training row
+        self._clock = time.perf_counter()
 
         loss: nn.Module = _Loss(model)
         if self.training.compile and self.device.type == "cuda":
@@ -196,15 +200,15 @@ class Trainer:
         """The tokenizer of the training text, if its loader knows it."""
         return getattr(self.train_loader, "tokenizer", None)
 
-    def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -> tuple[Tensor, bool]:
-        """Make one step of the optimizer.
+    def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -> bool:
+        """Make one step of the optimizers, and keep its loss and gradient norm for the next look.
 
         Args:
             batches: Where the micro-batches come from.
             stop: Whether this process was asked to stop.
 
         Returns:
-            The loss over the whole batch of all processes, a scalar in nats, and whether any process was asked to stop.
+            Whether any process was asked to stop.
         """
         rate = learning_rate(self.step, self.training)
         for optimizer in self.optimizers:
@@ -229,22 +233,28 @@ class Trainer:
             total += loss.detach()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        if self.training.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
         self._log_gradients()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip or math.inf)
+        overflow = (
+            self.scaler.is_enabled() and not norm.isfinite()
+        )  # in float16 a step that happens, and is skipped whole
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if not overflow:
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.world > 1:
             dist.all_reduce(total)
-        return total, stops > 0
+        self._pending.append(torch.stack([total, torch.zeros_like(norm) if overflow else norm]).detach())
+        self.step += 1
+        return stops > 0
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss over the validation targets, in nats per token, on all processes together."""
+        """Mean loss over the validation targets (the first `eval_batches` batches, or all), in nats per token."""
         if self.val_loader is None:
             raise ValueError("evaluate() needs a val_loader; this trainer was given None")
+        mode = self.model.training
         self.model.eval()
         whole = self.val_loader.epoch_batches() if isinstance(self.val_loader, TokenLoader) else iter(self.val_loader)
         totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
@@ -257,7 +267,7 @@ class Trainer:
             totals[1] += count
         if self.world > 1:
             dist.all_reduce(totals)
-        self.model.train()
+        self.model.train(mode)
         return (totals[0] / totals[1]).item()
 
     @torch.no_grad()
@@ -265,22 +275,31 @@ class Trainer:
         """Text that the model writes from nothing: token by token, until end-of-text or `max_tokens`."""
         if self.tokenizer is None:
             raise ValueError("sample() needs a train_loader that knows its tokenizer")
+        mode = self.model.training
         self.model.eval()
         generator = torch.Generator().manual_seed(seed)
         tokens = [self.tokenizer.eot_token]
         for _ in range(max_tokens):
             window = torch.tensor([tokens[-self.model.config.context_length :]], device=self.device)
-            probabilities = self.model(window)[0, -1].float().softmax(-1).cpu()
+            logits = self.model(window)[
+                0, -1, : self.tokenizer.n_vocab
+            ]  # (V,); a model may have more ids than its tokenizer
+            probabilities = logits.float().softmax(-1).cpu()
             token = int(torch.multinomial(probabilities, 1, generator=generator))
             if token == self.tokenizer.eot_token:
                 break
             tokens.append(token)
-        self.model.train()
+        self.model.train(mode)
         return self.tokenizer.decode(tokens[1:])
 
     def save(self) -> None:
-        """Write a checkpoint of this step, and delete those that are no longer kept."""
-        on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        """Write a checkpoint of this step, and delete those that are no longer kept.
+
+        Raises:
+            TrainingDiverged: A loss or gradient since the last one is not finite, so this one would be worthless.
+        """
+        pending = self._finite()
+        on_device = None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state()
         random = {"cpu": torch.get_rng_state(), "device": on_device}
         randoms: list[Any] = [random]
         if self.world > 1:
@@ -298,11 +317,16 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "random": randoms,
-            "pending": self._finite_losses(),
+            "pending": pending,
+            "dtype": str(self.dtype),
+            "data": self._data(),
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "wandb_id": self.wandb_id,
             "config": self.config.as_dict(),
         }
+        if metrics.exists():
+            with open(metrics, "rb") as file:
+                os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
         folder = self.run_dir / "checkpoints"
         save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
         prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
@@ -313,31 +337,49 @@ class Trainer:
         """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
 
         Raises:
-            CheckpointError: There are checkpoints, and none can be read or fits.
+            CheckpointError: There are checkpoints, but none can be read, or it is of another model, text or precision.
         """
-        found = None if self.run_dir is None else load_latest(self.run_dir / "checkpoints")
-        if found is None or self.run_dir is None:
+        if self.run_dir is None:
+            return None
+        metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints")
+        if found is None:
+            metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
             return None
         path, state = found
+        for what, before, now in (
+            ("precision", state["dtype"], str(self.dtype)),
+            ("text", state["data"], self._data()),
+        ):
+            if before != now:
+                raise CheckpointError(f"{path} belongs to a run with another {what} ({before}, here {now})")
         if len(state["random"]) != self.world:
             before = len(state["random"])
             raise CheckpointError(f"{path} was written by {before} processes; it can't go on with {self.world}")
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} does not fit this model and optimizer: {str(error).splitlines()[0]}"
+            ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens_seen, self.seconds = state["step"], state["tokens_seen"], state["seconds"]
         self.best, self.wandb_id = state["best"] and tuple(state["best"]), state["wandb_id"]
-        self._pending = [torch.tensor(loss, device=self.device) for loss in state["pending"]]
+        self._pending = [torch.tensor(pair, device=self.device) for pair in state["pending"]]
         random = state["random"][self.rank]
         torch.set_rng_state(random["cpu"])
-        if random["device"] is not None:
-            torch.cuda.set_rng_state(random["device"], self.device)
-        metrics = self.run_dir / "metrics.jsonl"
+        if random["device"] is not None and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(random["device"])
         if self.rank == 0 and metrics.exists():
-            os.truncate(metrics, state["metrics_bytes"])
-        self.metrics = read_metrics(self.run_dir)
+            os.truncate(metrics, min(metrics.stat().st_size, state["metrics_bytes"]))
+            self.metrics = read_metrics(self.run_dir)
         return path
+
+    def _data(self) -> str | None:
+        """A hash of the training tokens, where they come from a token file."""
+        dataset = getattr(self.train_loader, "dataset", None)
+        return dataset.about["tokens_sha256"][:16] if isinstance(dataset, TokenDataset) else None
 
     def _log(self, row: dict[str, Any]) -> None:
         """Add a row to the metrics, in memory, on disk and at Weights & Biases."""
@@ -356,28 +398,32 @@ class Trainer:
         if self.wandb_run is not None and self.step % 100 == 0:
             import wandb
 
-            named = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
-            histograms = {f"gradients/{name}": wandb.Histogram(g.float().cpu().numpy()) for name, g in named}
+            grads = {name: p.grad.float() for name, p in self.model.named_parameters() if p.grad is not None}
+            finite = {name: g[g.isfinite()].cpu().numpy() for name, g in grads.items()}
+            histograms = {
+                f"gradients/{name}": wandb.Histogram(values) for name, values in finite.items() if values.size
+            }
             self.wandb_run.log(histograms, step=self.step)
 
-    def _finite_losses(self) -> list[float]:
-        """The losses since the last training row.
+    def _finite(self) -> list[list[float]]:
+        """Loss and gradient norm of each step since the last training row.
 
         Raises:
             TrainingDiverged: One of them is not finite.
         """
-        losses = torch.stack(self._pending).tolist() if self._pending else []
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                step = self.step - len(losses) + i
+        pairs: list[list[float]] = torch.stack(self._pending).tolist() if self._pending else []
+        for i, (loss, norm) in enumerate(pairs):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+                step = self.step - len(pairs) + i
                 saved = [] if self.run_dir is None else sorted((self.run_dir / "checkpoints").glob("step_*.pt"))
                 rate = learning_rate(step, self.training)
                 raise TrainingDiverged(
-                    f"the loss became {loss} at step {step} (learning rate {rate:.2g}); "
+                    f"the {what} at step {step} (learning rate {rate:.2g}); "
                     + (f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet")
                     + "; a lower training.learning_rate or a longer warm-up is the usual cure"
                 )
-        return losses
+        return pairs
 
     def train(self) -> list[dict[str, Any]]:
         """Train to `max_steps`, or until SIGINT or SIGTERM; from the run folder's newest checkpoint, if there is one.
@@ -402,27 +448,23 @@ class Trainer:
         batches = _endless(self.train_loader)
         self.model.train()
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
-        stop, clock, seen = False, time.perf_counter(), self.tokens_seen
+        stop, seen, since = False, self.tokens_seen, time.perf_counter()
+        self._clock = since
         with _stop_signals() as signals:
             while self.step < t.max_steps and not stop:
-                loss, stop = self.update(batches, stop=bool(signals))
-                self._pending.append(loss)
-                self.step += 1
+                stop = self.update(batches, stop=bool(signals))
                 bar.update()
                 every = (t.log_every, t.eval_every, t.checkpoint_every)
                 due = [self.step % n == 0 or self.step == t.max_steps for n in every]
                 if any(due):
-                    elapsed = time.perf_counter() - clock
-                    self.seconds += elapsed
-                    self._report(bar, (self.tokens_seen - seen) / elapsed)
-                    clock, seen = time.perf_counter(), self.tokens_seen
+                    self._report(bar, (self.tokens_seen - seen) / (time.perf_counter() - since))
                     if (due[1] or due[2]) and self.val_loader is not None:
-                        self._look(bar)
+                        self._look(bar, saved=due[2])
                 if due[2] or stop:
+                    self._tick()
                     self.save()
                 if any(due):
-                    self.seconds += time.perf_counter() - clock
-                    clock = time.perf_counter()
+                    seen, since = self.tokens_seen, time.perf_counter()
         bar.close()
         if self.wandb_run is not None:
             self.wandb_run.finish()
@@ -430,11 +472,12 @@ class Trainer:
 
     def _report(self, bar: tqdm, tokens_per_s: float) -> None:
         """Log a training row, the mean loss since the last one, and show it on the progress bar."""
-        losses = self._finite_losses()
+        losses, norms = zip(*self._finite(), strict=True)
         loss = sum(losses) / len(losses)
         self._pending.clear()
+        self._tick()
         rate = learning_rate(self.step - 1, self.training)
-        row = {"train/loss": loss, "train/lr": rate, "perf/tokens_per_s": tokens_per_s}
+        row = {"train/loss": loss, "train/lr": rate, "train/grad_norm": norms[-1], "perf/tokens_per_s": tokens_per_s}
         shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
         if self.peak_flops is not None:
             c = self.model.config
@@ -451,11 +494,22 @@ class Trainer:
         self._log(row)
         bar.set_postfix(shown, refresh=False)
 
-    def _look(self, bar: tqdm) -> None:
-        """Evaluate, remember the best step, write a sample."""
+    def _tick(self) -> None:
+        """Add the time since the last tick to the run's seconds. Work that a kill undoes is not counted."""
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+
+    def _look(self, bar: tqdm, saved: bool) -> None:
+        """Evaluate, remember the best step that has a checkpoint, write a sample."""
         loss = self.evaluate()
-        if self.best is None or loss < self.best[0]:
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the validation loss became {loss} at step {self.step}; lower training.learning_rate"
+            )
+        if saved and (self.best is None or loss < self.best[0]):
             self.best = loss, self.step
+        self._tick()
         self._log({"val/loss": loss})
         if self.verbose and bar.disable:
             done = f"step {self.step:,} of {self.training.max_steps:,}"
@@ -494,9 +548,13 @@ def choose_device() -> torch.device:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run folder's `metrics.jsonl`, oldest first; none if there is no such file."""
+    """The rows of a run folder's `metrics.jsonl`, oldest first; none if there is no such file.
+
+    A last line that is still being written, or that a crash cut short, is left out.
+    """
     path = Path(run_dir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @contextlib.contextmanager
@@ -613,17 +671,17 @@ def only_process(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process_group() -> Iterator[bool]:
-    """Join the processes that torchrun started, if it did; gives whether this is the first of them."""
+def _process_group() -> Iterator[None]:
+    """While inside, belong to the processes that torchrun started, if it did."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield True
+        yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(choose_device())
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield dist.get_rank() == 0
+        yield
     finally:
         dist.destroy_process_group()
 
@@ -677,13 +735,12 @@ def train(
     t, d = config.training, config.data
     if t.threads is not None:
         torch.set_num_threads(t.threads)
-    with _process_group() as first, only_process(run_dir) if first else contextlib.nullcontext():
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with only_process(run_dir) if rank == 0 else contextlib.nullcontext(), contextlib.ExitStack() as group:
         tokenizer = get_tokenizer(d.tokenizer)
         if tokenizer.n_vocab > config.model.vocab_size:
             small = f"model.vocab_size = {config.model.vocab_size} is too small"
             raise ConfigError(f"{small} for tokenizer {d.tokenizer!r}, which has {tokenizer.n_vocab} ids")
-
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
         def loader(split: str, shuffle: bool) -> TokenLoader:
             return create_dataloader(
@@ -705,11 +762,11 @@ def train(
                 streaming=d.streaming,
             )
 
-        if not first:
-            dist.barrier()  # the first process writes the token files, the others read them
-        loaders = loader(d.train_split, True), loader(d.val_split, False)
-        if first and dist.is_initialized():
-            dist.barrier()
+        loaders = (
+            loader(d.train_split, True),
+            loader(d.val_split, False),
+        )  # one process tokenises, the others wait for it
+        group.enter_context(_process_group())
         torch.manual_seed(t.seed)
         model = GPT(config.model)
         if dist.is_initialized():
@@ -722,11 +779,11 @@ def train(
         precision = str(trainer.dtype).removeprefix("torch.")
         say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
         say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
-        if first:
+        if rank == 0:
             _describe(run_dir, config, trainer)
         trainer.train()
         finished = trainer.step >= t.max_steps
-        if first and finished:
+        if rank == 0 and finished:
             model.save_pretrained(run_dir / "model.part")
             tokenizer.save(run_dir / "model.part")
             os.replace(run_dir / "model.part", run_dir / "model")

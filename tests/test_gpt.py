@@ -168,6 +168,8 @@ def test_one_batch_is_learned_by_heart():
         (lambda m: m(torch.tensor([[3, 101]])), "token id 101 is outside the vocabulary; ids from 0 to 100"),
         (lambda m: m(torch.tensor([[3, -1]])), "token id -1"),
         (lambda m: m.loss(torch.zeros(1, 4).long(), torch.zeros(1, 5).long()), r"shape \(1, 5\) and tokens \(1, 4\)"),
+        (lambda m: m.loss(torch.zeros(1, 2).long(), torch.tensor([[3, -1]])), "from 0 to 100 are allowed, and -100"),
+        (lambda m: m.loss(torch.zeros(1, 2).long(), torch.tensor([[101, 3]])), "from 0 to 100 are allowed, and -100"),
         (lambda m: GPTConfig(**{**SMALL, "n_heads": 5}), "n_heads = 5 does not divide d_model = 32"),
         (lambda m: GPTConfig(**{**SMALL, "n_layers": 0}), "n_layers = 0"),
         (lambda m: GPTConfig(**{**SMALL, "d_ff": 9.5}), "d_ff = 9.5"),
@@ -188,8 +190,12 @@ def test_loading_says_what_is_missing_or_foreign(tmp_path):
     small().save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"gpt2"', '"llama"'))
-    with pytest.raises(ValueError, match="type 'llama'"):
+    with pytest.raises(ValueError, match="says model_type = 'llama'; only 'gpt2'"):
         GPT.from_pretrained(tmp_path)
+    for given, changed in {"1e-05": "0.1", "true": "false", '"gelu_new"': '"gelu"'}.items():
+        (tmp_path / "config.json").write_text(config.replace(given, changed))
+        with pytest.raises(ValueError, match="can be loaded"):
+            GPT.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(config.replace('"n_embd": 32', '"n_embd": 64'))
     with pytest.raises(ValueError, match="its config asks for"):
         GPT.from_pretrained(tmp_path)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from slm import stories
+from slm.checkpoint import CheckpointError, load_latest
 from slm.config import ConfigError, TrainingConfig, make_config
 from slm.data import TextDataset, TokenLoader
 from slm.gpt import GPT, GPTConfig
@@ -27,6 +28,7 @@ from slm.trainer import (
     load_run,
     make_optimizers,
     peak_flops,
+    read_metrics,
     train,
 )
 
@@ -73,6 +75,12 @@ def loader_of(cache):
     return make
 
 
+def interrupt(number=signal.SIGINT):
+    """A callback that sends this process a signal, once."""
+    sent = []
+    return lambda: None if sent else (sent.append(1), os.kill(os.getpid(), number))
+
+
 def losses(metrics, key="train/loss"):
     return [row[key] for row in metrics if key in row]
 
@@ -85,14 +93,15 @@ def model_of(seed=0, **changes):
 # ------------------------------------------------------------------ schedule, optimizers, precision
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(10, 100), (0, 7), (1, 2), (99, 100)])
+@pytest.mark.parametrize(("warmup", "steps"), [(10, 100), (0, 7), (1, 2), (99, 100), (0, 1)])
 def test_schedule_at_both_ends_and_between(warmup, steps):
     t = TrainingConfig(learning_rate=2.0, min_learning_rate=0.5, warmup_steps=warmup, max_steps=steps)
     rates = [learning_rate(step, t) for step in range(steps)]
     assert rates[0] > 0 and max(rates) == pytest.approx(2.0)
     if warmup:
         assert rates[warmup - 1] == pytest.approx(2.0) and rates[0] == pytest.approx(2.0 / warmup)
-    if steps - 1 > warmup:
+    assert rates[-1] == pytest.approx(0.5 if steps > 1 else 2.0)
+    if steps > 1:
         assert rates[-1] == pytest.approx(0.5) and min(rates[warmup:]) == pytest.approx(0.5)
         assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
 
@@ -178,17 +187,19 @@ def test_accumulation_equals_the_large_batch_with_unequal_targets(cache):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-def test_clipping_bounds_the_step_of_the_gradient(loader_of, monkeypatch):
+def test_clipping_bounds_the_gradient(loader_of, monkeypatch):
     seen = []
     original = nn.utils.clip_grad_norm_
-    monkeypatch.setattr(
-        nn.utils,
-        "clip_grad_norm_",
-        lambda p, limit: seen.append((original(p := list(p), limit), torch.cat([q.grad.flatten() for q in p]).norm())),
-    )
-    Trainer(
-        model_of(), loader_of(), None, {"training": {**QUICK, "grad_clip": 0.25}}, device="cpu", verbose=False
-    ).train()
+
+    def watched(parameters, limit):
+        parameters = list(parameters)
+        before = original(parameters, limit)
+        seen.append((before, torch.cat([p.grad.flatten() for p in parameters]).norm()))
+        return before
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", watched)
+    options = {"training": {**QUICK, "grad_clip": 0.25}}
+    Trainer(model_of(), loader_of(), None, options, device="cpu", verbose=False).train()
     assert len(seen) == 12 and any(before > 0.25 for before, _ in seen)
     assert all(after <= 0.2501 for _, after in seen)
 
@@ -210,9 +221,43 @@ def test_float16_on_the_cpu_skips_a_step_that_overflows(loader_of):
     assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_float16_skips_all_optimizers_or_none(loader_of, bad):
+    """An overflow in the embedding's gradient, AdamW's, must not let Muon step on what clipping made of the rest."""
+    options = {**QUICK, "dtype": "float16", "optimizer": "muon"}
+    trainer = Trainer(model_of(), loader_of(), None, {"training": options}, device="cpu", verbose=False)
+    batches = iter(loader_of())
+    trainer.update(batches)
+    before = [p.clone() for p in trainer.model.parameters()]
+    handle = trainer.model.position_embedding.weight.register_hook(lambda gradient: gradient * bad)
+    trainer.update(batches)
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    trainer._finite()  # a skipped step is no divergence
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(cache, tmp_path, monkeypatch):
+    original = Trainer.update
+
+    def poisoned(self, batches, stop=False):
+        if self.step == 6:
+            self.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", poisoned)
+    c = config(cache, log_every=4)
+    with pytest.raises(
+        TrainingDiverged, match=r"gradient's norm became nan at step 6 .* checkpoint is .*step_00000004.pt"
+    ):
+        train(c, run_dir=tmp_path / "run", verbose=False)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004.pt"]
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(cache):
     c = config(cache, learning_rate=1e30, min_learning_rate=0.0, grad_clip=0.0)
-    with pytest.raises(TrainingDiverged, match=r"the loss became (nan|inf) at step \d+ \(learning rate"):
+    with pytest.raises(
+        TrainingDiverged, match=r"the (loss|gradient's norm) became (nan|inf) at step \d+ \(learning rate"
+    ):
         train(c, run_dir=cache / "diverged", verbose=False)
     assert not (cache / "diverged/model").exists()
 
@@ -291,6 +336,31 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(cache):
     assert {path.name for path in (cache / "kept/checkpoints").iterdir()} == {
         f"step_{step:08d}.pt" for step in (best, 12)
     }
+
+
+def test_the_best_is_the_best_of_those_that_were_saved(cache, tmp_path, monkeypatch):
+    validation = {3: 1.0, 4: 2.0, 6: 1.5, 8: 3.0, 9: 0.5, 12: 4.0}
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: validation[self.step])
+    train(config(cache, keep_checkpoints=1, checkpoint_every=4, eval_every=3), run_dir=tmp_path / "run", verbose=False)
+    left = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert left == {"step_00000004.pt", "step_00000012.pt"}
+
+
+def test_a_model_may_have_more_ids_than_its_tokenizer(loader_of):
+    trainer = Trainer(model_of(vocab_size=4096), loader_of(), None, {"training": QUICK}, device="cpu", verbose=False)
+    for seed in range(5):
+        trainer.sample(10, seed=seed)
+
+
+def test_evaluation_and_samples_leave_the_mode_as_it_was(loader_of):
+    trainer = Trainer(
+        model_of(), loader_of(), [next(iter(loader_of()))], {"training": QUICK}, device="cpu", verbose=False
+    )
+    for training in (True, False):
+        trainer.model.train(training)
+        trainer.evaluate()
+        trainer.sample(2)
+        assert trainer.model.training is training
 
 
 def test_any_iterable_of_batches_will_do(cache):
@@ -389,13 +459,61 @@ def test_an_unfinished_run_can_be_read(cache, tmp_path):
     train(
         config(cache),
         run_dir=tmp_path / "run",
-        on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT),
+        on_checkpoint=interrupt(),
         verbose=False,
     )
     run = load_run(tmp_path / "run")
     assert not run.finished and run.tokenizer.n_vocab == 1024
     with pytest.raises(FileNotFoundError, match="holds no run"):
         load_run(tmp_path)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(cache, tmp_path):
+    c = config(cache)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "train/loss": 7.0}\n{"step": 2, "tra')
+    run = train(c, run_dir=tmp_path / "run", verbose=False)
+    assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 13))
+
+
+def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "tra')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_a_checkpoint_of_another_precision_or_text_is_refused(cache, tmp_path):
+    def stopped(c, name):
+        run = train(c, run_dir=tmp_path / name, on_checkpoint=interrupt(), verbose=False)
+        assert not run.finished
+
+    stopped(config(cache, dtype="bfloat16"), "precision")
+    path = tmp_path / "precision/config.yaml"
+    path.write_text(path.read_text().replace("bfloat16", "float32"))
+    with pytest.raises(CheckpointError, match=r"another precision \(torch.bfloat16, here torch.float32\)"):
+        train(config(cache), run_dir=tmp_path / "precision", verbose=False)
+
+    (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(300)))
+    own = config(cache, data={"dataset": str(tmp_path / "own.txt"), "max_documents": None, "packing": "stream"})
+    stopped(own, "text")
+    (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(400, 700)))
+    with pytest.raises(CheckpointError, match="another text"):
+        train(own, run_dir=tmp_path / "text", verbose=False)
+
+
+def test_seconds_count_the_work_before_a_stop(cache, tmp_path):
+    c = config(cache, log_every=12, eval_every=12, checkpoint_every=12)
+    original = Trainer.update
+
+    def slow_then_stop(self, batches, stop=False):
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM) if self.step == 2 else None
+        return original(self, batches, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", slow_then_stop)
+        train(c, run_dir=tmp_path / "run", verbose=False)
+    saved = load_latest(tmp_path / "run/checkpoints")
+    assert saved is not None and saved[1]["seconds"] > 0.3
 
 
 def test_a_changed_config_is_refused_with_the_keys(cache, tmp_path):
@@ -459,7 +577,7 @@ def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_pa
     seen, original = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: seen.append(options) or original(**options))
     c = config(cache)
-    train(c, run_dir=tmp_path / "run", on_checkpoint=lambda: os.kill(os.getpid(), signal.SIGINT), verbose=False)
+    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
     train(c, run_dir=tmp_path / "run", verbose=False)
     assert len(seen) == 2 and seen[0]["id"] == seen[1]["id"] and {o["resume"] for o in seen} == {"allow"}
     assert list((tmp_path / "run/wandb").glob("offline-run-*"))

@@ -64,7 +64,7 @@ def loss_figure(metrics: Sequence[Mapping[str, Any]], lines: ReferenceLines) -> 
             ha="right",
             fontsize=8.5,
         )
-    axes.set(yscale="log", xlabel="tokens seen", ylabel="loss (nats per token)")
+    axes.set(yscale="log", xlabel="tokens processed", ylabel="loss (nats per token)")
     axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
     axes.minorticks_off()
     axes.legend(loc="upper center")
