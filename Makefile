@@ -31,7 +31,6 @@ test: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m course export --check
-	$(PY) -m course run
 	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile tests
 	$(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg chapters
 

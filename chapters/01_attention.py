@@ -1,15 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/attention.py]
+#     exports:
+#     - slm/attention.py
 # ---
 
 # %% [markdown]
@@ -28,7 +29,7 @@
 # | `T` | time: positions in a text | `K` | size of one head, `D / H` |
 # | `D` | width of the vector that represents a token | `V` | vocabulary: how many tokens there are |
 #
-# Cells whose first line is `#| export` become the package, here `slm/attention.py`. Everything else stays in the chapter.
+# Cells whose first line is `#| export` (in the book they carry a badge instead) become the package, here `slm/attention.py`. Everything else stays in the chapter.
 
 # %%
 import course

@@ -1,15 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/blocks.py]
+#     exports:
+#     - slm/blocks.py
 # ---
 
 # %% [markdown]

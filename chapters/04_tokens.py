@@ -1,15 +1,17 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/stories.py, slm/tokenizer.py]
+#     exports:
+#     - slm/stories.py
+#     - slm/tokenizer.py
 # ---
 
 # %% [markdown]
@@ -41,8 +43,8 @@ story = slm.stories.sample(11)
 surprisal_strip(story, slm.stories.surprisal(story))
 
 # %% [markdown]
-# Most of the text is pale: once a word has begun, or a fact is known, there is nothing left to guess. Chance enters at a few places only, and every later mention of the
-# hero, of a toy, of what the hero wore, costs nothing, *if you remember it*. For English nobody knows these numbers. For these stories you will, so when a
+# Most of the text is pale: once a word has begun, or a fact is known, there is nothing left to guess. Chance enters at a few places only. *Which* name, toy or
+# garment a later sentence means costs nothing, if you remember it; where a name does cost something in the middle of a story, it gives away which way the story goes on. For English nobody knows these numbers. For these stories you will, so when a
 # model's validation loss comes out you can say how much of it is ignorance and how much is chance.
 #
 # ## A grammar that fits on a napkin
@@ -730,7 +732,8 @@ print(f"{STORIES.entropy():.3f} nats and {STORIES.mean_bytes():.1f} bytes a stor
 
 # %% [markdown]
 # The entropy is exact, but is it true? Ask the reader: $-\ln p$ of sampled stories must average to it. This compares two programs that share only the options of each choice: one sums over choices, the other
-# follows a given text. It hints at one thing more: `logprob` adds up *all* derivations, so if many stories could be told in two ways, the mean would come out below the entropy of the choices.
+# follows a given text. One thing more is owed: that no story can be told in two ways. `logprob` adds up *all* derivations, so
+# walk through each story's text and count them.
 
 # %% tags=["nbval-check-output"]
 import statistics
@@ -739,6 +742,23 @@ costs = [-STORIES.logprob(STORIES.sample(seed)) for seed in range(1500)]
 error = statistics.stdev(costs) / math.sqrt(len(costs))
 off = (statistics.mean(costs) - STORIES.entropy()) / error
 print(f"mean cost of 1,500 stories is within 3 standard errors of the entropy: {abs(off) < 3}")
+
+
+def ways(text: str) -> int:
+    """In how many ways the grammar can tell a story."""
+    found, todo = 0, [(0, (STORIES.start,))]  # position in the text, and what is still to come
+    while todo:
+        at, items = todo.pop()
+        if not items:
+            found += at == len(text)
+        elif not isinstance(items[0], str):
+            todo += [(at, option + items[1:]) for _, option in items[0].options]
+        elif text.startswith(items[0], at):
+            todo.append((at + len(items[0]), items[1:]))
+    return found
+
+
+print(f"each of 150 stories can be told in one way only: {all(ways(STORIES.sample(seed)) == 1 for seed in range(150))}")
 
 # %% [markdown]
 # These stories are templates, not language: about ten times easier to predict than English, and without its endless tail of rare words. What they do have is what makes language modelling hard
@@ -1138,7 +1158,7 @@ print(tokenizer.n_vocab, "tokens, end of text is", tokenizer.eot_token)
 print([tokenizer.decode([i]) for i in tokenizer.encode(STORIES.sample(0))[:16]])
 
 # %% [markdown]
-# How large should a vocabulary be? Every token more shortens the texts, and costs a row of the embedding. On stories the curve bends where all frequent words have
+# How large should a vocabulary be? Every token more shortens the texts, and costs a row of the embedding. On stories the curve flattens steadily, as ever rarer words have
 # become single tokens; on text in general it never quite does.
 
 # %% tags=["hide-input"]
@@ -1150,8 +1170,8 @@ vocabulary_figure([STORIES.sample(seed) for seed in range(2000)])
 # ## Four lines to read a loss against
 #
 # A model predicts tokens, so its loss is in nats *per token*. Put the stories end to end, an end-of-text token before each, and ask what four ideal readers pay for a token. One knows nothing:
-# $\ln V$. One knows how frequent each token is, $-\sum_a f_a \ln f_a$. One also knows the token before, $-\sum_{ab} f_{ab} \ln (f_{ab} / f_a)$. And one knows the grammar: $H$ over the expected
-# number of tokens.
+# $\ln V$. One knows the share $f_a$ of each token $a$: $-\sum_a f_a \ln f_a$. One also knows the token before, by the share $f_{ab}$ of each pair of neighbours: $-\sum_{ab} f_{ab} \ln (f_{ab} / f_a)$. And one
+# knows the grammar: $H$ over the expected number of tokens.
 #
 # The frequencies are *expected* counts, and expectations add up, so they too are sums over choices, not estimates. One thing must hold: a story's tokens must be those of its
 # pieces, one after the other. Pieces begin at spaces, which no token of ours spans, and `reference_lines` makes sure of it for every pair that can meet.
@@ -1436,8 +1456,8 @@ check.decode(my_decode)
 # ```
 # ````
 #
-# **3. A plot of your own.** Add one more. It begins with a space, speaks of `{hero}`, and may draw and call whatever the other rules offer: `{friend=HERO-hero}`, `{toy=TOY}`,
-# `{DAY}`, `{SAD}`. The check tells you what it did to the entropy.
+# **3. A plot of your own.** Add one more. It begins with a space, speaks of `{hero}`, and may draw and call whatever the other rules offer: `{friend=HERO-hero}` (anyone but the hero),
+# `{toy=TOY}`, `{DAY}`, `{SAD}`. The check tells you what it did to the entropy, which may well *fall* although there are more stories: a plot with few choices takes its probability from plots with many.
 
 
 # %% tags=["exercise"]

@@ -1,15 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/data.py]
+#     exports:
+#     - slm/data.py
 # ---
 
 # %% [markdown]
@@ -77,7 +78,7 @@ strip(rows, tokenizer)
 
 # %% [markdown]
 # Look at the row ends: the last target of a row is the first token of the next one. No token falls between two rows, and none is asked for twice. A row may start in the
-# middle of a sentence, and a document may begin in the middle of a row; end-of-text tells the model to forget.
+# middle of a sentence, and a document may begin in the middle of a row; end-of-text marks where a new one begins. Attention still reaches across it, and the model learns to ignore what stands before.
 #
 # ## In symbols
 #
@@ -384,7 +385,7 @@ for unit, (validation, train) in held.items():
     )
 
 # %% [markdown]
-# The first two leak without a word, and the validation loss then rewards memory. A hash cannot: equal texts have equal hashes, so a copy follows its original, on any
+# By rows nearly every story is on both sides, copy or not, because a row of 64 tokens is only part of one. By documents only the copies leak. Both happen without a word, and the validation loss then rewards memory. A hash cannot: equal texts have equal hashes, so a copy follows its original, on any
 # machine, in any order, and when documents are added later. That is the rule here wherever a source has no validation split of its own.
 #
 # One long text is one document, and must be cut after all: its last part is held out, from a blank line on. The embedded stories have a split by seeds, and train
@@ -996,7 +997,7 @@ except DataError as error:
 # ## An order that survives a crash
 #
 # Rows are shuffled anew each epoch. The usual way is a random generator that draws as it goes, and that is where resumed runs go wrong: unless its state is saved too,
-# the restarted loader begins a *new* shuffle, and the rest of the old epoch is never seen. Crash a run with 1,024 rows after 40 of its 64 batches, and let it go on for the other 24:
+# the restarted loader begins a *new* shuffle. With another seed it finds some of the missing rows by luck; with the same seed it repeats the first ones, and the rest of the epoch is never seen. Crash a run with 1,024 rows after 40 of its 64 batches, and let it go on for the other 24:
 
 
 # %% tags=["nbval-check-output"]
@@ -1020,7 +1021,8 @@ print(
 )
 
 # %% [markdown]
-# The cure is to have no state: make the rows of a step a *function* of the seed and the number of the step. Then any batch can be computed at any time, and a checkpoint needs two integers.
+# The cure is to have no state: make the rows of a step a *function* of the seed and the number of the step. Then any batch can be computed at any time, and a checkpoint needs two integers, as long
+# as the rows and the batch size stay what they were.
 #
 # Global row number $g = \text{step} \cdot B + b$ belongs to epoch $\lfloor g / R \rfloor$, with `R` rows in the file, and is the row at place $g \bmod R$ of that epoch's permutation. The permutation is a function of (seed, epoch).
 # It takes four bytes per row, and a row in the file takes $2T$: one part in 512 at `T` = 1024. Cheap enough to be simply computed. A batch may hold the end of one epoch and

@@ -1,15 +1,18 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/trainer.py, slm/config.py, slm/checkpoint.py]
+#     exports:
+#     - slm/trainer.py
+#     - slm/config.py
+#     - slm/checkpoint.py
 # ---
 
 # %% [markdown]

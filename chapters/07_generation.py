@@ -1,15 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [slm/generation.py]
+#     exports:
+#     - slm/generation.py
 # ---
 
 # %% [markdown]
@@ -18,7 +19,7 @@
 # How a model that only ever predicts one token writes a story. You turn logits into choices, find out why the obvious loop wastes nearly all its work,
 # and export `generate` and `stream`, which write many texts at once and compute each key and value only once.
 #
-# *Runs in about 10 seconds on two cores.*
+# *Runs in about 10 seconds on two cores, after the model of chapter 6 has been trained.*
 
 # %%
 import course
@@ -96,7 +97,7 @@ for tau in (2.0, 1.0, 0.5, 0.1):
 # **Greedy** is the limit $\tau \to 0$: all probability on the largest logit. The formula divides by zero there, so it needs a case of its own. Greedy looks like the obvious
 # choice, and for a fact it is one. For a story it is not: the likeliest token each time does not make a likely story, and it makes the same one every time.
 #
-# At $\tau = 1$ you draw from what the model believes. Its mistake is the tail: thousands of tokens that are each nearly impossible, but not all together. Two ways to cut it:
+# At $\tau = 1$ you draw from what the model believes. Its mistake is the tail: a thousand tokens here, fifty thousand in GPT-2, each nearly impossible, but not all together. Two ways to cut it:
 #
 # - **top-k** keeps the `k` largest. Simple, but blind: where only two tokens make sense it keeps 40, where a hundred do, it keeps 40.
 # - **top-p** keeps the smallest set whose probabilities add up to at least `p`. Where the model is sure, that is one token; where it is not, many.
@@ -248,7 +249,7 @@ with torch.inference_mode():
 same
 
 # %% [markdown]
-# Token for token the same. The logits differ in the last digits, because a matrix product of another shape adds in another order; the choice does not.
+# Token for token the same. The logits differ in the last digits, because a matrix product of another shape adds in another order; the choice, short of a near-tie, does not.
 #
 # ## Many texts at once
 #
@@ -265,7 +266,7 @@ same
 #
 # ## When the window is full
 #
-# The model has `context_length` positions and not one more. Then `overflow="stop"` ends the text, and `overflow="slide"` forgets its first half and goes on. Why half, and not only the oldest token? Because
+# The model has `context_length` positions and not one more. Then `overflow="stop"` ends the text, and `overflow="slide"` keeps its last half and goes on. Why half, and not only the oldest token? Because
 # positions are learned: when the window moves, *every* token gets another position, and every key and value in the cache is wrong. The cache must be filled again, so let it be rare. The rule is a
 # function of the number of tokens alone, so it is the same with and without cache.
 
@@ -273,7 +274,7 @@ same
 # %%
 #| export
 def _window_start(length: int, context_length: int) -> int:
-    """First token that the model sees of a text of `length` tokens: 0 while all fit, then in jumps of half a window."""
+    """First token that the model sees of a text of `length` tokens: 0 while all fit, then in jumps that leave half of it."""
     jump = context_length + 1 - max(1, context_length // 2)
     return jump * max(0, math.ceil((length - context_length) / jump))
 
@@ -541,7 +542,8 @@ for settings in ({"temperature": 0.5}, {}, {"top_p": 0.95}, {"temperature": 1.5}
 
 # %% [markdown]
 # A grammar is a strict judge: one wrong word among a hundred fails the story. At temperature 1.5 the tail has its say, and hardly a story survives. Cutting the tail removes slips of the tongue, words that the model itself thinks unlikely. It cannot
-# remove errors of *memory*, a kite that was a ball two sentences ago, because there the model puts its weight on the wrong word. And boldness has a price that this count does not show: greedy writes one story for ever.
+# remove errors of *memory*, a toy that turns into another two sentences later, because there the model puts its weight on the wrong word. Forty stories leave an uncertainty of about eight points
+# (one standard error), so believe the collapse at high temperature before the order of the others. And boldness has a price that this count does not show: greedy writes one story for ever.
 #
 # And the time? Each token of one text, with the cache and without, as the text grows:
 
@@ -558,7 +560,8 @@ figure
 print(f"{ratio:.1f} times as fast with the cache")
 
 # %% [markdown]
-# That is less than the count of positions promised. A single token leaves the processor half idle: reading the weights, and PyTorch's own overhead, now cost more than the arithmetic. This is also why batches pay.
+# That is far less than the count of positions promised. Positions are not time: in a model this small, PyTorch's own overhead per call outweighs the arithmetic, and a pass over many positions takes little longer
+# than a pass over one. The larger the model, the closer the gain comes to the count. This is also why batches pay.
 #
 # ## Is it right?
 #
@@ -682,7 +685,7 @@ check.sliding_cache(SlidingCache)
 #
 # ## What you have now
 #
-# A model that writes: with any taste for risk, many texts at once, as fast as one pass over the weights allows, and without a word cut in half. The next chapter asks what all this costs.
+# A model that writes: with any taste for risk, many texts at once, computing each position only once, and without a word cut in half. The next chapter asks what all this costs.
 
 # %%
 course.summary("slm/generation.py")

@@ -130,7 +130,8 @@ def add_badges(app: Any, document: nodes.document) -> None:
                 block.rawsource, block.children = source, []
                 block += nodes.Text(source)
                 cell["classes"].append("exported")
-                cell.insert(0, nodes.raw("", f'<div class="export-badge">→ {module}</div>', format="html"))
+                # behind the source, which has to stay first to be foldable; the style sheet draws it above
+                cell.insert(1, nodes.raw("", f'<div class="export-badge">→ {module}</div>', format="html"))
                 break
 
 

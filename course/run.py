@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import filelock
 import jupytext
 import nbformat
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -48,6 +49,14 @@ def run(numbers: Sequence[str] = (), write: bool = False) -> None:
         RunError: A cell failed, or a definition differs from the package's.
     """
     selected = select(numbers)
+    BUILD.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(
+        BUILD.parent / "run.lock"
+    ):  # a second process finds the chapters up to date when its turn comes
+        _run(selected, write)
+
+
+def _run(selected: Sequence[Path], write: bool) -> None:
     try:
         modules = export()
     except ExportError as error:

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import jupytext
 import pytest
 
 from course import book
@@ -95,9 +96,18 @@ def test_exported_cells_carry_their_badge(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
     cells = Chapter.read(chapter).cells
     assert page.count('class="export-badge"') == sum(cell.source.startswith("#| export") for cell in cells)
-    assert "#| export" not in re.sub(r"<[^>]+>", "", page.partition("<article")[2].partition("</article>")[0])
+    sources = re.findall(r"<pre>.*?</pre>", page, re.DOTALL)
+    assert sources and "#| export" not in re.sub(r"<[^>]+>", "", "".join(sources))
     for module in Chapter.read(chapter).exports:
         assert f'<div class="export-badge">→ {module}</div>' in page
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_long_sources_are_folded_exported_or_not(html, chapter):
+    page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
+    cells = jupytext.read(chapter, fmt="py:percent").cells
+    folded = sum("hide-input" in cell.metadata.get("tags", []) for cell in cells)
+    assert page.count('<details class="admonition hide above-input">') == folded
 
 
 class Server(http.server.ThreadingHTTPServer):

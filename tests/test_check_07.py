@@ -143,7 +143,16 @@ class Shared(Cache):
         return self.k, self.v
 
 
+class CutsOnlyLater(Cache):
+    def __call__(self, k, v):
+        if self.k is None:
+            self.k, self.v = k, v
+            return k, v
+        return super().__call__(k, v)
+
+
 CACHE_BUGS = {
+    "cut there, too": CutsOnlyLater,
     "oldest must be forgotten": NeverForgets,
     "keeps the *first*": KeepsTheFirst,
     "only the 1 it was just given": OnlyTheNew,

@@ -232,7 +232,12 @@ except TokenizerUnavailable as error:
 
 def test_a_server_that_never_answers_is_not_waited_for(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tokenizer.urllib.request, "urlopen", lambda *_, **__: time.sleep(30))
+
+    def silent(*_, **__):
+        time.sleep(30)
+        raise TimeoutError
+
+    monkeypatch.setattr(tokenizer.urllib.request, "urlopen", silent)
     start = time.perf_counter()
     with pytest.raises(TokenizerUnavailable, match="its server does not answer"):
         tokenizer._gpt2.__wrapped__()

@@ -174,7 +174,8 @@ def new_plot(fn: Callable[[Rules], Rules]) -> str:
             f"{text!r} can be told in {walked} ways, so its probability ({by_reader:.1f} nats) is not that of its choices, and the entropy is no longer exact. Make the lines differ."
         )
     more = grammar.entropy() - old.entropy()
-    return f"{len(fresh)} of 800 stories are new. There are {grammar.count() / old.count():.2f} times as many as before, at {more:+.2f} nats a story."
+    can = f"{grammar.count() - old.count():.1e} more can be told"
+    return f"{len(fresh)} of 800 stories are new, and {can}. The entropy moved by {more:+.2f} nats a story."
 
 
 def _joints(text: str) -> list[tuple[str, str, bool]]:

@@ -163,4 +163,8 @@ def sliding_cache(cls: Callable[[int], Cache]) -> str:
     assert other_k.size(2) == 1, (
         "A new cache begins with what another one holds: keep the tensors on the instance (self), not on the class."
     )
+    long_k, long_v = cls(capacity)(k, v)
+    assert torch.equal(long_k, k[:, :, -capacity:]) and torch.equal(long_v, v[:, :, -capacity:]), (
+        f"A first call with {k.size(2)} positions and a capacity of {capacity} returns {long_k.size(2)}: cut there, too."
+    )
     return "The last positions, in order, keys and values, each cache for itself."
