@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -78,9 +79,19 @@ class Meter:
         total = {key: sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")}
         return {"attempts": len(attempts), **total}
 
+    def before(self) -> float:
+        """Dollars that the attempts before this one have cost."""
+        return sum(attempt["dollars"] for attempt in self.earlier)
+
 
 class BudgetSpent(Exception):
-    """The run has cost as much as it may; its checkpoint is written."""
+    """The run has cost as much as it may; what there is can go on from its last checkpoint."""
+
+
+OUT_OF_MEMORY = (
+    "the GPU's memory is full; lower training.batch_size, raise training.gradient_accumulation_steps by the same "
+    "factor, and launch it under another --run"
+)
 
 
 def unpack(config_text: str, name: str) -> Path:
@@ -98,17 +109,20 @@ def unpack(config_text: str, name: str) -> Path:
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
-def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[str, Any]:
+def train(config_text: str, run_dir: str, budget: float | None = None, rate: float | None = None) -> dict[str, Any]:
     """Train in `run_dir`, from its last checkpoint if there is one.
 
     Args:
         config_text: A config as YAML.
         run_dir: The run's folder, named by the caller, so that every attempt finds the same one.
-        budget: Dollars after which the run stops at its next checkpoint; None for no limit.
+        budget: Dollars, over all attempts, after which the run stops at its next checkpoint; None for no limit.
+        rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
         What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
     """
+    import torch
+
     from slm.config import load_config
     from slm.cost import dollars_per_hour
     from slm.trainer import TrainingDiverged
@@ -116,27 +130,34 @@ def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[s
 
     path = unpack(config_text, Path(run_dir).name)
     config = load_config(path)
-    rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
+    if rate is None:
+        rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
     meter, problem = Meter(run_dir, rate), ""
 
-    def checkpoint_written() -> None:
+    def save(what: str) -> dict[str, float]:
         spent = meter.save()
         if not modal.is_local():
-            volume.commit()  # until here a checkpoint is safe from this process; from here on, from this machine
-            print(f"checkpoint on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
-        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir)
-        if budget is not None and spent["dollars"] > budget and not done:
-            raise BudgetSpent(
-                f"it has cost ${spent['dollars']:.2f} of ${budget:.2f}; a larger budget goes on from here"
-            )
+            volume.commit()  # until here a file is safe from this process; from here on, from this machine
+            print(f"{what} on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
+        return spent
+
+    def stop_if_spent(dollars: float) -> None:
+        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir) or Path(run_dir, "model").is_dir()
+        if budget is not None and dollars >= budget and not done:
+            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${budget:.2f}; a larger budget goes on from here")
+
+    def checkpoint_written() -> None:
+        stop_if_spent(save("checkpoint")["dollars"])
 
     try:
+        save("meter")
+        stop_if_spent(meter.before())
         if config.modal.gpu_count > 1 and not modal.is_local():
             train_on_ranks(config.modal.gpu_count, path, run_dir, checkpoint_written)
         else:
             train_here(config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=rate)
-    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end in the same way
-        problem = str(error)
+    except (BudgetSpent, TrainingDiverged, ValueError, torch.OutOfMemoryError) as error:  # another attempt would too
+        problem = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
         print(f"{run_dir} stops: {problem}")
     finally:
         meter.save()
@@ -149,10 +170,27 @@ def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[s
 
 
 def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: Callable[[], None]) -> None:
-    """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written."""
+    """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written.
+
+    Raises:
+        ValueError: a rank ended with a mistake that another attempt would repeat, or with a full memory.
+        RuntimeError: it ended in any other way than with success.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    process = subprocess.Popen([*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir])
-    known = checkpoints(run_dir)
+    command = [*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    known, final = checkpoints(run_dir), []
+
+    def listen() -> None:
+        for line in process.stderr or ():
+            print(line, end="", file=sys.stderr, flush=True)
+            if line.startswith("slm: "):
+                final.append(line.removeprefix("slm: ").strip())
+            elif "OutOfMemoryError" in line:
+                final.append(OUT_OF_MEMORY)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         while process.poll() is None:
             time.sleep(1)
@@ -163,6 +201,9 @@ def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: C
         if process.poll() is None:
             process.terminate()  # torchrun hands it to every rank: they finish the step and save
             process.wait()
+        listener.join(timeout=10)
+    if process.returncode and final:
+        raise ValueError(final[0])
     if process.returncode:
         raise RuntimeError(
             f"torchrun ended with exit code {process.returncode}; what went wrong is in its output above"
@@ -177,9 +218,10 @@ def checkpoints(run_dir: str | Path) -> list[str]:
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: name, whether it is finished, step, validation loss, and what it cost so far."""
     folder = Path(run_dir)
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
     rows = [json.loads(line) for line in lines]
-    attempts = json.loads((folder / "attempts.json").read_text())
+    attempts = json.loads(meter.read_text()) if meter.exists() else []
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     return {
         "run": folder.name,
@@ -233,11 +275,12 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
     from slm.cost import estimate, verdict
 
     expected, limit = estimate(config), config.modal.max_dollars
-    if config.data.dataset != "stories" and Path(config.data.dataset).exists():
-        raise Refused(
-            f"data.dataset is {config.data.dataset!r}, which lies on this computer; upload it with "
-            f"`modal volume put slm-data {config.data.dataset} text/` and give its path below {DATA}/text"
-        )
+    for key, value in (("dataset", config.data.dataset), ("tokenizer", config.data.tokenizer)):
+        if value not in ("stories", "gpt2") and Path(value).exists():
+            raise Refused(
+                f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
+                f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
+            )
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
     if limit is not None and expected.dollars[1] > limit and not yes_spend:
@@ -375,7 +418,9 @@ def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "
     try:
         entries = volume.listdir(source)
     except modal.exception.NotFoundError:
-        raise Refused(f"the volume slm-data has no run {run!r}; `modal volume ls slm-data runs` lists them") from None
+        raise Refused(
+            f"the volume slm-data has no run {run!r} yet; `modal volume ls slm-data runs` lists them"
+        ) from None
     Path(to).mkdir(parents=True, exist_ok=True)
     while entries:
         entry = entries.pop()

@@ -1,15 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
 #   slm:
-#     exports: [modal_app.py]
+#     exports:
+#     - modal_app.py
 # ---
 
 # %% [markdown]
@@ -51,8 +52,8 @@ timeline(measure())
 # layer that changed. So what never changes comes first, and your own files last: they are not built into the image at all, but laid over it
 # when a container starts. Editing `slm` costs no rebuild.
 #
-# Versions are pinned, all of them: Python, the installer, each package. An image built next year is then the one that was tested. The list is written out
-# and not read from the packages installed here, because this file is imported in the container too, and a definition must say the same in both places.
+# Python, the installer and the packages that `slm` imports are pinned; what those packages pull in is not. So an image built next year has the same PyTorch,
+# and may have a newer version of something below it. The list is written out and not read from the packages installed here, because this file is imported in the container too, and a definition must say the same in both places.
 
 # %%
 #| export
@@ -66,6 +67,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -121,7 +123,7 @@ app = modal.App("slm-training")
 #
 # A container can disappear at any time: Modal may need the machine for someone else (*preemption*), the time limit may pass, the process may crash. The
 # next attempt goes on from the last checkpoint, and the bill goes on too. So the count of what was spent lives where the checkpoints live, in the run
-# folder, one entry per attempt.
+# folder, one entry per attempt. An attempt writes its entry when it begins, before anything can go wrong, and brings it up to date at every checkpoint.
 
 
 # %%
@@ -145,6 +147,10 @@ class Meter:
         temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
         total = {key: sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")}
         return {"attempts": len(attempts), **total}
+
+    def before(self) -> float:
+        """Dollars that the attempts before this one have cost."""
+        return sum(attempt["dollars"] for attempt in self.earlier)
 
 
 # %% [markdown]
@@ -173,12 +179,22 @@ spent["attempts"], round(spent["dollars"], 3)
 #
 # The config travels as text, not as a path: the file may lie on your computer only. And the caller names the run folder. Were it named by the function (by date,
 # say), each attempt would begin a new one and nothing could ever resume.
+#
+# Starting again mends a machine that broke. It does not mend a config with a mistake, a loss that is no longer a number, or a batch that does not fit the
+# memory: ten more attempts would end in the same way, and cost ten times as much. Those end the call, with a sentence. And an attempt that finds the budget
+# spent when it begins does not begin.
 
 
 # %%
 #| export
 class BudgetSpent(Exception):
-    """The run has cost as much as it may; its checkpoint is written."""
+    """The run has cost as much as it may; what there is can go on from its last checkpoint."""
+
+
+OUT_OF_MEMORY = (
+    "the GPU's memory is full; lower training.batch_size, raise training.gradient_accumulation_steps by the same "
+    "factor, and launch it under another --run"
+)
 
 
 def unpack(config_text: str, name: str) -> Path:
@@ -196,17 +212,20 @@ def unpack(config_text: str, name: str) -> Path:
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
-def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[str, Any]:
+def train(config_text: str, run_dir: str, budget: float | None = None, rate: float | None = None) -> dict[str, Any]:
     """Train in `run_dir`, from its last checkpoint if there is one.
 
     Args:
         config_text: A config as YAML.
         run_dir: The run's folder, named by the caller, so that every attempt finds the same one.
-        budget: Dollars after which the run stops at its next checkpoint; None for no limit.
+        budget: Dollars, over all attempts, after which the run stops at its next checkpoint; None for no limit.
+        rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
         What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
     """
+    import torch
+
     from slm.config import load_config
     from slm.cost import dollars_per_hour
     from slm.trainer import TrainingDiverged
@@ -214,27 +233,34 @@ def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[s
 
     path = unpack(config_text, Path(run_dir).name)
     config = load_config(path)
-    rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
+    if rate is None:
+        rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
     meter, problem = Meter(run_dir, rate), ""
 
-    def checkpoint_written() -> None:
+    def save(what: str) -> dict[str, float]:
         spent = meter.save()
         if not modal.is_local():
-            volume.commit()  # until here a checkpoint is safe from this process; from here on, from this machine
-            print(f"checkpoint on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
-        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir)
-        if budget is not None and spent["dollars"] > budget and not done:
-            raise BudgetSpent(
-                f"it has cost ${spent['dollars']:.2f} of ${budget:.2f}; a larger budget goes on from here"
-            )
+            volume.commit()  # until here a file is safe from this process; from here on, from this machine
+            print(f"{what} on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
+        return spent
+
+    def stop_if_spent(dollars: float) -> None:
+        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir) or Path(run_dir, "model").is_dir()
+        if budget is not None and dollars >= budget and not done:
+            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${budget:.2f}; a larger budget goes on from here")
+
+    def checkpoint_written() -> None:
+        stop_if_spent(save("checkpoint")["dollars"])
 
     try:
+        save("meter")
+        stop_if_spent(meter.before())
         if config.modal.gpu_count > 1 and not modal.is_local():
             train_on_ranks(config.modal.gpu_count, path, run_dir, checkpoint_written)
         else:
             train_here(config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=rate)
-    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end in the same way
-        problem = str(error)
+    except (BudgetSpent, TrainingDiverged, ValueError, torch.OutOfMemoryError) as error:  # another attempt would too
+        problem = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
         print(f"{run_dir} stops: {problem}")
     finally:
         meter.save()
@@ -254,16 +280,34 @@ def train(config_text: str, run_dir: str, budget: float | None = None) -> dict[s
 # ## Several GPUs
 #
 # `gpu: "H100:8"` rents eight in one machine. Then the container starts `torchrun`, which starts one process for each, with the same command that you would type.
-# This process only watches: it commits when a checkpoint has appeared, and passes an interruption on, so that the ranks can save.
+# This process only watches: it commits when a checkpoint has appeared, and passes an interruption on, so that the ranks can save. It also reads along what the
+# ranks say, because `torchrun` ends with exit code 1 whatever happened to them. A line that begins with `slm: ` is how `slm train` names a mistake.
 
 
 # %%
 #| export
 def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: Callable[[], None]) -> None:
-    """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written."""
+    """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written.
+
+    Raises:
+        ValueError: a rank ended with a mistake that another attempt would repeat, or with a full memory.
+        RuntimeError: it ended in any other way than with success.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    process = subprocess.Popen([*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir])
-    known = checkpoints(run_dir)
+    command = [*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    known, final = checkpoints(run_dir), []
+
+    def listen() -> None:
+        for line in process.stderr or ():
+            print(line, end="", file=sys.stderr, flush=True)
+            if line.startswith("slm: "):
+                final.append(line.removeprefix("slm: ").strip())
+            elif "OutOfMemoryError" in line:
+                final.append(OUT_OF_MEMORY)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         while process.poll() is None:
             time.sleep(1)
@@ -274,6 +318,9 @@ def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: C
         if process.poll() is None:
             process.terminate()  # torchrun hands it to every rank: they finish the step and save
             process.wait()
+        listener.join(timeout=10)
+    if process.returncode and final:
+        raise ValueError(final[0])
     if process.returncode:
         raise RuntimeError(
             f"torchrun ended with exit code {process.returncode}; what went wrong is in its output above"
@@ -288,9 +335,10 @@ def checkpoints(run_dir: str | Path) -> list[str]:
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: name, whether it is finished, step, validation loss, and what it cost so far."""
     folder = Path(run_dir)
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
     rows = [json.loads(line) for line in lines]
-    attempts = json.loads((folder / "attempts.json").read_text())
+    attempts = json.loads(meter.read_text()) if meter.exists() else []
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     return {
         "run": folder.name,
@@ -346,8 +394,8 @@ def generate(run: str, prompt: str = "Once upon a time", max_tokens: int = 200, 
 # ## Cost before launch
 #
 # `slm.cost` knows the price of every GPU and the arithmetic of every config. `check` prints its table and says no while no still costs nothing: when the
-# prediction is above `modal.max_dollars`, when the model does not fit the GPU's memory, when the text to train on lies on a computer that
-# the container will never see. Everything here runs on your computer.
+# prediction is above `modal.max_dollars`, when the model does not fit the GPU's memory, when the text or the tokenizer lies on a computer
+# that the container will never see. Everything here runs on your computer.
 
 
 # %%
@@ -365,11 +413,12 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
     from slm.cost import estimate, verdict
 
     expected, limit = estimate(config), config.modal.max_dollars
-    if config.data.dataset != "stories" and Path(config.data.dataset).exists():
-        raise Refused(
-            f"data.dataset is {config.data.dataset!r}, which lies on this computer; upload it with "
-            f"`modal volume put slm-data {config.data.dataset} text/` and give its path below {DATA}/text"
-        )
+    for key, value in (("dataset", config.data.dataset), ("tokenizer", config.data.tokenizer)):
+        if value not in ("stories", "gpt2") and Path(value).exists():
+            raise Refused(
+                f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
+                f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
+            )
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
     if limit is not None and expected.dollars[1] > limit and not yes_spend:
@@ -411,7 +460,8 @@ def secrets(config: "RunConfig") -> list[modal.Secret]:
 # returns its id at once; `get` waits for the result. (`remote` does both, but gives up after 24 hours, and leaves you without the id.)
 #
 # `app.run(detach=True)` keeps the app alive when this process ends, so a closed laptop or a lost connection stops nothing. The price of that: an
-# interrupt here does not stop the training either, so the commands that do are printed.
+# interrupt here does not stop the training either, so the commands that do are printed. `modal run modal_app.py --config …` comes through here: it detaches
+# by itself, and needs no `--detach`.
 
 
 # %%
@@ -528,7 +578,9 @@ def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "
     try:
         entries = volume.listdir(source)
     except modal.exception.NotFoundError:
-        raise Refused(f"the volume slm-data has no run {run!r}; `modal volume ls slm-data runs` lists them") from None
+        raise Refused(
+            f"the volume slm-data has no run {run!r} yet; `modal volume ls slm-data runs` lists them"
+        ) from None
     Path(to).mkdir(parents=True, exist_ok=True)
     while entries:
         entry = entries.pop()
@@ -587,7 +639,7 @@ from slm.cost import cost_table
 warnings.filterwarnings(
     "ignore", "The train function is executing locally"
 )  # without the volume: that is as it should be
-LAUNCH = False  # True rents a GPU: about a cent for this config
+LAUNCH = False  # True rents a GPU, for what the prediction below says
 ON_MODAL = LAUNCH and modal_settings.get("token_id") is not None
 print(f"{modal_app.app.name}: trains {'on Modal' if ON_MODAL else 'in this notebook'}")
 
@@ -620,24 +672,22 @@ else:
 # %%
 from course.figures.chapter_09 import loss_curve
 
-folder = Path("runs/chapter_09")
+folder, fetched = Path("runs/chapter_09"), "runs/modal/chapter_09"
 while ON_MODAL:
     try:
         modal.FunctionCall.from_id(launched.call_id).get(timeout=10)
-        folder = modal_app.download("chapter_09", "runs/modal/chapter_09")
+        folder = modal_app.download("chapter_09", fetched)
         break
     except TimeoutError:
-        print(
-            modal_app.report(
-                modal_app.download(
-                    "chapter_09", "runs/modal/chapter_09", skip=("checkpoints", "wandb", "samples", "model")
-                )
-            )
-        )
+        try:
+            small = modal_app.download("chapter_09", fetched, skip=("checkpoints", "wandb", "samples", "model"))
+            print(modal_app.report(small))
+        except modal_app.Refused:
+            print("not started yet")
 loss_curve(folder)
 
 # %% [markdown]
-# The model came back with the run's folder, and loads like any other. After 60 steps it has the words, and hardly the story.
+# The model came back with the run's folder, and loads like any other. After 60 steps it has many of the words, and no story yet.
 
 # %%
 from slm.generation import generate as continue_text
@@ -657,8 +707,8 @@ print(modal_app.reconcile(expected, modal_app.report(folder)))
 # %% [markdown]
 # ## Is it right?
 #
-# The claim that carries everything is that an interrupted run goes on as if nothing had happened. Here is a run of twenty steps, once in one go, and once with a budget that is spent at
-# every checkpoint, so that each attempt ends there and must be started anew:
+# The claim that carries everything is that an interrupted run goes on as if nothing had happened. Here is a run of twenty steps, once in one go, and once at the price of a
+# rented GPU with a budget that is always a billionth of a dollar more than what was spent. So each attempt ends at its first checkpoint, and must be started anew:
 
 # %%
 twenty = ["training.max_steps=20", "training.warmup_steps=2", "training.checkpoint_every=5", "training.eval_every=20"]
@@ -667,9 +717,9 @@ shutil.rmtree("runs/chapter_09_whole", ignore_errors=True)
 shutil.rmtree("runs/chapter_09_parts", ignore_errors=True)
 
 whole = modal_app.train.local(text, "runs/chapter_09_whole")
-parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=-1.0)
+parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=1e-9, rate=3.60)
 while not parts["finished"]:
-    parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=-1.0)
+    parts = modal_app.train.local(text, "runs/chapter_09_parts", budget=parts["dollars"] + 1e-9, rate=3.60)
 
 # %% tags=["nbval-check-output"]
 ask = "import sys, modal_app, slm.config as c; modal_app.check(c.load_config('configs/stories_cpu.yaml')); print('torch' in sys.modules)"
@@ -709,11 +759,12 @@ for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", 
 # | what happens | what you see | what to do |
 # |---|---|---|
 # | **Preemption**: the machine is needed elsewhere | in the log `stopped after step …`, then `continuing`, with no more than a new container's start between them | nothing; no retry is used up |
-# | **The time limit** passes | `Runner terminated: task timed out`, then the run goes on at its last checkpoint, one retry fewer | nothing, if a checkpoint is written more often than every `modal.timeout` seconds; otherwise it starts at the same step each time |
+# | **The time limit** passes | the attempt is shown as timed out, and the log says `continuing` at the last checkpoint; one retry fewer | nothing, if a checkpoint is written more often than every `modal.timeout` seconds; otherwise it starts at the same step each time |
 # | **The secret is missing** | one line that says how to create it, before anything is built | create it, or set `wandb.enabled: false` |
 # | **Detach was forgotten**, in a launch of your own: `with app.run():` around a `spawn` | the block ends at once and takes the app with it; the call shows as cancelled, the volume is empty | `app.run(detach=True)`, as in `launch` |
 # | **Data on the GPU's clock** | a progress bar of a download, in the log of a function that has a GPU | fill the volume first, as `prepare` does |
-# | **The budget is spent** | `has cost more than …: stopped at a checkpoint` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
+# | **The memory is full** | the log says `the GPU's memory is full`, and what to change; the call ends, with no retry | change it, and launch under another `--run` |
+# | **The budget is spent** | the log says what it has cost, and `a larger budget goes on from here` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
 # | **The package changed** in a running notebook | the container gets the new `slm`, the notebook still has the old one | restart the kernel |
 #
 # The meter counts from the function's first line to its last, the bill from the container's start: expect the invoice to be a little above the last table. `modal billing report` shows it.

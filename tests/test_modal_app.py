@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import modal
 import pytest
+import torch
 import yaml
 
 import modal_app
@@ -51,7 +52,8 @@ def python(code):
 
 
 def test_import_is_light():
-    assert python("import modal_app, sys; print({'torch', 'datasets', 'wandb', 'slm'} & set(sys.modules))") == "set()\n"
+    heavy = "[name for name in sys.modules if name in ('torch', 'datasets', 'wandb') or name.startswith('slm.')]"
+    assert python(f"import modal_app, sys; print({heavy})") == "[]\n"
 
 
 def test_config_is_checked_and_priced_without_torch():
@@ -106,8 +108,16 @@ def test_model_that_does_not_fit_is_refused_whatever_one_would_spend():
 def test_text_on_this_computer_is_refused(tmp_path):
     text = tmp_path / "own.txt"
     text.write_text("Once.")
-    with pytest.raises(modal_app.Refused, match="modal volume put"):
+    with pytest.raises(modal_app.Refused, match=r"data\.dataset.*modal volume create slm-data.*modal volume put"):
         modal_app.check(load_config(tiny(tmp_path, data={"dataset": str(text)})))
+
+
+def test_tokenizer_on_this_computer_is_refused(tmp_path):
+    saved = tmp_path / "own.tiktoken"
+    saved.touch()
+    with pytest.raises(modal_app.Refused, match=r"data\.tokenizer.*modal volume put"):
+        modal_app.check(load_config(tiny(tmp_path, data={"tokenizer": str(saved)})))
+    modal_app.check(load_config(tiny(tmp_path, data={"tokenizer": "/data/text/own.tiktoken"})))
 
 
 @pytest.mark.parametrize(
@@ -257,13 +267,80 @@ def test_local_run_finishes_and_is_not_trained_twice(tmp_path):
 def test_run_that_stops_at_its_budget_goes_on_to_the_same_end(tmp_path):
     whole = modal_app.train.local(text_of(tmp_path), str(tmp_path / "whole"))
     steps = []
+    part = {"dollars": 0.0}
     for _ in range(4):
-        part = modal_app.train.local(text_of(tmp_path), str(tmp_path / "parts"), budget=-1.0)
+        more = part["dollars"] + 1e-9
+        part = modal_app.train.local(text_of(tmp_path), str(tmp_path / "parts"), budget=more, rate=3.60)
         steps.append(part["step"])
         if part["finished"]:
             break
     assert part["finished"] and len(steps) > 1 and steps == sorted(set(steps))
     assert part["val_loss"] == whole["val_loss"]
+
+
+def training_that(monkeypatch, error):
+    """Lets training fail at once; returns the list of the attempts to train."""
+    tried = []
+
+    def fail(config, run_dir, **rest):
+        tried.append(run_dir)
+        raise error
+
+    monkeypatch.setattr("slm.trainer.train", fail)
+    return tried
+
+
+def test_attempt_does_not_begin_when_the_budget_is_spent(tmp_path, monkeypatch):
+    tried = training_that(monkeypatch, RuntimeError("boom"))
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="boom"):
+            modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=1.0, rate=0.0)
+    (tmp_path / "run" / "attempts.json").write_text('[{"seconds": 10.0, "dollars": 1.0}]')
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=1.0, rate=0.0)
+    assert "$1.00 of $1.00; a larger budget" in result["problem"] and not result["finished"]
+    assert len(tried) == 3
+
+
+def test_finished_run_is_returned_though_its_budget_is_spent(tmp_path):
+    modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
+    (tmp_path / "run" / "attempts.json").write_text('[{"seconds": 10.0, "dollars": 5.0}]')
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=1.0)
+    assert result["finished"] and result["problem"] == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower training.batch_size"),
+        (ValueError("no such key"), "no such"),
+    ],
+    ids=["memory", "mistake"],
+)
+def test_failure_that_would_repeat_ends_the_call(tmp_path, monkeypatch, error, words):
+    training_that(monkeypatch, error)
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))  # an exception would be retried
+    assert words in result["problem"] and not result["finished"] and result["attempts"] == 1
+
+
+def test_meter_is_written_before_training_begins(tmp_path, monkeypatch):
+    seen = []
+
+    def look(config, run_dir, **rest):
+        seen.append(modal_app.report(run_dir)["attempts"])
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr("slm.trainer.train", look)
+    with pytest.raises(KeyboardInterrupt):
+        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
+    assert seen == [1]
+
+
+def test_report_of_a_run_that_has_just_begun(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4, "train/lo')
+    found = modal_app.report(tmp_path)
+    assert (found["finished"], found["step"], found["attempts"], found["dollars"]) == (False, 2, 0, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert modal_app.report(tmp_path)["step"] == 0
 
 
 def test_interrupted_run_does_not_count_as_done(tmp_path, monkeypatch):
@@ -293,7 +370,7 @@ def ranks(monkeypatch, tmp_path):
         real, started = subprocess.Popen, []
 
         def popen(command, **options):
-            started.append((command, real([sys.executable, "-c", code])))
+            started.append((command, real([sys.executable, "-c", code], **options)))
             return started[-1][1]
 
         (tmp_path / "checkpoints").mkdir()
@@ -328,6 +405,23 @@ def test_failed_ranks_are_an_error(ranks, tmp_path):
     ranks("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="exit code 3"):
         modal_app.train_on_ranks(2, Path("x.yaml"), str(tmp_path), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("slm: the loss became nan at step 3", "^the loss became nan"), ("torch.OutOfMemoryError: CUDA", "batch_size")],
+)
+def test_failure_of_a_rank_that_would_repeat_is_told_apart(ranks, tmp_path, capsys, line, words):
+    ranks(f"import sys; print({line!r}, file=sys.stderr); sys.exit(1)")
+    with pytest.raises(ValueError, match=words):
+        modal_app.train_on_ranks(2, Path("x.yaml"), str(tmp_path), lambda: None)
+    assert line in capsys.readouterr().err  # it is in the log all the same
+
+
+def test_mistake_of_real_ranks_is_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="vocab_size = 300 is too small"):
+        path = tiny(tmp_path, model={**TINY["model"], "vocab_size": 300})
+        modal_app.train_on_ranks(2, path, str(tmp_path / "run"), lambda: None)
 
 
 # --- back from the volume

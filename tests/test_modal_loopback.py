@@ -53,6 +53,12 @@ def train(config, run_dir=None, on_checkpoint=None, **rest):
 
     return _train(config, run_dir=run_dir, on_checkpoint=crash, **rest)
 """
+FULL = """
+
+
+def train(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+"""
 SLOW = """
 
 _train = train
@@ -296,6 +302,22 @@ def test_spent_budget_stops_at_a_checkpoint(project):
     assert report["exit_code"] == 0 and "a larger budget goes on from here" in report["output"], report["output"]
     assert attempts(report) == ["SUCCESS"]
     assert "'finished': False, 'step': 10" in result(report)["value"]
+
+
+def test_spent_budget_is_not_exceeded_by_a_further_launch(project):
+    text = f'"$(cat {project.config()})"'
+    train = f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 1e-6"
+    report = project.run(f"{train} && {train}")
+    assert report["exit_code"] == 0, report["output"]
+    assert [attempts(report, call) for call in (0, 1)] == [["SUCCESS"], ["SUCCESS"]]
+    assert "'step': 10" in result(report, 1)["value"]  # the second call did no step
+
+
+def test_full_memory_is_not_tried_again(project):
+    project.append("trainer.py", FULL)
+    report = project.run(f"modal run modal_app.py --config {project.config()}")
+    assert report["exit_code"] == 1 and "lower training.batch_size" in report["output"], report["output"]
+    assert attempts(report) == ["SUCCESS"]
 
 
 def test_chapter_launches_where_there_is_a_token(project):
