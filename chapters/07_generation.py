@@ -274,7 +274,7 @@ same
 # %%
 #| export
 def _window_start(length: int, context_length: int) -> int:
-    """First token that the model sees of a text of `length` tokens: 0 while all fit, then in jumps that leave half of it."""
+    """First token that the model sees of `length` tokens: 0 while all fit, then in jumps that leave half a window."""
     jump = context_length + 1 - max(1, context_length // 2)
     return jump * max(0, math.ceil((length - context_length) / jump))
 

@@ -5,6 +5,8 @@ Exported from chapters/08_cost.py; edit it there.
 
 import argparse
 import json
+import os
+import re
 import sys
 import traceback
 import warnings
@@ -41,8 +43,13 @@ def _generate(arguments: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
     print()
     for warning in told:
-        print(f"slm: {warning.message}", file=sys.stderr)
+        print(f"slm: {_as_options(str(warning.message))}", file=sys.stderr)
     return 0
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word is a section.key=value; a file with = in its name can be written ./a=b.yaml."""
+    return "=" in word.partition("/")[0]
 
 
 def _cost(arguments: argparse.Namespace) -> int:
@@ -50,7 +57,11 @@ def _cost(arguments: argparse.Namespace) -> int:
     from slm.config import load_config
 
     prices = cost.load_prices(arguments.prices) if arguments.prices else cost.MODAL
-    configs = [load_config(path) for path in arguments.configs]
+    overrides = [word for word in arguments.configs if _is_override(word)]
+    paths = [word for word in arguments.configs if not _is_override(word)]
+    if not paths:
+        raise ValueError(f"slm cost needs a config file, and was given only {' '.join(overrides)}")
+    configs = [load_config(path, overrides) for path in paths]
     if arguments.json:
         print(json.dumps([cost.report(config, prices) for config in configs], indent=2))
         return 0
@@ -69,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model from a config file, or go on where a run was stopped")
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/stories_cpu.yaml")
-    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single settings")
+    train.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="change single settings")
     train.add_argument("--run-dir", metavar="DIR", help="the run's folder (runs/<name of the config> if not given)")
     train.set_defaults(command=_train)
 
@@ -94,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
     cost = commands.add_parser("cost", help="what training would cost on each GPU, before it starts")
     cost.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files")
+    cost.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="change single settings, in all the files"
+    )
     cost.add_argument("--prices", metavar="FILE", help="a YAML price table instead of the built-in one")
     cost.add_argument("--json", action="store_true", help="print JSON")
     cost.set_defaults(command=_cost)
@@ -104,21 +118,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a mistake of the user (told in one sentence), 130 for Ctrl-C."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command is _train and not any(word.startswith("-") for word in rest):
-        arguments.overrides += rest  # section.key=value behind an option
-    elif rest:
+    more = {_train: "overrides", _cost: "configs"}.get(arguments.command)  # takes what stands behind an option
+    if rest and (more is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if more is not None:
+        setattr(arguments, more, getattr(arguments, more) + rest)
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if not _is_users_mistake(error):
             raise
         told = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"slm: {told}", file=sys.stderr)
+        print(f"slm: {_as_options(told)}", file=sys.stderr)
         return 2
+
+
+def _as_options(text: str) -> str:
+    """A message with its Python arguments spelled as options of the command line."""
+    return re.sub(r"\boverflow='(\w+)'", r"--overflow \1", text)
 
 
 def _is_users_mistake(error: Exception) -> bool:

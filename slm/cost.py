@@ -8,6 +8,7 @@ Exported from chapters/08_cost.py; edit it there.
 """
 
 import bisect
+import dataclasses
 from pathlib import Path
 
 import yaml
@@ -117,7 +118,9 @@ class GPU(BaseModel):
     peak_tflops: PositiveFloat = Field(description="dense, in bfloat16, or in float16 where there is no bfloat16")
     float32_tflops: PositiveFloat = Field(description="outside the matrix units, which is where float32 is computed")
     memory_gb: PositiveFloat
-    mfu: tuple[PositiveFloat, PositiveFloat] = Field(description="lowest and highest share of the peak to plan with")
+    mfu: tuple[PositiveFloat, PositiveFloat] = Field(
+        description="lowest and highest share of the peak to plan with, an assumption"
+    )
     bfloat16: bool = True
 
 
@@ -176,7 +179,12 @@ MODAL = Prices(
     ),
 )
 
-"""Every GPU that Modal rents. The MFU ranges are assumptions, for compiled code and 100M parameters or more."""
+"""Every GPU that Modal rents.
+
+The MFU ranges are assumptions, for compiled code and 100M parameters or more. Those of A100 and H100 lie near what
+published codes reach (A100: nanoGPT 30 %, llm.c 60-64 %; H100: modded-nanogpt 40 %, nanochat 41-46 %). All others are a
+guess by analogy.
+"""
 
 
 def load_prices(path: str | Path) -> Prices:
@@ -199,6 +207,8 @@ START_UP = (60.0, 300.0)  # seconds, fast and slow end: container, imports, comp
 
 OVERHEAD = 0.10  # of the training time: evaluation, checkpoints
 
+LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
+
 LAUNCH = (1e-4, 5e-4)  # seconds that a layer takes at least, forward and backward, however small it is
 
 HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragmentation
@@ -216,7 +226,7 @@ class Estimate(BaseModel):
     dtype: str
     memory_gb: float
     capacity_gb: float
-    largest_batch: int
+    largest_batch: int = Field(description="rows in the largest micro-batch that fits, looked for up to LARGEST_BATCH")
     tokens_per_second: tuple[float, float]
     hours: tuple[float, float]
     dollars_per_hour: float
@@ -287,7 +297,7 @@ def estimate(config: RunConfig, prices: Prices = MODAL, gpu: str | None = None) 
         dtype=dtype,
         memory_gb=peak(training.batch_size) / 1e9,
         capacity_gb=row.memory_gb,
-        largest_batch=bisect.bisect_right(range(1, 2**16), budget, key=peak),
+        largest_batch=bisect.bisect_right(range(1, LARGEST_BATCH + 1), budget, key=peak),
         tokens_per_second=(tokens_per_step(config) / step_seconds[0], tokens_per_step(config) / step_seconds[1]),
         hours=(hours[0], hours[1]),
         dollars_per_hour=rate,
@@ -315,31 +325,44 @@ def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
     return max(0, int((seconds - START_UP[1]) / each))
 
 
+def _remedy(config: RunConfig, prices: Prices) -> str:
+    """The batch size and the steps with which a config would fit its own GPU, checked; empty if there are none."""
+    changes: dict[str, int] = {}
+
+    def changed() -> RunConfig:
+        return dataclasses.replace(config, training=config.training.model_copy(update=changes))
+
+    found = estimate(config, prices)
+    if not found.fits_memory:
+        changes["batch_size"] = found.largest_batch
+    if all(changes.values()) and not _fits(changed(), estimate(changed(), prices)):
+        changes["max_steps"] = max_steps_that_fit(changed(), prices)
+    if not all(changes.values()) or not _fits(changed(), estimate(changed(), prices)):
+        return ""
+    return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
+
+
 def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
-    """Whether a config keeps its own promises of time, money and memory; and one sentence about it."""
+    """Whether a config keeps its own promises of time, money and memory; and what would, or what would be cheaper."""
     found, modal = estimate(config, prices), config.modal
     hours, dollars = found.hours[1], found.dollars[1]
+    fitting = [row for row in estimate_all(config, prices) if _fits(config, row)]
+    cheapest = min(fitting, key=lambda row: row.dollars[1], default=None)
+    there = f"{cheapest.name} ({cheapest.hours[1]:.2f} h, ${cheapest.dollars[1]:.2f})" if cheapest else ""
     if _fits(config, found):
-        return True, f"Fits: at most {hours:.2f} h of {modal.timeout / 3600:.1f} h and ${dollars:.2f} on {found.name}."
-    ways = []
+        told = f"Fits: at most {hours:.2f} h of {modal.timeout / 3600:.1f} h and ${dollars:.2f} on {found.name}."
+        cheaper = cheapest is not None and cheapest.dollars[1] < dollars
+        return True, f"{told} Cheapest: {there}." if cheaper else told
+    own = _remedy(config, prices)
     if found.fits_memory:
-        problem = f"Needs up to {hours:.1f} h and ${dollars:.2f} on {found.name}"
-        if steps := max_steps_that_fit(config, prices):
-            ways.append(f"max_steps ≤ {steps:,}")
+        told = f"Needs up to {hours:.1f} h and ${dollars:.2f} on {found.name}"
     else:
-        problem = (
-            f"Needs {found.memory_gb:.1f} GB, and {found.name} has {found.capacity_gb:g} GB, a tenth to be left free"
-        )
-        if found.largest_batch:
-            ways.append(f"batch_size ≤ {found.largest_batch}")
-    others = [other for other in estimate_all(config, prices) if _fits(config, other)]
-    if others:
-        best = min(others, key=lambda other: other.dollars[1])
-        ways.append(f"on {best.name} ({best.hours[1]:.1f} h, ${best.dollars[1]:.2f})")
-    allowed = f"the config allows {modal.timeout / 3600:.1f} h and ${modal.max_dollars:.2f}"
-    return False, f"{problem}; {allowed}. " + (
-        f"Fits if {', or '.join(ways)}." if ways else "It fits on no other GPU either."
-    )
+        told = f"Needs {found.memory_gb:.1f} GB, and {found.name} has {found.capacity_gb:g} GB, a tenth to be left free"
+    told += f"; the config allows {modal.timeout / 3600:.1f} h and ${modal.max_dollars:.2f}."
+    if not found.fits_memory and found.largest_batch and not own:
+        told += f" The memory holds batch_size ≤ {found.largest_batch}, but then time or dollars do not suffice."
+    ways = [way for way in (own, f"on {there}" if there else "") if way]
+    return False, f"{told} " + (f"Fits if {', or '.join(ways)}." if ways else "It fits on no other GPU either.")
 
 
 def cost_table(config: RunConfig, prices: Prices = MODAL) -> str:
@@ -349,15 +372,16 @@ def cost_table(config: RunConfig, prices: Prices = MODAL) -> str:
     lines = [
         f"{config.name}: {config.training.max_steps:,} steps of {tokens_per_step(config):,} tokens, "
         f"{flops / 1e9:.3f} GFLOPs per token, {tokens * flops:.2e} in all",
-        f"{'GPU':<15}{'type':<10}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}{'hours':>14}{'dollars':>16}",
+        f"{'GPU':<17}{'type':<10}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}{'hours':>14}{'dollars':>16}",
     ]
     for row in estimate_all(config, prices):
         own = "*" if row.gpu == prices.find(config.modal.gpu_name).name else " "
         memory = f"{row.memory_gb:.1f}{' ' if row.fits_memory else '!'} of {row.capacity_gb:3g}"
         speed = f"{row.tokens_per_second[1] / 1000:,.0f}-{row.tokens_per_second[0] / 1000:,.0f}"
         hours, dollars = (f"{pair[0]:.2f}-{pair[1]:.2f}" for pair in (row.hours, row.dollars))
-        numbers = f"{memory:>15}{row.largest_batch:>11,}{speed:>16}{hours:>14}{dollars:>16}"
-        lines.append(f"{own}{row.name:<14}{row.dtype:<10}{numbers}")
+        batch = f"{'≥ ' if row.largest_batch == LARGEST_BATCH else ''}{row.largest_batch:,}"
+        numbers = f"{memory:>15}{batch:>11}{speed:>16}{hours:>14}{dollars:>16}"
+        lines.append(f"{own}{row.name:<16}{row.dtype:<10}{numbers}")
     lines.append(verdict(config, prices)[1])
     return "\n".join(lines)
 
@@ -365,8 +389,10 @@ def cost_table(config: RunConfig, prices: Prices = MODAL) -> str:
 ASSUMPTIONS = (
     "* the config's GPU; ! does not fit into memory. Hours and dollars from the fast to the slow end of an assumed MFU "
     "range, for compiled models of 100M parameters and more (half of it without torch.compile; small models reach "
-    f"less). Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, {OVERHEAD:.0%} for evaluation and "
-    "checkpoints, and the container's CPU cores and memory."
+    "less). The ranges of A100 and H100 lie near what published codes reach, the others are a guess by analogy. "
+    f"Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, {OVERHEAD:.0%} for evaluation and "
+    "checkpoints, and the container's CPU cores and memory. Not counted: the optimizer's own work (little for adamw, "
+    "more for muon with small batches), and the communication of several GPUs, as if it were free."
 )
 
 

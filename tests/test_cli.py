@@ -181,7 +181,7 @@ def test_generate_begins_a_text_without_a_prompt(a_run, capsys):
 def test_a_full_context_is_told_on_stderr(a_run, capsys):
     assert cli.main(["generate", "runs/tiny", "Once", "--max-tokens", "400", "--overflow", "slide"]) == 0
     assert capsys.readouterr().err == (
-        "slm: the context of 32 tokens is full: the model now sees only the last part of the text (overflow='slide').\n"
+        "slm: the context of 32 tokens is full: the model now sees only the last part of the text (--overflow slide).\n"
     )
 
 
@@ -206,6 +206,7 @@ def test_a_prompt_that_is_too_long_is_one_sentence(a_run, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "the model's context holds 32" in err
+    assert "--overflow slide" in err and "overflow='" not in err
 
 
 def test_a_missing_run_is_one_sentence(capsys, tmp_path):
@@ -247,3 +248,32 @@ def test_cost_as_json_and_with_other_prices(config, capsys, tmp_path):
 def test_a_wrong_price_file_is_one_sentence(config, capsys, name):
     assert cli.main(["cost", config, "--prices", name]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_cost_takes_overrides_for_every_config(config, capsys):
+    assert cli.main(["cost", config, "training.max_steps=7", config, "--json", "modal.gpu=L4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["steps"], row["gpu"]) for row in found] == [(7, "L4")] * 2
+
+
+def test_cost_with_overrides_alone_is_one_sentence(config, capsys):
+    assert cli.main(["cost", "training.max_steps=7"]) == 2
+    err = capsys.readouterr().err
+    assert "needs a config file" in err and err.count("\n") == 1
+
+
+def test_train_asks_only_for_the_config(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    """As in `slm cost … | head`: no traceback, and the exit code that shells give to SIGPIPE."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "slm", "cost", "configs/gpt_124m.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141

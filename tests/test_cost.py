@@ -319,7 +319,38 @@ def test_too_large_a_batch_is_told_the_largest():
     assert not honest
     largest = cost.estimate(run_config()).largest_batch
     assert "and T4 has 16 GB" in sentence
-    assert f"Fits if batch_size ≤ {largest}" in sentence
+    assert f"Fits if batch_size ≤ {largest} and max_steps ≤ " in sentence  # the batch alone would take too long
+    steps = int(sentence.partition("max_steps ≤ ")[2].partition(", or")[0].rstrip(".").replace(",", ""))
+    assert cost.verdict(run_config({"batch_size": largest, "max_steps": steps}))[0]
+    assert not cost.verdict(run_config({"batch_size": largest}))[0]
+
+
+def test_a_batch_that_fits_alone_is_told_alone():
+    limits = {"timeout": 80_000, "max_dollars": 100.0}
+    largest = cost.estimate(run_config()).largest_batch
+    assert f"Fits if batch_size ≤ {largest}, or on " in cost.verdict(run_config({"batch_size": 64}, limits))[1]
+    assert cost.verdict(run_config({"batch_size": largest}, limits))[0]
+
+
+def test_a_batch_that_does_not_help_is_not_promised():
+    sentence = cost.verdict(run_config({"batch_size": 64}, {"timeout": 200}))[1]
+    assert "The memory holds batch_size ≤ " in sentence
+    assert "Fits if" not in sentence
+
+
+def test_the_cheapest_gpu_is_named_if_it_is_another():
+    roomy = {"timeout": 80_000, "max_dollars": 100.0}
+    best = min(cost.estimate_all(run_config(modal=roomy)), key=lambda row: row.dollars[1])
+    told = f" Cheapest: {best.name} ({best.hours[1]:.2f} h, ${best.dollars[1]:.2f})."
+    assert cost.verdict(run_config(modal=roomy))[1].endswith(told)
+    assert "Cheapest" not in cost.verdict(run_config(modal=roomy | {"gpu": best.name}))[1]
+
+
+def test_columns_of_several_gpus_and_the_largest_batch_of_the_search():
+    four = cost.cost_table(run_config(modal={"gpu": "RTX-PRO-6000:4"}))
+    assert "RTX-PRO-6000:4  bfloat16" in four
+    small = {"vocab_size": 64, "context_length": 8, "n_layers": 1, "n_heads": 1, "d_model": 8, "d_ff": 8}
+    assert f"≥ {cost.LARGEST_BATCH:,}" in cost.cost_table(run_config(model=small))
 
 
 def test_what_fits_nowhere_is_said():
