@@ -270,48 +270,63 @@ f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
 #
 # $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y], \qquad \frac{\partial \ell}{\partial h} = W^\top \frac{\partial \ell}{\partial z}, \qquad \frac{\partial \ell}{\partial W} = \frac{\partial \ell}{\partial z}\, h^\top$$
 #
-# So take the rows a few at a time: make their logits, use them for the loss *and at once* for the gradients of stream and table, and throw them away. What stays is as
+# So take the rows in blocks: make a block's logits, use them for the loss *and at once* for the gradients of stream and table, and throw them away. A block is large enough for its matrix products to be
+# efficient. Inside it the softmax, which needs 32 bits, takes few rows at a time, so that they never leave the processor's cache: fetching memory, not arithmetic, is what costs here. What stays is as
 # large as the stream and the table. A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient": `forward` computes and puts aside, `backward` hands out. Targets of -100 mark
 # positions that do not count.
 
 
 # %%
 #| export
+def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Replace logits `(N, V)` by `softmax(logits) - one_hot(targets)`, targets `(N, 1)`; return the losses `(N, 1)`."""
+    z = logits.float()  # (N, V): sums of thousands of exponentials need 32 bits
+    z = z - z.amax(-1, keepdim=True)  # so that no exponential overflows
+    picked = z.gather(1, targets)  # (N, 1)
+    total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
+    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    return total.log() - picked
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of `hidden @ weight.T`, a few rows at a time; gradients are made in the forward pass."""
+    """Mean cross entropy of `hidden @ weight.T`, some rows at a time; gradients are made in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
-        device, V = hidden.device.type, weight.size(0)
+        device, N, V = hidden.device.type, len(targets), weight.size(0)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        rows = max(1, 2 ** (22 if device == "cpu" else 27) // V)  # 16 MB of logits on a CPU, 512 MB elsewhere
+        on_cpu = device == "cpu"
+        blocks = math.ceil(N * V / 2 ** (24 if on_cpu else 28))  # 32 MB of 16-bit logits at once; a GPU: 512 MB
+        rows, few = math.ceil(N / blocks), max(1, 2 ** (20 if on_cpu else 26) // V)
         count = targets.ne(-100).sum().clamp(min=1)
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight) if with_gradient else None
         matrix = weight.to(dtype)  # (V, D)
         with torch.autocast(device, enabled=False):
-            for first in range(0, len(targets), rows):
+            for first in range(0, N, rows):
                 part = slice(first, first + rows)
                 counts, y = targets[part, None] != -100, targets[part, None].clamp(min=0)  # (rows, 1) each
                 h = hidden[part].to(dtype)  # (rows, D)
-                z = (h @ matrix.T).float()  # (rows, V)
-                log_sum = z.logsumexp(-1, keepdim=True)  # (rows, 1)
-                loss += ((log_sum - z.gather(1, y)) * counts).sum()
+                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                for i in range(0, len(z), few):  # so few rows that their 32-bit copies stay in the processor's cache
+                    loss += (_to_gradient_(z[i : i + few], y[i : i + few]) * counts[i : i + few]).sum()
                 if grad_hidden is not None and grad_weight is not None:
-                    p = z.sub_(log_sum).exp_()  # (rows, V)
-                    dz = p.scatter_add_(1, y, -torch.ones_like(log_sum)).mul_(counts).to(dtype)  # 0 where none counts
-                    grad_hidden[part] = dz @ matrix
-                    grad_weight += dz.T @ h
+                    grad_hidden[part] = z @ matrix * counts
+                    h = h * counts  # a target of -100 gives nothing
+                    for table, dz in zip(grad_weight.split(2**13), z.split(2**13, 1), strict=True):
+                        table += dz.T @ h  # a slice of the vocabulary: no second table in memory
         if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
+            ctx.gradients = grad_hidden.div_(count), grad_weight.div_(count)
         return loss / count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out already; compute the loss anew")
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place: no second table in memory
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
 
 
 # %% [markdown]
