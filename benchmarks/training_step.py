@@ -1,10 +1,10 @@
 """A training step against two GPTs made of other people's parts.
 
-    python benchmarks/training_step.py [--threads 2] [--rounds 9] [--steps 3]
+    python benchmarks/training_step.py [--threads 2] [--rounds 9] [--steps 3] [--only float32]
 
 Contenders, each with the same shape (6 layers, 6 heads, width 384, 256 tokens), dtype, data and fused AdamW:
 
-- this package's `GPT.loss`;
+- this package's `GPT.loss`, and with the large vocabulary also its logits with PyTorch's cross entropy ("plain loss");
 - `transformers.GPT2LMHeadModel` with its loss, on the faster of its attention kernels (sdpa);
 - a GPT of `torch.nn.TransformerEncoderLayer` with PyTorch's cross entropy;
 - the bare matrix products of the same step, forward and backward, and nothing else: the limit.
@@ -59,6 +59,11 @@ def ours(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     return model, model.loss
 
 
+def plain(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    model, _ = ours(V)
+    return model, lambda x, y: F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
+
+
 def theirs(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -88,7 +93,7 @@ def encoder(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     return model, model.loss
 
 
-MODELS = {"slm": ours, "transformers": theirs, "torch.nn": encoder}
+MODELS = {"slm": ours, "slm, plain loss": plain, "transformers": theirs, "torch.nn": encoder}
 
 
 def stepper(name: str, V: int, B: int, dtype: str, steps: int) -> Callable[[], None]:
@@ -148,12 +153,12 @@ def peak_growth(name: str, V: int, B: int, dtype: str) -> float:
     return highest_mib() - before
 
 
-def peaks(V: int, B: int, dtype: str, threads: int) -> dict[str, float]:
+def peaks(names: list[str], V: int, B: int, dtype: str, threads: int) -> dict[str, float]:
     """`peak_growth` of each model, in a process of its own."""
     found = {}
-    for name in MODELS:
+    for name in names:
         task = json.dumps([name, V, B, dtype])
-        command = [sys.executable, __file__, "--threads", str(threads), "--peak", task]
+        command = [sys.executable, __file__, "--threads", str(threads), "--layers", str(L), "--peak", task]
         found[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -167,32 +172,42 @@ def table(seconds: Seconds, tokens: int, memory: dict[str, float]) -> None:
 
 
 def main() -> None:
+    global L
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=3, help="training steps in each timing")
+    parser.add_argument("--layers", type=int, default=L)
+    parser.add_argument("--only", choices=DTYPES, help="one dtype instead of both")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    L = arguments.layers
     if arguments.peak:
         print(peak_growth(*json.loads(arguments.peak)))
         return
     print(machine())
     verdicts = []
     for V, B, dtype, wanted in ((1024, 8, "float32", 1.05), (1024, 8, "bfloat16", 1.15), (50257, 4, "bfloat16", 1.2)):
-        contenders = {name: stepper(name, V, B, dtype, arguments.steps) for name in MODELS}
+        if arguments.only not in (None, dtype):
+            continue
+        names = [name for name in MODELS if V > 1024 or name != "slm, plain loss"]
+        contenders = {name: stepper(name, V, B, dtype, arguments.steps) for name in names}
         contenders["bare products"] = bare_products(V, B, dtype, arguments.steps)
         seconds = interleave(contenders, arguments.rounds)
         del contenders
-        memory = peaks(V, B, dtype, arguments.threads)
+        memory = peaks(names, V, B, dtype, arguments.threads)
         print(f"\n{dtype}, V = {V:,}, B = {B}, T = {T}\n")
         table(seconds, arguments.steps * B * T, memory)
-        rivals = [name for name in MODELS if name != "slm"]
+        rivals = [name for name in names if not name.startswith("slm")]
         fastest = min(ratio(seconds, name, "slm") for name in rivals)
         verdicts.append(bar(f"{dtype}, V {V:,}: speed against the faster rival", fastest, wanted))
         if V > 1024:
             share = memory["slm"] / min(memory[name] for name in rivals)
             verdicts.append(bar(f"{dtype}, V {V:,}: peak memory against the smaller rival", share, 0.7, at_most=True))
+            share = memory["slm"] / memory["slm, plain loss"]
+            verdicts.append(bar(f"{dtype}, V {V:,}: peak memory against the plain loss", share, 0.7, at_most=True))
+            verdicts.append(bar("    its speed against the plain loss", ratio(seconds, "slm, plain loss", "slm"), 1.0))
     print("\n" + "\n".join(verdicts))
 
 

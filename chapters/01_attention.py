@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Attention
 #
-# How a token gathers what it needs from the tokens before it. You build causal attention from two loops, prove it equal to PyTorch's own kernel, and
+# How a token (a piece of text; in this chapter, a word) gathers what it needs from the tokens before it. You build causal attention from two loops, prove it equal to PyTorch's own kernel, and
 # export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in which tokens exchange information.
 #
 # *Runs in about 10 seconds on two cores.*
@@ -58,19 +58,21 @@ from torch import Tensor, nn
 # - a **value**: what do I hand over when I am found?
 #
 # A token compares its query with the key of every token up to itself, turns the comparison into weights that sum to one, and takes the weighted mean of
-# the values. Here are six tokens whose queries and keys both say whose token they are, so each finds what belongs to the same child. Each row is one token's look
+# the values. Here are six tokens whose queries and keys both say whose token they are, so each finds the tokens of the same child. Each row is one token's look
 # back; hover over a cell to read its weight.
 
 # %% tags=["hide-input"]
 from course.figures.chapter_01 import attention_table
 
 tokens = ["Mia", "kite", "Leo", "boat", "Mia", "lost"]
-key = 4.0 * torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]]).float()  # (T, K): Mia's or Leo's
+key = 4.0 * torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]]).float()  # (T, K); 4.0 makes it sharp
 scores = (key @ key.T / math.sqrt(2)).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
 attention_table(tokens, scores.softmax(-1))
 
 # %% [markdown]
 # Nobody looks ahead: the upper right half is empty. A model that learns to predict the next token must not see it.
+#
+# Who belongs to whom was written in by hand here. A model has to find it out: one layer carries *Mia* over to *kite*, and a later one can then look for what is Mia's. This is a reason why layers are stacked.
 #
 # ## By hand
 #
@@ -78,8 +80,8 @@ attention_table(tokens, scores.softmax(-1))
 #
 # $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad o_t = \sum_{s \le t} w_{ts}\, v_s$$
 #
-# The vectors come from the token's own row of numbers $x_t$, `(D,)`, by three matrices: $q_t = W_Q x_t$, $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices are what attention learns; the
-# rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over channels and over $r$ hide in `@` and `sum`:
+# The weights $w_{ts}$ come out of a *softmax*: exponentials, divided by their sum. The vectors come from the token's own row of numbers $x_t$, `(D,)` (chapter 3 says where it comes from), by three matrices of shape `(K, D)`:
+# $q_t = W_Q x_t$, $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention learns; the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over channels and over $r$ hide in `@` and `sum`:
 
 
 # %%
@@ -117,7 +119,7 @@ bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
 # %%
 #| export
 def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention as matrix products: the definition, and the fastest kernel for bfloat16 on a CPU."""
+    """Causal attention as matrix products: the definition, and the faster way to train on short texts in bfloat16."""
     T, S = q.size(-2), k.size(-2)
     future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
@@ -132,7 +134,7 @@ bool(torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v), atol
 # ## Why divide by $\sqrt{K}$
 #
 # If the entries of $q$ and $k$ are independent with variance 1, then $q \cdot k$ is a sum of `K` products and has variance `K`. Wide heads would have large scores, a softmax
-# that puts everything on one token, and almost no gradient. Measure it: random queries and keys, 64 tokens, growing head size.
+# that puts everything on one token, and almost no gradient. Measure it: random queries and keys, 64 tokens, a random gradient coming down from above, growing head size.
 
 # %% tags=["hide-input"]
 from course.figures.chapter_01 import scale_figure
@@ -140,52 +142,78 @@ from course.figures.chapter_01 import scale_figure
 scale_figure()
 
 # %% [markdown]
-# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row the gradient
-# that reaches the scores dies away, and with it that of queries and keys. Divided by $\sqrt{K}$, both stay where they are at every size.
+# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient
+# that reaches the scores dies away, and with it that of queries and keys. (In narrow heads the unscaled softmax gets a little more, being just sharp enough.) Divided by $\sqrt{K}$, both stay where they are at every size.
 #
 # ## Does anyone see the future?
 #
 # The mask is the one line that, if wrong, makes a model look brilliant in training and useless afterwards. So test causality itself, not the mask: change the last
-# token and demand that no earlier output moves, *exactly*.
+# token in everything that it has, and demand that no earlier output moves, *exactly*. Three suspects: the mask turned round, no mask, and a softmax that runs over the queries instead of the keys, so that each
+# earlier weight depends on what later tokens ask.
 
 
 # %% tags=["nbval-check-output"]
 def sees_the_future(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
     """Whether changing the last position changes any output before it."""
-    q, k, v = torch.randn(3, 1, 2, 6, 8)  # (B, H, T, K)
-    before = attention(q, k, v)[..., :-1, :]
-    k[..., -1, :], v[..., -1, :] = 5.0, -5.0
-    return not torch.equal(before, attention(q, k, v)[..., :-1, :])
+    qkv = torch.randn(3, 1, 2, 6, 8)  # queries, keys, values (B, H, T, K)
+    before = attention(*qkv)[..., :-1, :]
+    qkv[..., -1, :] = torch.tensor([3.0, 5.0, -5.0]).view(3, 1, 1, 1)
+    return not torch.equal(before, attention(*qkv)[..., :-1, :])
+
+
+def hide(scores: Tensor, hidden: Tensor) -> Tensor:
+    """Scores (B, H, T, T) with those at `hidden` (T, T) made impossible."""
+    return scores.masked_fill(hidden.bool(), -torch.inf)
 
 
 def masked_the_wrong_way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    past = torch.ones_like(scores, dtype=torch.bool).tril(-1)  # hides the past instead of the future
-    return scores.masked_fill(past, -torch.inf).softmax(-1) @ v
+    return hide(scores, torch.ones_like(scores).tril(-1)).softmax(-1) @ v  # hides the past instead of the future
 
 
-{"explicit": sees_the_future(_explicit_attention), "masked the wrong way": sees_the_future(masked_the_wrong_way)}
+def not_masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v
+
+
+def wrong_axis(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    return hide(scores, torch.ones_like(scores).triu(1)).softmax(-2) @ v  # columns sum to one, not rows
+
+
+for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_axis):
+    print(f"{attention.__name__:20} sees the future: {sees_the_future(attention)}")
 
 # %% [markdown]
 # ## The kernel that PyTorch brings
 #
-# A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of the above in a single one (*fused*) that never stores the `(T, S)` weights. Two traps come with
-# it. It applies dropout whenever you ask, in evaluation too: passing 0 there is the caller's job. And its `is_causal=True` aligns the diagonal to the *top left*, so it is
+# A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of the above in a single one (*fused*) that never stores the `(T, S)` weights, where there is one for the case; elsewhere
+# (on a CPU: with dropout) it falls back to the plain products. Two traps come with it. It applies dropout whenever you ask, and knows nothing of `eval()`: passing 0 there is the caller's job, and who forgets it
+# gets another answer every time. And its `is_causal=True` aligns the diagonal to the *top left*, so it is
 # right only when `T == S`. With 2 queries at the end of 4 keys, let every value name its position, and see how far each query looks:
 
 # %% tags=["nbval-check-output"]
 same, places = torch.zeros(1, 1, 4, 8), torch.eye(4)[None, None]  # equal scores; value s is the s-th unit vector
 trap = F.scaled_dot_product_attention(same[:, :, :2], same, places, is_causal=True)
+noisy = [F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=True) for _ in range(2)]
+print("with dropout_p=0.5, twice the same:", torch.equal(*noisy))
 print("is_causal=True sees", (trap[0, 0] > 0).sum(-1).tolist(), "keys; it should see [3, 4]")
 
 # %% [markdown]
-# One case remains where plain matrix products win: 16-bit numbers (`bfloat16`, chapter 6) on a CPU. Measure it on yours; a ratio above one means that the explicit form is faster.
+# One case remains where plain matrix products win: *training* on short texts in 16-bit numbers (`bfloat16`, chapter 6) on a CPU, where the backward pass of the fused kernel is slow. Measure it on yours; a ratio above one means
+# that the explicit form is faster:
 
 # %%
 from course.figures.chapter_01 import kernel_ratio
 
 for dtype in (torch.float32, torch.bfloat16):
-    print(f"{str(dtype):15} fused time / explicit time = {kernel_ratio(_explicit_attention, dtype):.2f}")
+    for T in (64, 256, 1024):
+        training, reading = (kernel_ratio(_explicit_attention, dtype, T, backward) for backward in (True, False))
+        print(
+            f"{str(dtype):14}  T = {T:4}   fused time / explicit time: training {training:4.2f}, reading {reading:4.2f}"
+        )
+
+# %% [markdown]
+# So the choice is made where the measurement says: explicit for bfloat16 on a CPU, in training, for texts up to 256 tokens; fused for all else.
 
 
 # %%
@@ -193,7 +221,7 @@ for dtype in (torch.float32, torch.bfloat16):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention in which no position sees a later one.
 
-    The fused kernel of PyTorch, except for whole texts in bfloat16 on a CPU, where plain matrix products are faster.
+    PyTorch's kernel, except in training on up to 256 tokens in bfloat16 on a CPU, where plain products are faster.
 
     Args:
         q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
@@ -214,7 +242,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         raise ValueError(
             f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
         )
-    if q.is_cpu and q.dtype == torch.bfloat16 and T > 1:  # one query alone is faster fused here too
+    if q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad and T <= 256:
         return _explicit_attention(q, k, v, dropout)
     if T == S or T == 1:  # a single query is the last position: it may see everything
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
@@ -228,7 +256,22 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
 # One weighted mean can answer one question. A token has several: who is this about, which verb is open, what comes after a quote. So split the `D` channels into
 # `H` heads of size `K = D / H`, let each head attend for itself, and mix the results with one more matrix. The work stays the same.
 #
-# Splitting is where shapes go wrong. A row of `D` numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T` and `H`. Going to `(B, H, T, K)`
+# With $o^h$, `(T, K)`, the output of head $h$, side by side they are `(T, D)` again, and one learned matrix $W_O$, `(D, D)`, mixes them:
+#
+# $$\operatorname{MultiHead}(x) = [\,o^1\; o^2 \cdots o^H\,]\, W_O^\top + b$$
+#
+# As a loop over heads, each with its own `K` of the `D` channels:
+
+
+# %%
+def heads_in_a_loop(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
+    """Queries, keys and values (T, D) each; returns the heads' outputs side by side, (T, D)."""
+    per_head = [part.split(q.size(-1) // n_heads, dim=-1) for part in (q, k, v)]  # H pieces (T, K) of each
+    return torch.cat([_explicit_attention(*head) for head in zip(*per_head, strict=True)], dim=-1)
+
+
+# %% [markdown]
+# Without the loop, `H` becomes an axis, and this is where shapes go wrong. A row of `D` numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T` and `H`. Going to `(B, H, T, K)`
 # by `view` alone also runs, and hands head 0 the first *tokens* rather than its share of every token's channels:
 
 # %%
@@ -237,9 +280,29 @@ right = x.view(1, 3, 2, 1).transpose(1, 2)  # (B, H, T, K): two heads of size 1
 wrong = x.view(1, 2, 3, 1)
 print("head 0 by transpose:", right[0, 0, :, 0].tolist(), "  by view alone:", wrong[0, 0, :, 0].tolist())
 
+# %% [markdown]
+# The way back is the same road: swap, then flatten. A transposed tensor leaves its numbers where they were in memory, so `view` refuses it; `reshape` copies. Forget the swap, and `reshape` mixes positions without a word:
+
+
+# %% tags=["nbval-check-output"]
+def through_heads(x: Tensor, swap: bool) -> Tensor:
+    """x (B, T, D) as queries, keys and values of four heads; back to (B, T, D)."""
+    heads = x.view(1, 6, 4, 8).transpose(1, 2)  # (B, H, T, K)
+    out = _explicit_attention(heads, heads, heads)  # (B, H, T, K)
+    return (out.transpose(1, 2) if swap else out).reshape(1, 6, 32)
+
+
+x = torch.randn(1, 6, 32)  # (B, T, D)
+changed = x.clone()
+changed[:, -1] = 1.0
+print("swapped back equals the loop:", torch.allclose(through_heads(x, True)[0], heads_in_a_loop(x[0], x[0], x[0], 4)))
+for swap in (True, False):
+    moved = not torch.equal(through_heads(x, swap)[:, :-1], through_heads(changed, swap)[:, :-1])
+    print(f"swapped back: {swap}, the past moves with the last token: {moved}")
+
 
 # %% [markdown]
-# One argument of the module looks ahead. When a text grows token by token, keys and values of the past can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them (chapter 7).
+# The module makes queries, keys and values with one matrix of `3D` rows, one product instead of three; so its `view` has one more axis, for which of the three. One argument looks ahead. When a text grows token by token, keys and values of the past can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them (chapter 7).
 
 # %%
 #| export
@@ -296,7 +359,7 @@ class MultiHeadAttention(nn.Module):
 # ## A head learns to look something up
 #
 # Does it find out by itself where to look? Give it the story from the start as a game: five tokens, each a name with an object, then a name alone. The task is to
-# say that name's object. Nothing tells the head that names matter; it gets only right and wrong.
+# say that name's object, one of eight: chance gets one in eight. Nothing tells the head that names matter; it gets only right and wrong.
 
 # %%
 names, objects, width = 6, 8, 32
@@ -342,8 +405,7 @@ attention_table([f"{NAMES[n]}: {OBJECTS[o]}" for n, o in zip(who[0].tolist(), wh
 # %% [markdown]
 # ## Is it right?
 #
-# Four questions that a wrong implementation cannot answer: do rows of weights sum to one, is the future invisible, does every kernel agree, and does the module
-# equal `nn.MultiheadAttention` when it is given the same matrices?
+# Do rows of weights sum to one? (The mean of ones is one only if they do.) Is the future invisible, do both kernels agree, and does the module equal `nn.MultiheadAttention` when it is given the same matrices?
 
 # %% tags=["nbval-check-output"]
 q, k, v = torch.randn(3, 2, 4, 16, 8)  # (B, H, T, K) each
@@ -366,14 +428,37 @@ fused, last_three = causal_attention(q, k, v), causal_attention(q[:, :, -3:], k,
 }
 
 # %% [markdown]
+# Every parameter *tensor*, to be exact. The bias of the keys, the middle third of `qkv.bias`, gets none: it adds the same number $q_t \cdot b_K$ to all scores of a row, and a softmax does not notice. GPT-2 has it all the same, and so have we.
+
+# %% [markdown]
+# ## Break it on purpose
+#
+# Mistakes that everybody makes once. Each runs without an error, returns the right shape, and would train to something. The checks of the exercises below tell them apart, because each is handed the
+# function itself and compares what it computes:
+
+# %% tags=["nbval-check-output"]
+from course import check
+
+
+def scaled(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+
+
+future = torch.ones(6, 6).triu(1)  # the checks use six tokens
+print("mask turned:    ", check.attention(masked_the_wrong_way))
+print("no mask:        ", check.attention(not_masked))
+print("mask too late:  ", check.attention(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v))
+print("scale forgotten:", check.attention(lambda q, k, v: hide(q @ k.T, future).softmax(-1) @ v))
+print("wrong axis:     ", check.attention(wrong_axis))
+print("view alone:     ", check.split_heads(lambda x, H: x.view(x.size(0), H, x.size(1), -1)))
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Attention, from memory.** Without scrolling up: causal attention for one head, `(T, K)` in, `(T, K)` out, no loop and no fused kernel.
 
+
 # %% tags=["exercise"]
-from course import check
-
-
 def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention for q, k, v of shape (T, K)."""
     raise NotImplementedError("your turn")
@@ -382,14 +467,17 @@ def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 check.attention(my_attention)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_attention(q, k, v):
 #     scores = q @ k.T / math.sqrt(q.size(-1))  # (T, T)
 #     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
 #     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
 # ```
-# ````
+#
+# </details>
 #
 # **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds channels `h*K` to `(h + 1)*K - 1` of *every* token.
 
@@ -403,15 +491,41 @@ def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
 check.split_heads(my_split_heads)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_split_heads(x, n_heads):
 #     B, T, D = x.shape
 #     return x.view(B, T, n_heads, D // n_heads).transpose(1, 2)
 # ```
-# ````
 #
-# **3. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
+# </details>
+#
+# **3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's channels first.
+
+
+# %% tags=["exercise"]
+def my_join_heads(heads: Tensor) -> Tensor:
+    """(B, H, T, K) to (B, T, D)."""
+    raise NotImplementedError("your turn")
+
+
+check.join_heads(my_join_heads)
+
+# %% [markdown]
+# <details>
+# <summary>Solution</summary>
+#
+# ```python
+# def my_join_heads(heads):
+#     B, H, T, K = heads.shape
+#     return heads.transpose(1, 2).reshape(B, T, H * K)
+# ```
+#
+# </details>
+#
+# **4. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
 # mask: a boolean `(T, T)` that is true where row $t$ may look at column $s$.
 
 
@@ -424,13 +538,16 @@ def my_window_mask(T: int, W: int) -> Tensor:
 check.window_mask(my_window_mask)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_window_mask(T, W):
 #     distance = torch.arange(T)[:, None] - torch.arange(T)[None, :]  # (T, T): t - s
 #     return (distance >= 0) & (distance < W)
 # ```
-# ````
+#
+# </details>
 #
 # ## What you have now
 #

@@ -96,7 +96,7 @@ bool(torch.allclose(layer_norm(x, gamma, beta), F.layer_norm(x, (8,), gamma, bet
 #
 # $$\operatorname{FeedForward}(x) = W_2\, \operatorname{GELU}(W_1 x + b_1) + b_2, \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
 #
-# Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The bend is the GELU: $x$ times the probability that a standard normal number is
+# Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The bend is the GELU, a rounded ReLU that still passes some gradient to the left of zero: $x$ times the probability that a standard normal number is
 # smaller than $x$. GPT-2 used an approximation with a tanh, from a time when the exact form was slow. We keep it, because loading GPT-2's weights into a model with the exact form
 # would give slightly different logits.
 
@@ -144,7 +144,8 @@ class FeedForward(nn.Module):
 # The original Transformer normalised *after* adding: $x \leftarrow \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 normalises what each part *reads*,
 # $x \leftarrow x + f(\operatorname{Norm}(x))$, called pre-norm, and leaves the stream itself alone. And one could do without the plus: $x \leftarrow f(\operatorname{Norm}(x))$.
 #
-# Don't take sides yet; build all three, 32 blocks deep, and give each the same short text to learn by heart.
+# Don't take sides yet; build all three, 32 blocks deep, and give each the same short text to learn by heart, letter by letter. (Two things ahead of their chapters: a table `places` tells a token where it stands, chapter 3; and a
+# *warm-up* lets the learning rate grow from zero during the first steps, chapter 6. The model reads `text[:-1]` and at each position must name the letter that follows, `text[1:]`.)
 
 
 # %%
@@ -171,8 +172,8 @@ class AnyBlock(nn.Module):
 text = torch.tensor(list(b"Mia lost her red kite. Leo found it near the old tree. Mia was glad and gave Leo a hug. "))
 
 
-def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> tuple[list[float], list[float]]:
-    """Similarity of the tokens after each block before training, and the loss at each step of training."""
+def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[float]]:
+    """By block, before training: similarity of the tokens, gradient of two weights. By step: the loss."""
     n_layers, d_model, steps = 32, 32, 100
     torch.manual_seed(0)
     letters, places = nn.Embedding(128, d_model), nn.Embedding(len(text), d_model)
@@ -180,22 +181,26 @@ def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> tuple[list[float]
     read_out = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 128))
     model = nn.ModuleList([letters, places, blocks, read_out])
     optimizer = torch.optim.AdamW(model.parameters())
-    similarity, losses = [], []
+    found = {"similarity": [], "feed-forward": [], "queries and keys": [], "loss": []}
     with torch.no_grad():
         x = (letters(text) + places.weight)[None]  # (1, T, D)
         for block in blocks:
             x = block(x)
             direction = F.normalize(x[0], dim=-1)  # (T, D), unit length
-            similarity.append((direction @ direction.T).mean().item())
+            found["similarity"].append((direction @ direction.T).mean().item())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / warmup)
         logits = read_out(blocks((letters(text[:-1]) + places.weight[:-1])[None]))[0]  # (T - 1, 128)
         loss = F.cross_entropy(logits, text[1:])
         optimizer.zero_grad()
         loss.backward()
+        if step == 0:
+            for attention, feed_forward in (block.parts for block in blocks):
+                found["feed-forward"].append(feed_forward.up.weight.grad.norm().item())
+                found["queries and keys"].append(attention.qkv.weight.grad[: 2 * d_model].norm().item())
         optimizer.step()
-        losses.append(loss.item())
-    return similarity, losses
+        found["loss"].append(loss.item())
+    return found
 
 
 results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
@@ -210,20 +215,33 @@ wiring_figure(results, letter_entropy)
 
 # %% [markdown]
 # Left, before any training: how alike the tokens have become after each block (1 means that all point the same way). Without the plus sign, attention's averaging wins. After a few
-# blocks every position holds the same vector, and nothing above can tell the tokens apart. Right, what that costs: the loss (the mean of $-\ln p$ of the right letter, in *nats*) stops at the
+# blocks every position holds the same vector, and nothing above can tell the tokens apart.
+#
+# In the middle, also before training: the norm of the gradient that reaches each block's weights. In pre-norm it is the same at every depth, because the plus sign hands each block the
+# gradient from above untouched: the derivative of $x + f(x)$ is $1 + f'(x)$. Without the plus sign it has to pass through every block on its way down, and the feed-forward weights (solid) get less the deeper they lie. Queries and keys
+# (dotted) fare worst: where all tokens are alike, it makes no difference who looks at whom, so there is nothing to learn from it.
+#
+# Right, what it costs to lose the plus sign: the loss (the mean of $-\ln p$ of the right letter, in *nats*) stops at the
 # dotted line, $-\sum_c p_c \ln p_c$ over the letters' frequencies $p_c$. That is what you pay if you know how often each letter occurs and nothing else: the model has lost the text.
 #
-# Post-norm keeps the tokens apart, and still, at the rate that suits pre-norm, its curve ends on the same line. Treated gently, with a third of the rate and a warm-up, it learns, and slowly. The usual explanation
-# is that its gradients are badly balanced between layers at the start (Xiong et al. 2020). Pre-norm needs no such care. GPT-2 and nearly everything since is wired this way.
+# Post-norm lets the tokens become rather alike, but not the same; its gradients reach every block, and still, at the rate that suits pre-norm, its curve ends on the same line. Treated gently, with a third of the rate and a warm-up, it learns, and slowly. The usual explanation
+# is that its gradients are large and badly balanced at the start (Xiong et al. 2020); in the middle panel they are larger than pre-norm's and vary more from block to block. Pre-norm needs no such care. GPT-2 and nearly everything since is wired this way.
 
 # %% tags=["nbval-check-output"]
-final = {wiring: losses[-1] for wiring, (_, losses) in results.items()}
+final = {wiring: found["loss"][-1] for wiring, found in results.items()}
+pre_norm, without = results["pre-norm"], results["no residual"]
 {
     "pre-norm has learned the text": final["pre-norm"] < 0.1,
     "without residual, only the letter frequencies": abs(final["no residual"] - letter_entropy) < 0.1,
     "post-norm at that rate, the same": abs(final["post-norm"] - letter_entropy) < 0.1,
     "post-norm treated gently is on its way": final["post-norm, gently"] < letter_entropy / 2,
-    "without residual, all tokens are alike": results["no residual"][0][-1] > 0.99,
+    "without residual, all tokens are alike": without["similarity"][-1] > 0.99,
+    "pre-norm: the first block gets as much gradient as the last": 0.5
+    < pre_norm["feed-forward"][0] / pre_norm["feed-forward"][-1]
+    < 2,
+    "without residual it gets less than a 50th": without["feed-forward"][0] < without["feed-forward"][-1] / 50,
+    "and its queries and keys less than a millionth of pre-norm's": without["queries and keys"][0]
+    < 1e-6 * pre_norm["queries and keys"][0],
 }
 
 # %% [markdown]
@@ -267,7 +285,7 @@ block = TransformerBlock(d_model=768, n_heads=12, d_ff=3072)
 {name: f"{sum(p.numel() for p in part.parameters()):,}" for name, part in block.named_children()}
 
 # %% [markdown]
-# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. What does an untrained block do to a stream of numbers around 1?
+# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. And how much does an untrained block change a stream of numbers around 1? Little: it begins as a small correction to what is there, and learns to be a larger one.
 
 # %%
 x = torch.randn(1, 16, 768)  # (B, T, D)
@@ -335,14 +353,17 @@ def my_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> 
 check.layer_norm(my_layer_norm)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_layer_norm(x, gamma, beta, eps=1e-5):
 #     mean = x.mean(-1, keepdim=True)
 #     variance = x.var(-1, keepdim=True, correction=0)
 #     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta
 # ```
-# ````
+#
+# </details>
 #
 # **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`. Connect them as a pre-norm block.
 
@@ -358,13 +379,16 @@ def my_block(x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forwar
 check.block_wiring(my_block)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_block(x, norm_1, attention, norm_2, feed_forward):
 #     x = x + attention(norm_1(x))
 #     return x + feed_forward(norm_2(x))
 # ```
-# ````
+#
+# </details>
 #
 # **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
 # return how many whole blocks you can afford.
@@ -379,13 +403,16 @@ def my_depth(budget: int, d_model: int) -> int:
 check.affordable_depth(my_depth)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.
 # ```python
 # def my_depth(budget, d_model):
 #     return budget // (12 * d_model**2 + 13 * d_model)
 # ```
-# ````
+#
+# </details>
 #
 # ## What you have now
 #

@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ swapped = block((torch.stack([man, bites, dog, stop]) + position)[None])[0, -1]
 #
 # ## Predictions out
 #
-# On top, the stream of `D` numbers per token must become `V` scores. That is a product with a `(D, V)` matrix, and a good one is already there: the token table itself,
+# On top, the stream of `D` numbers per token must become `V` scores, called *logits*; a softmax makes probabilities of them. That is a product with a `(D, V)` matrix, and a good one is already there: the token table itself,
 # transposed. A token scores high when the stream points in its direction. Sharing the matrix (*weight tying*, Press and Wolf 2017) saves a second table of that size, and
 # what is learned about a word as input helps to predict it.
 #
@@ -147,7 +148,7 @@ class GPTConfig:
 # ## The model
 #
 # Twenty lines assemble it. Two of them decide how it starts. Every matrix begins with small normal numbers (standard deviation 0.02), and the two matrices per block that write to the
-# stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many additions of independent vectors then end with the same variance at any depth.
+# stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many additions of independent vectors then end with the same variance at any depth. (Further down this is measured.)
 
 
 # %%
@@ -161,8 +162,8 @@ class GPT(nn.Module):
         config: The model's shape.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3, which scales the
-    initial weights of residual layers by 1 / sqrt(their number): std 0.02, and 0.02 / sqrt(2 * n_layers) for the
-    projections into the residual stream.
+    initial weights of residual layers by 1 / sqrt(their number). The 0.02 is GPT-1's (Radford et al. 2018) and that of
+    `transformers`; OpenAI's own code starts the positions with 0.01.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -223,7 +224,7 @@ class GPT(nn.Module):
         Raises:
             ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) an id is not in the vocabulary.
         """
-        return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)
+        return F.linear(self.hidden(tokens, caches, start), self.token_embedding.weight)  # (B, T, D) @ (D, V)
 
 
 # %% [markdown]
@@ -244,7 +245,14 @@ parameter_map(gpt2)
 #
 # ## The loss, and what it should be before training
 #
-# The loss is the mean of $-\ln p(\text{next token})$, in nats. A model that knows nothing should give each of `V` tokens the probability $1/V$, so its loss should be $\ln V$. Start from
+# One pass through the model answers at *every* position at once. The answers it should give are the same text, one place further on:
+#
+# | position | 0 | 1 | 2 | 3 | 4 |
+# |---|---|---|---|---|---|
+# | reads, `x` | M | i | a | ␣ | l |
+# | should answer, `y` | i | a | ␣ | l | o |
+#
+# `T` questions for one pass, and each is fair, because none can see its own answer: that is what the mask of chapter 1 is for. The loss is the mean over all positions of $-\ln p(\text{next token})$, in nats. A model that knows nothing should give each of `V` tokens the probability $1/V$, so its loss should be $\ln V$. Start from
 # wider numbers, and it is far *worse* than ignorant. The output table is the input table, so large rows make it certain that each token will be repeated:
 
 # %%
@@ -257,134 +265,21 @@ for std in (0.02, 0.2, 1.0):
     print(f"embedding std {std:4}: loss {loss:7.2f}   (ln V = {math.log(50257):.2f})")
 
 # %% [markdown]
-# ## The loss without the logits
-#
-# Every position of GPT-2 has 50,257 logits. For a batch of 8 texts that fill the context, in float32, that is
-
-# %% tags=["nbval-check-output"]
-f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
-
-# %% [markdown]
-# and autograd keeps copies. Yet the loss $\ell$ needs only two numbers of each row of logits $z$, its log-sum-exp and the logit of its target $y$, and the gradients have a closed form. With
-# $p = \operatorname{softmax}(z)$, and $z = W h$ for the token table $W$ and a row $h$ of the stream:
-#
-# $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y], \qquad \frac{\partial \ell}{\partial h} = W^\top \frac{\partial \ell}{\partial z}, \qquad \frac{\partial \ell}{\partial W} = \frac{\partial \ell}{\partial z}\, h^\top$$
-#
-# So take the rows in blocks: make a block's logits, use them for the loss *and at once* for the gradients of stream and table, and throw them away. A block is large enough for its matrix products to be
-# efficient. Inside it the softmax, which needs 32 bits, takes few rows at a time, so that they never leave the processor's cache: fetching memory, not arithmetic, is what costs here. What stays is as
-# large as the stream and the table. A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient": `forward` computes and puts aside, `backward` hands out. Targets of -100 mark
-# positions that do not count.
-
+# The smaller start of the matrices that write to the stream does not show in this loss; forget it, and nothing looks wrong before training. It shows in the stream. How much do all blocks together add, with GPT-2's
+# start, and with 0.02 everywhere?
 
 # %%
-#| export
-def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Replace logits `(N, V)` by `softmax(logits) - one_hot(targets)`, targets `(N, 1)`; return the losses `(N, 1)`."""
-    z = logits.float()  # (N, V): sums of thousands of exponentials need 32 bits
-    z = z - z.amax(-1, keepdim=True)  # so that no exponential overflows
-    picked = z.gather(1, targets)  # (N, 1)
-    total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
-    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
-    return total.log() - picked
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross entropy of `hidden @ weight.T`, some rows at a time; gradients are made in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
-        device, N, V = hidden.device.type, len(targets), weight.size(0)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        on_cpu = device == "cpu"
-        blocks = math.ceil(N * V / 2 ** (24 if on_cpu else 28))  # 32 MB of 16-bit logits at once; a GPU: 512 MB
-        rows, few = math.ceil(N / blocks), max(1, 2 ** (20 if on_cpu else 26) // V)
-        count = targets.ne(-100).sum().clamp(min=1)
-        loss = torch.zeros((), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if with_gradient else None
-        grad_weight = torch.zeros_like(weight) if with_gradient else None
-        matrix = weight.to(dtype)  # (V, D)
-        with torch.autocast(device, enabled=False):
-            for first in range(0, N, rows):
-                part = slice(first, first + rows)
-                counts, y = targets[part, None] != -100, targets[part, None].clamp(min=0)  # (rows, 1) each
-                h = hidden[part].to(dtype)  # (rows, D)
-                z = h @ matrix.T  # (rows, V), the logits and then their gradient
-                for i in range(0, len(z), few):  # so few rows that their 32-bit copies stay in the processor's cache
-                    loss += (_to_gradient_(z[i : i + few], y[i : i + few]) * counts[i : i + few]).sum()
-                if grad_hidden is not None and grad_weight is not None:
-                    grad_hidden[part] = z @ matrix * counts
-                    h = h * counts  # a target of -100 gives nothing
-                    for table, dz in zip(grad_weight.split(2**13), z.split(2**13, 1), strict=True):
-                        table += dz.T @ h  # a slice of the vocabulary: no second table in memory
-        if grad_hidden is not None and grad_weight is not None:
-            ctx.gradients = grad_hidden.div_(count), grad_weight.div_(count)
-        return loss / count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were handed out already; compute the loss anew")
-        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place: no second table in memory
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
-
-
-# %% [markdown]
-# The method `loss` belongs into the class; `@add_to(GPT)` puts it there, here in the notebook and in the exported module.
-
-
-# %%
-#| export
-@course.add_to(GPT)
-def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of the next token, without ever holding all logits.
-
-    Args:
-        tokens: `(B, T)` int64 token ids.
-        targets: `(B, T)` int64: the token that follows each position, or -100 where none counts.
-
-    Returns:
-        A scalar in nats per counted target; 0 if none counts.
-
-    Raises:
-        ValueError: As `forward`; or `targets` has another shape than `tokens`.
-    """
-    V = self.config.vocab_size
-    if (
-        targets.is_cpu
-        and not torch.compiler.is_compiling()
-        and bool(((targets >= V) | (targets < 0) & (targets != -100)).any())
-    ):
-        raise ValueError(
-            f"targets hold ids outside the vocabulary; ids from 0 to {V - 1} are allowed, and -100 for none"
-        )
-    if targets.shape != tokens.shape:
-        shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
-        raise ValueError(f"targets have shape {shapes}; they must be the same")
-    hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
-    return _ChunkedCrossEntropy.apply(hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled())
-
-
-# %% [markdown]
-# The same value and the same gradients as the plain way, at a fraction of the memory. Measured here with PyTorch's profiler, which counts every allocation:
-
-# %%
-from course.figures.chapter_03 import peak_megabytes
-
-wide = GPT(GPTConfig(vocab_size=50257, context_length=128, n_layers=2, n_heads=4, d_model=128, d_ff=512))
-x, y = torch.randint(50257, (2, 4, 128))  # (B, T) each
-
-
-def plain_loss() -> Tensor:
-    return F.cross_entropy(wide(x).flatten(0, 1), y.flatten())
-
-
-gradients = [torch.autograd.grad(value, wide.parameters()) for value in (plain_loss(), wide.loss(x, y))]
-print("same value:", bool(torch.allclose(plain_loss(), wide.loss(x, y), atol=1e-6)))
-difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
-print(f"largest difference of a gradient: {difference:.0e}")
-plain, chunked = peak_megabytes(plain_loss), peak_megabytes(lambda: wide.loss(x, y))
-print(f"at the peak of forward and backward: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
+for depth in (2, 8, 32):
+    trial = GPT(GPTConfig(vocab_size=1000, context_length=64, n_layers=depth, n_heads=4, d_model=64, d_ff=256))
+    sizes = []
+    for std in (None, 0.02):
+        for block in trial.blocks if std else ():
+            nn.init.normal_(block.attention.out.weight, std=std)
+            nn.init.normal_(block.feed_forward.down.weight, std=std)
+        x = 0.02 * torch.randn(1, 64, 64)  # (B, T, D)
+        with torch.no_grad():
+            sizes.append((nn.Sequential(*trial.blocks)(x) - x).std().item())
+    print(f"{depth:2} blocks add numbers of size {sizes[0]:.3f}; not scaled down, {sizes[1]:.3f}")
 
 # %% [markdown]
 # ## GPT-2's weights
@@ -412,7 +307,10 @@ _ONLY = {
     "tie_word_embeddings": True,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
 }
+_SIZES = {"vocab_size", "n_positions", "n_layer", "n_head", "n_embd"}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def _published_name(name: str) -> tuple[str, bool]:
@@ -463,7 +361,8 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks a file; or the hub cannot be reached.
-        ValueError: The folder holds another architecture than GPT-2, or its weights do not fit its config.
+        ValueError: The folder holds another architecture than GPT-2, its weights do not fit its config, or a
+            file is damaged.
     """
     files = [Path(name_or_folder) / name for name in ("config.json", "model.safetensors")]
     if not Path(name_or_folder).is_dir() and str(name_or_folder) in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
@@ -479,10 +378,17 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
         if not file.is_file():
             wanted = "a folder with config.json and model.safetensors, or a name like 'gpt2'"
             raise FileNotFoundError(f"{file} is not there; from_pretrained takes {wanted}")
-    theirs = json.loads(files[0].read_text(encoding="utf-8"))
+    try:
+        theirs = dict(json.loads(files[0].read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{files[0]} is not a model's config: {error}") from error
     for key, only in _ONLY.items():
         if theirs.get(key, None if key == "model_type" else only) != only:
             raise ValueError(f"{files[0]} says {key} = {theirs.get(key)!r}; only {only!r} can be loaded")
+    if missing := sorted(_SIZES - theirs.keys()):
+        raise ValueError(f"{files[0]} lacks {', '.join(missing)}; a GPT-2 config has {', '.join(sorted(_SIZES))}")
+    if len(dropouts := {theirs.get(key, 0.1) for key in _DROPOUTS}) > 1:  # 0.1 is what a config that is silent means
+        raise ValueError(f"{files[0]} has different dropouts {sorted(dropouts)}; one for all can be loaded")
     config = GPTConfig(
         vocab_size=theirs["vocab_size"],
         context_length=theirs["n_positions"],
@@ -490,20 +396,193 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
         n_heads=theirs["n_head"],
         d_model=theirs["n_embd"],
         d_ff=theirs.get("n_inner") or 4 * theirs["n_embd"],
-        dropout=theirs.get("resid_pdrop", 0.0),
+        dropout=dropouts.pop(),
     )
-    model, weights = cls(config), load_file(files[1])
+    model = cls(config)
+    try:
+        weights = {name.removeprefix("transformer."): weight for name, weight in load_file(files[1]).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{files[1]} is not a whole safetensors file: {error}") from error
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             key, transposed = _published_name(name)
-            weight = weights.get(key, weights.get(key.removeprefix("transformer.")))
+            weight = weights.pop(key.removeprefix("transformer."), None)
             shape = tuple(reversed(parameter.shape) if transposed else parameter.shape)
             if weight is None or tuple(weight.shape) != shape:
                 found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
                 raise ValueError(f"{files[1]} holds {found} for {key}; its config asks for {shape}")
             parameter.copy_(weight.T if transposed else weight)
+    output = weights.pop("lm_head.weight", None)  # some files repeat the tied table
+    if output is not None and not torch.equal(output.to(parameter.dtype), model.token_embedding.weight):
+        raise ValueError(f"{files[1]} has an output matrix of its own; GPT-2's is the token table")
+    if unknown := [name for name in weights if not name.endswith((".attn.bias", ".attn.masked_bias"))]:  # masks
+        raise ValueError(f"{files[1]} holds {unknown[0]}, for which a model of {config.n_layers} layers has no place")
     return model.eval()
 
+
+# %% [markdown]
+# ## The loss without the logits
+#
+# *You can skip this section at a first reading. It makes `model.loss(x, y)`, which equals `F.cross_entropy(model(x).flatten(0, 1), y.flatten())` and needs much less memory.*
+#
+# Every position of GPT-2 has 50,257 logits. For a batch of 8 texts that fill the context, in float32, that is
+
+# %% tags=["nbval-check-output"]
+f"{8 * 1024 * 50257 * 4 / 1e9:.1f} GB"
+
+# %% [markdown]
+# and autograd keeps copies. Yet the loss $\ell$ needs only two numbers of each row of logits $z$, its log-sum-exp and the logit of its target $y$, and the gradients have a closed form. With
+# $p = \operatorname{softmax}(z)$, and $z = W h$ for the token table $W$ and a row $h$ of the stream:
+#
+# $$\ell = \ln \sum_j e^{z_j} - z_y, \qquad \frac{\partial \ell}{\partial z_j} = p_j - \mathbb{1}[j = y], \qquad \frac{\partial \ell}{\partial h} = W^\top \frac{\partial \ell}{\partial z}, \qquad \frac{\partial \ell}{\partial W} = \frac{\partial \ell}{\partial z}\, h^\top$$
+#
+# with $W$ `(V, D)`, $h$ `(D,)`, $z$ and $p$ `(V,)`, and $y$ a token id. So take the rows a few at a time: make their logits, use them for the loss *and at once* for the gradients of stream and table, and
+# throw them away. What stays is as large as the stream and the table. First plainly, checked against autograd:
+
+
+# %% tags=["nbval-check-output"]
+def loss_in_chunks(h: Tensor, W: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """h (N, D), W (V, D), y (N,): the mean loss, and its gradients for h and W."""
+    loss, grad_h, grad_W = torch.zeros(()), torch.zeros_like(h), torch.zeros_like(W)
+    for i in range(0, len(h), rows):
+        z = h[i : i + rows] @ W.T  # (rows, V)
+        loss += F.cross_entropy(z, y[i : i + rows], reduction="sum")
+        dz = z.softmax(-1) - F.one_hot(y[i : i + rows], len(W))  # (rows, V)
+        grad_h[i : i + rows] = dz @ W
+        grad_W += dz.T @ h[i : i + rows]
+    return loss / len(h), grad_h / len(h), grad_W / len(h)
+
+
+h, W, y = torch.randn(10, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True), torch.randint(7, (10,))
+plain = F.cross_entropy(h @ W.T, y)
+with torch.no_grad():
+    in_chunks = loss_in_chunks(h, W, y, rows=3)
+[torch.allclose(a, b, atol=1e-6) for a, b in zip(in_chunks, (plain, *torch.autograd.grad(plain, (h, W))), strict=True)]
+
+# %% [markdown]
+# The real one adds care. Its blocks of rows are large enough for the matrix products to be efficient. Inside a block the softmax, which needs 32-bit numbers even where the products use 16 (*autocast*, chapter 6), takes so few rows at a time that they never
+# leave the processor's cache: fetching memory, not arithmetic, is what costs here. A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient": `forward` computes and puts aside, `backward` hands out. Targets of -100 mark
+# positions that do not count.
+
+
+# %%
+#| export
+def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Replace logits `(N, V)` by `softmax(logits) - one_hot(targets)`, targets `(N, 1)`; return the losses `(N, 1)`."""
+    z = logits.float()  # (N, V): sums of thousands of exponentials need 32 bits
+    z = z.sub_(z.amax(-1, keepdim=True))  # so that no exponential overflows
+    picked = z.gather(1, targets)  # (N, 1)
+    total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
+    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    return total.log() - picked
+
+
+def logit_rows(n_rows: int, vocab_size: int, bytes_per_number: int, device: str) -> tuple[int, int]:
+    """How many rows of logits the loss holds at once, and of how many it makes 32-bit copies at once.
+
+    Blocks of at most 32 MB with copies of 4 MB on a CPU, whose cache they should fit; of 512 MB with 256 MB elsewhere.
+    """
+    block, copies = (2**25, 2**22) if device == "cpu" else (2**29, 2**28)
+    blocks = max(1, math.ceil(n_rows * vocab_size * bytes_per_number / block))
+    return math.ceil(n_rows / blocks), max(1, copies // (4 * vocab_size))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of `hidden @ weight.T`, some rows at a time; gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        device, N, V = hidden.device.type, len(targets), weight.size(0)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        rows, few = logit_rows(N, V, dtype.itemsize, device)
+        count = targets.ne(-100).sum().clamp(min=1)
+        loss = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if with_gradient else None
+        grad_weight = torch.zeros_like(weight) if with_gradient else None
+        matrix = weight.to(dtype)  # (V, D)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, N, max(1, rows)):
+                part = slice(first, first + rows)
+                counts, y = targets[part, None] != -100, targets[part, None].clamp(min=0)  # (rows, 1) each
+                h = hidden[part].to(dtype).masked_fill(~counts, 0)  # (rows, D); what does not count is 0, even nan
+                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                for i in range(0, len(z), few):
+                    loss += (_to_gradient_(z[i : i + few], y[i : i + few]) * counts[i : i + few]).sum()
+                if grad_hidden is not None and grad_weight is not None:
+                    grad_hidden[part] = z @ matrix * counts
+                    for table, dz in zip(grad_weight.split(2**13), z.split(2**13, 1), strict=True):
+                        table += dz.T @ h  # a slice of the vocabulary: no second table in memory
+                        del dz
+                del z  # before the next block is made
+        if grad_hidden is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
+        return loss / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+# %% [markdown]
+# The method `loss` belongs into the class; `@add_to(GPT)` puts it there, here in the notebook and in the exported module.
+
+
+# %%
+#| export
+@course.add_to(GPT)
+def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of the next token, holding no more than a block of logits at once (`logit_rows`).
+
+    Args:
+        tokens: `(B, T)` int64 token ids.
+        targets: `(B, T)` int64: the token that follows each position, or -100 where none counts.
+
+    Returns:
+        A scalar in nats per counted target; 0 if none counts.
+
+    Raises:
+        ValueError: As `forward`; or `targets` has another shape than `tokens`.
+    """
+    V = self.config.vocab_size
+    if (
+        targets.is_cpu
+        and not torch.compiler.is_compiling()
+        and bool(((targets >= V) | (targets < 0) & (targets != -100)).any())
+    ):
+        raise ValueError(
+            f"targets hold ids outside the vocabulary; ids from 0 to {V - 1} are allowed, and -100 for none"
+        )
+    if targets.shape != tokens.shape:
+        shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
+        raise ValueError(f"targets have shape {shapes}; they must be the same")
+    hidden = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
+    return _ChunkedCrossEntropy.apply(hidden, self.token_embedding.weight, targets.flatten(), torch.is_grad_enabled())
+
+
+# %% [markdown]
+# The same value and the same gradients as the plain way, at a fraction of the memory. Measured here with PyTorch's profiler, which counts every allocation:
+
+# %% tags=["nbval-check-output"]
+from course.figures.chapter_03 import peak_megabytes
+
+wide = GPT(GPTConfig(vocab_size=50257, context_length=128, n_layers=2, n_heads=4, d_model=128, d_ff=512))
+x, y = torch.randint(50257, (2, 4, 128))  # (B, T) each
+
+
+def plain_loss() -> Tensor:
+    return F.cross_entropy(wide(x).flatten(0, 1), y.flatten())
+
+
+gradients = [torch.autograd.grad(value, wide.parameters()) for value in (plain_loss(), wide.loss(x, y))]
+print("same value:", bool(torch.allclose(plain_loss(), wide.loss(x, y), atol=1e-6)))
+print("same gradients:", all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True)))
+plain, chunked = peak_megabytes(plain_loss), peak_megabytes(lambda: wide.loss(x, y))
+print("less than half the memory:", chunked < plain / 2)
+
+# %%
+print(f"at the peak of forward and backward: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
 
 # %% [markdown]
 # ## Watch it decide
@@ -524,7 +603,7 @@ for step in range(201):
         print(f"step {step:3}: loss {loss.item():.4f}")
 
 # %% [markdown]
-# Where in the stack does it make up its mind? The stream has the same shape at every depth, so the output matrix can read it anywhere: below the first block, above the second, and so on.
+# Where in the stack does it make up its mind? The stream has the same shape at every depth, so what comes at the end, the final norm and the output matrix, can read it anywhere: below the first block, above the second, and so on.
 # Every column is a position, every row a depth, the letter is the best guess for the next character there, and the colour its probability.
 
 # %% tags=["hide-input"]
@@ -577,7 +656,9 @@ def my_count(config: GPTConfig) -> int:
 check.parameter_count(my_count)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_count(config):
 #     V, T, L, D, F_ = config.vocab_size, config.context_length, config.n_layers, config.d_model, config.d_ff
@@ -585,7 +666,8 @@ check.parameter_count(my_count)
 #     feed_forward = D * F_ + F_ + F_ * D + D
 #     return V * D + T * D + L * (attention + feed_forward + 4 * D) + 2 * D
 # ```
-# ````
+#
+# </details>
 #
 # **2. The loss by hand.** Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of -100 does not count. It must survive logits of 1,000.
 
@@ -599,7 +681,9 @@ def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 check.cross_entropy(my_cross_entropy)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_cross_entropy(logits, targets):
 #     counts = targets != -100
@@ -607,10 +691,11 @@ check.cross_entropy(my_cross_entropy)
 #     picked = rows.gather(1, targets[counts][:, None])[:, 0]
 #     return (rows.logsumexp(-1) - picked).mean()
 # ```
-# ````
 #
-# **3. Bits per byte.** Losses of models with different tokenizers cannot be compared: a long token is harder to guess and says more. Bits per byte can. Convert: `loss` nats per
-# token, on a text of `n_tokens` tokens and `n_bytes` bytes.
+# </details>
+#
+# **3. Bits per byte.** Losses of models that cut text into different tokens (chapter 4) cannot be compared: a long token is harder to guess and says more. What a whole text costs can, divided by its length in bytes. A text of `n_tokens` tokens costs
+# `loss * n_tokens` nats in all, and a bit is $\ln 2$ nats. Convert `loss` nats per token into bits per byte, for a text of `n_bytes` bytes.
 
 
 # %% tags=["exercise"]
@@ -622,12 +707,15 @@ def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
 check.bits_per_byte(my_bits_per_byte)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # ```python
 # def my_bits_per_byte(loss, n_tokens, n_bytes):
 #     return loss * n_tokens / n_bytes / math.log(2)
 # ```
-# ````
+#
+# </details>
 #
 # ## What you have now
 #

@@ -32,6 +32,7 @@ import codecs
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +62,13 @@ model, tokenizer = run.model.eval(), run.tokenizer
 # %%
 from slm import stories
 
-story = torch.tensor([tokenizer.eot_token, *tokenizer.encode(stories.sample(seed=7))])  # (T,)
+start_of_text = tokenizer.eot_token  # the end of the text before it: so every story begins in training
+story = torch.tensor([start_of_text, *tokenizer.encode(stories.sample(seed=7))])  # (T,)
 with torch.inference_mode():
     log_p = model(story[None])[0].log_softmax(-1)  # (T, V)
 entropy = -(log_p.exp() * log_p).sum(-1)  # (T,), in nats
 tokens = story[: int(entropy[:40].argmax()) + 1]
-logits = log_p[len(tokens) - 1][None]  # (B, V) with B = 1; a log-probability is a logit too
+logits = log_p[len(tokens) - 1][None]  # (B, V) with B = 1; the softmax of log p is p again
 opening = tokenizer.decode(tokens[1:].tolist())
 opening
 
@@ -76,7 +78,7 @@ from course.figures.chapter_07 import next_token_bars
 next_token_bars(logits[0], tokenizer)
 
 # %% [markdown]
-# Each panel holds the same logits. From left to right the *temperature* rises and the bars level out. In the lower row *top-p* has cut away the tail (grey) and what is
+# Each panel holds the same logits, and says in its corner how many tokens can still be drawn and how likely those are that have no bar here. From left to right the *temperature* rises and the bars level out. In the lower row *top-p* has cut away the tail (grey) and what is
 # left has grown to fill the gap. The rest of this chapter builds these two controls, and then makes the loop around them fast.
 #
 # ## From logits to a choice
@@ -112,8 +114,8 @@ before = p.cumsum(0) - p  # what is larger than this token, together
 # %% [markdown]
 # ## The real one
 #
-# The three steps in the order in which everyone applies them: temperature, top-k, top-p. A token is removed by the logit $-\infty$, *before* the softmax, so that the rest still adds up to one.
-# Two details come from experience. The maximum is subtracted before the division, so that a tiny temperature cannot overflow. And top-p needs to put the verdicts, which it reached in
+# The three steps in the order of `transformers`: temperature, top-k, top-p. (Others, llama.cpp among them, divide by the temperature last, so the same numbers mean another set there.) A token is removed by the logit $-\infty$, *before* the softmax, so that the rest adds up to one again.
+# Two details come from experience. The maximum is subtracted before the division, so that a small temperature cannot overflow. And top-p needs to put the verdicts, which it reached in
 # sorted order, back into the order of the vocabulary: `scatter` does that.
 
 
@@ -126,7 +128,7 @@ def next_token_probabilities(
 
     Args:
         logits: `(B, V)`, of any floating type.
-        temperature: Divides the logits. 0 puts all probability on the largest (greedy).
+        temperature: Divides the logits. 0, or nearly, puts all probability on the largest (greedy).
         top_k: Keep only the `top_k` largest logits (and those equal to the last of them).
         top_p: Keep only the smallest set of tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et
             al. 2020).
@@ -135,22 +137,23 @@ def next_token_probabilities(
         `(B, V)` float32; rows sum to one.
     """
     logits = logits.float()
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         smallest_kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)  # (B, V) each
         removed = probabilities.cumsum(-1) - probabilities >= top_p  # what stands before a token is already enough
-        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+        back = torch.empty_like(removed).scatter_(-1, order, removed)  # (B, V): back[order[i]] = removed[i]
+        logits = logits.masked_fill(back, -torch.inf)
     return logits.softmax(-1)
 
 
 # %% tags=["nbval-check-output"]
 for settings in ({"temperature": 0}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.5, "top_p": 0.9}):
-    print(settings, [round(p, 3) for p in next_token_probabilities(z, **settings)[0].tolist()])
+    print(settings, [round(p, 3) for p in next_token_probabilities(z.flip(-1), **settings)[0].tolist()])
 
 # %% [markdown]
 # ## The obvious loop
@@ -214,9 +217,10 @@ class KVCache:
         if self._keys is None or self._values is None:
             B, H, _, K = k.shape
             self._keys, self._values = k.new_empty(B, H, self.capacity, K), v.new_empty(B, H, self.capacity, K)
-        start, self.length = self.length, self.length + k.size(2)
-        if self.length > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, and {self.length} were put in.")
+        start, end = self.length, self.length + k.size(2)
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, and {end} were put in.")
+        self.length = end
         self._keys[:, :, start : self.length] = k
         self._values[:, :, start : self.length] = v
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
@@ -228,7 +232,7 @@ class KVCache:
 
 # %% [markdown]
 # With one cache for each layer the model is handed only what is new: the whole prompt first, then one token at a time. `start` says which position the first of them has, because a single token
-# cannot know.
+# cannot know. Forget it, and every new token believes that it is the first of the text.
 
 
 # %%
@@ -246,6 +250,12 @@ def write_with_cache(tokens: Tensor, steps: int) -> Tensor:
 # %% tags=["nbval-check-output"]
 with torch.inference_mode():
     same = torch.equal(write_with_cache(tokens, steps=30), greedy)
+    expected = model(greedy[None])[0, -1]  # (V,), the whole text at once
+    for name, start in (("with start", len(greedy) - 1), ("start forgotten", 0)):
+        caches = [KVCache(len(greedy)) for _ in model.blocks]
+        model(greedy[None, :-1], caches)
+        error = (model(greedy[None, -1:], caches, start=start)[0, -1] - expected).abs().max().item()
+        print(f"{name}: logits off by less than 0.001: {error < 0.001}")
 same
 
 # %% [markdown]
@@ -262,13 +272,14 @@ same
 # | row 0 | Once | upon | *a* | *time* | *there* | *was* |
 # | row 1 | One | sunny | day | a | *small* | *fox* |
 #
-# Nothing is padded, so there is nothing to mask, and the rows cannot influence each other. Each row has a random generator of its own: row `r` draws with `seed + r`, exactly as if it had been written alone with that seed.
+# The price: beyond the end of the shortest prompt, prompts are read one position at a time. Put prompts of similar length together. Nothing is padded, so there is nothing to mask, and the rows cannot influence each other. Each row has a random generator of its own: row `r` draws with `seed + r`, exactly as if it had been written alone with that seed.
 #
 # ## When the window is full
 #
 # The model has `context_length` positions and not one more. Then `overflow="stop"` ends the text, and `overflow="slide"` keeps its last half and goes on. Why half, and not only the oldest token? Because
 # positions are learned: when the window moves, *every* token gets another position, and every key and value in the cache is wrong. The cache must be filled again, so let it be rare. The rule is a
-# function of the number of tokens alone, so it is the same with and without cache.
+# function of the number of tokens alone, so it is the same with and without cache. With a window of 8, nine tokens do not fit, so the oldest
+# five are dropped and four stay; four more fill the window, and one more makes it drop five again: 8 + 1 - 4 = 5 each time.
 
 
 # %%
@@ -286,13 +297,25 @@ def _window_start(length: int, context_length: int) -> int:
 # ## The real loop
 #
 # It yields after each position, so whoever calls it can print, stop, or throw away. Logits are made for the last position only: at GPT-2's size a prompt of 1,000 tokens would otherwise cost 200 MB of
-# logits that nobody reads. `torch.inference_mode()` switches off all bookkeeping for gradients. Dropout is switched off too, and the
-# model's mode is put back at the end, so that you can generate in the middle of training.
+# logits that nobody reads. `torch.inference_mode()` switches off all bookkeeping for gradients. Dropout is switched off too, and put back before each token is handed out: whoever reads a stream may train between two tokens,
+# read two streams in turns, or never come back for the rest.
 
 
 # %%
 #| export
-@torch.inference_mode()
+@contextmanager
+def _evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards each in its own again."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def generate_tokens(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -308,33 +331,42 @@ def generate_tokens(
 ) -> Iterator[list[int | None]]:
     """Continue token sequences side by side, one position at a time.
 
-    Row r draws with `seed + r`, so it is the text that it would have been alone with that seed.
+    Row r draws with `seed + r`: it is the text that it would have been alone with that seed on the same device, and
+    with or without a cache, up to rounding. (In 16 bits a near-tie between two tokens may fall differently.)
 
     Args:
-        model: In any mode; it runs in evaluation mode and is put back.
+        model: In any mode; it is in evaluation mode while it computes, and in its own between two tokens.
         prompts: Token ids, at least one a row; lengths may differ.
         max_tokens: New tokens a row.
         temperature, top_k, top_p: See `next_token_probabilities`.
         seed: Of the random generators.
         stop_token: A row ends with this token.
         overflow: With a full window "stop" ends the text; "slide" goes on with the last half of it.
-        use_cache: Keep keys and values instead of computing them again; the tokens are the same.
+        use_cache: Keep keys and values instead of computing them again.
         vocab_size: Draw only from the first `vocab_size` tokens (a model's vocabulary may be padded).
 
     Yields:
         For each position the new token of each row, None for a row that is in its prompt or has ended.
+
+    Raises:
+        ValueError: A setting out of range, or a prompt without a token; at the call, not at the first token.
     """
+    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} has no token; a text begins with at least one, such as end-of-text.")
     context = model.config.context_length
     ends = [len(prompt) + max_tokens for prompt in prompts]
-    text = torch.zeros(len(prompts), max(ends), dtype=torch.int64, device=model.device)  # (B, T of the longest text)
-    for row, prompt in enumerate(prompts):
-        text[row, : len(prompt)] = torch.tensor(prompt)
-    generators = [torch.Generator(model.device).manual_seed(seed + row) for row in range(len(prompts))]
-    caches = [KVCache(min(context, max(ends))) for _ in model.blocks] if use_cache else None
-    start, cached = 0, 0  # the model sees text[:, start:n], of which the cache holds text[:, start:cached]
-    was_training = model.training
-    model.eval()
-    try:
+
+    @torch.inference_mode()
+    def steps() -> Iterator[list[int | None]]:
+        longest = max(ends) if overflow == "slide" else min(max(ends), max(context + 1, *map(len, prompts)))
+        text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)  # (B, T): prompts, then zeros
+        for row, prompt in enumerate(prompts):
+            text[row, : len(prompt)] = torch.tensor(prompt)
+        generators = [torch.Generator(model.device).manual_seed(seed + row) for row in range(len(prompts))]
+        caches = [KVCache(min(context, longest)) for _ in model.blocks] if use_cache else None
+        start, cached = 0, 0  # the model sees text[:, start:n], of which the cache holds text[:, start:cached]
         for n in range(min(map(len, prompts)), max(ends)):
             if _window_start(n, context) > start:
                 _tell_overflow(overflow, context, first_time=start == 0)
@@ -343,13 +375,14 @@ def generate_tokens(
                 start = cached = _window_start(n, context)
                 for cache in caches or ():
                     cache.clear()
-            newest = model.hidden(text[:, cached:n], caches, start=cached - start)[:, -1]  # (B, D)
+            with _evaluation(model):
+                newest = model.hidden(text[:, cached:n], caches, start=cached - start)[:, -1]  # (B, D)
             logits = F.linear(newest, model.token_embedding.weight[:vocab_size])  # (B, V), of the last position only
             cached = n if use_cache else start
             probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
             new: list[int | None] = [None] * len(prompts)
             for row, prompt in enumerate(prompts):
-                if len(prompt) <= n < ends[row]:
+                if len(prompt) <= n < ends[row]:  # else it keeps what stands there: its prompt, or zeros nobody reads
                     text[row, n] = torch.multinomial(probabilities[row], 1, generator=generators[row])
                     new[row] = token = int(text[row, n])
                     if token == stop_token:
@@ -357,8 +390,8 @@ def generate_tokens(
             yield new
             if n + 1 >= max(ends):
                 return
-    finally:
-        model.train(was_training)
+
+    return steps() if prompts and max_tokens else iter(())
 
 
 def _tell_overflow(overflow: str, context: int, first_time: bool) -> None:
@@ -366,6 +399,20 @@ def _tell_overflow(overflow: str, context: int, first_time: bool) -> None:
     if first_time:
         then = "the text ends here" if overflow == "stop" else "the model now sees only the last part of the text"
         warnings.warn(f"the context of {context} tokens is full: {then} (overflow={overflow!r}).", stacklevel=3)
+
+
+def _check_settings(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, overflow: str) -> None:
+    """Refuse what cannot be meant, in one sentence."""
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be 1 or more, or None to keep all tokens.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None to keep all tokens.")
+    if overflow not in ("slide", "stop"):
+        raise ValueError(f"overflow is {overflow!r}; it must be 'slide' or 'stop'.")
 
 
 # %% [markdown]
@@ -392,20 +439,6 @@ decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 # %%
 #| export
-def _check_settings(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, overflow: str) -> None:
-    """Refuse what cannot be meant, in one sentence."""
-    if max_tokens < 0:
-        raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more.")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be 1 or more, or None to keep all tokens.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None to keep all tokens.")
-    if overflow not in ("slide", "stop"):
-        raise ValueError(f"overflow is {overflow!r}; it must be 'slide' or 'stop'.")
-
-
 def _encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, overflow: str) -> list[int]:
     """The prompt behind an end-of-text token, as every text stands in training."""
     tokens = [tokenizer.eot_token, *tokenizer.encode(prompt)]
@@ -444,7 +477,6 @@ def stream(
     Raises:
         ValueError: As `generate`, at the call and not at the first piece.
     """
-    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
     tokens = _encode_prompt(model, tokenizer, prompt, overflow)
     vocab_size = min(tokenizer.n_vocab, model.config.vocab_size)
     stop_token = tokenizer.eot_token if stop else None
@@ -481,18 +513,18 @@ def generate(
     """Continue one text, or many at once.
 
     Args:
-        model: In any mode; it runs in evaluation mode and is put back.
+        model: In any mode; while it computes, dropout is off.
         tokenizer: The one that the model was trained with.
         prompt: The beginning; "" begins a new text. Several prompts, of any lengths, are continued side by side.
         max_tokens: New tokens a text, at most.
         temperature: 0 is greedy, 1 draws from the model's own probabilities.
         top_k: Draw only from the `top_k` likeliest tokens.
         top_p: Draw only from the likeliest tokens that together reach this probability.
-        seed: The same seed gives the same text; prompt number r draws with `seed + r`.
+        seed: The same seed gives the same text on the same device; prompt number r draws with `seed + r`.
         stop: End at an end-of-text token.
         overflow: When the model's context is full, "stop" ends the text, "slide" goes on with the last half of the
             window; a warning says so.
-        use_cache: Keep keys and values instead of computing them again; the text is the same.
+        use_cache: Keep keys and values instead of computing them again; the text is the same (`generate_tokens`).
 
     Returns:
         The prompt and what follows it; a list of them for several prompts.
@@ -500,7 +532,6 @@ def generate(
     Raises:
         ValueError: A setting out of range, a prompt longer than the context (unless it slides), a foreign tokenizer.
     """
-    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         return []
@@ -560,8 +591,8 @@ figure
 print(f"{ratio:.1f} times as fast with the cache")
 
 # %% [markdown]
-# That is far less than the count of positions promised. Positions are not time: in a model this small, PyTorch's own overhead per call outweighs the arithmetic, and a pass over many positions takes little longer
-# than a pass over one. The larger the model, the closer the gain comes to the count. This is also why batches pay.
+# That is far less than a count of positions would promise. Positions are not time: a pass over one position has to call every layer and fetch every weight just as a pass over a hundred does, and in a model of any size
+# that is most of the work while the text is short. The gain grows with the *length* of the text, where the arithmetic of all those positions outweighs the fetching. This is also why batches pay: eight texts share one fetching.
 #
 # ## Is it right?
 #
@@ -609,7 +640,9 @@ def min_p_filter(probabilities: Tensor, min_p: float) -> Tensor:
 check.min_p(min_p_filter)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The threshold is relative to each row's own largest probability, so it has to keep its axis to line up.
 #
 # ```python
@@ -618,7 +651,8 @@ check.min_p(min_p_filter)
 #     left = probabilities * kept
 #     return left / left.sum(-1, keepdim=True)
 # ```
-# ````
+#
+# </details>
 #
 # ### 2. How likely is this text?
 #
@@ -635,7 +669,9 @@ def log_probability(model, prompt: list[int], continuation: list[int]) -> float:
 check.log_probability(log_probability)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The logits at position $t$ predict the token at $t + 1$. The first token of the continuation is therefore predicted at the *last* position of the prompt, and the last token is never put in.
 #
 # ```python
@@ -645,12 +681,13 @@ check.log_probability(log_probability)
 #     predicted = log_p[len(prompt) - 1 :]  # one row for each token of the continuation
 #     return float(predicted.gather(-1, tokens[0, len(prompt) :, None]).sum())
 # ```
-# ````
+#
+# </details>
 #
 # ### 3. Sliding one token at a time
 #
 # Our window jumps by half, because learned positions make a cache worthless once it slides. Models with *relative* positions can keep a cache that always holds the last `capacity` positions and forgets the oldest. Write it: called with new keys and values
-# `(B, H, T, K)`, it returns the last `capacity` positions, or all if there are fewer.
+# `(B, H, T, K)`, it returns the last `capacity` positions, or all if there are fewer. (With this course's attention it serves one new token at a time; a long prompt at once would need chapter 1's window mask as well.)
 
 
 # %% tags=["exercise"]
@@ -667,8 +704,10 @@ class SlidingCache:
 check.sliding_cache(SlidingCache)
 
 # %% [markdown]
-# ````{dropdown} Solution
-# Join along time, which is axis 2 of `(B, H, T, K)`, and keep the end.
+# <details>
+# <summary>Solution</summary>
+#
+# Join along time, which is axis 2 of `(B, H, T, K)`, and keep the end. `cat` copies everything at every token; a ring buffer would not, at the price of positions out of order.
 #
 # ```python
 # class SlidingCache:
@@ -681,7 +720,8 @@ check.sliding_cache(SlidingCache)
 #         self.k, self.v = self.k[:, :, -self.capacity :], self.v[:, :, -self.capacity :]
 #         return self.k, self.v
 # ```
-# ````
+#
+# </details>
 #
 # ## What you have now
 #

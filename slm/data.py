@@ -17,14 +17,14 @@ import json
 import os
 import re
 import threading
-import uuid
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import requests
@@ -278,7 +278,8 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Iterator[tuple[s
     except ImportError:
         raise DataError(f'Reading {path} needs pyarrow: pip install "slm[data]".') from None
     try:
-        with ParquetFile(path) as file:
+        # unless told otherwise, pyarrow reads the whole file ahead, and a column of a row group at once
+        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             columns = [column] if column in file.schema_arrow.names else None  # None: all, for the message to list
             share = path.stat().st_size / max(file.metadata.num_rows, 1)
             batches = file.iter_batches(batch_size=1024, columns=columns)
@@ -286,8 +287,8 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Iterator[tuple[s
             for number, row in enumerate(rows, 1):
                 advance(share)
                 yield f"{path}, row {number}", row
-    except ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file: {str(error).splitlines()[0].rstrip('.')}.") from None
+    except (ArrowInvalid, OSError) as error:  # no Parquet file at all; one with a damaged part
+        raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
 def _take_texts(rows: Iterable[tuple[str, dict[str, Any]]], column: str) -> Iterator[str]:
@@ -564,25 +565,36 @@ def find_source(
 
 FORMAT = 1  # of token files; one of another format is never read
 
+NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
+
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file that takes the name `path` once it is complete and on the disk, and is removed if it fails."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _full_disk_in_words(path: Path) -> Iterator[None]:
+    """Say in one sentence that there is no room for a file."""
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DataError(
             f"{path} could not be written ({error.strerror}): make room or choose another cache_dir."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what an unfinished preparation of a token file leaves."""
+    for name in (f".{path.name}.partial", f".{path.name}.note", f".{path.name}.note.tmp", f"{path.stem}.json.tmp"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that takes its name once it is complete and on the disk."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
@@ -609,31 +621,90 @@ def _batch_pieces(pieces: Iterable[Piece], characters: int = 1 << 19) -> Iterato
         yield batch
 
 
+@dataclass
+class Progress:
+    """How far a token file has got: the note that lies beside it while it is being made."""
+
+    batches: int = 0
+    documents: int = 0
+    tokens: int = 0
+    texts: str = ""  # a digest of the texts that were read
+    sha256: str = hashlib.sha256().hexdigest()  # of the tokens that were written
+
+
+def _digest_of_texts(before: str, batch: list[Piece]) -> str:
+    """The digest of all texts up to a batch, from that of the texts before it."""
+    joined = "\0".join([before, *(piece.text for piece in batch)])
+    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _read_note(note: Path, partial: Path, itemsize: int) -> tuple[Progress, Any]:
+    """What a killed process left, as far as it agrees with its note; and the running SHA-256 of those tokens."""
+    digest = hashlib.sha256()
+    if not (note.is_file() and partial.is_file()):
+        return Progress(), digest
+    try:
+        progress = Progress(**json.loads(note.read_bytes()))
+    except (ValueError, TypeError):  # by a version that noted something else
+        return Progress(), digest
+    left = progress.tokens * itemsize
+    with open(partial, "rb") as file:
+        while block := file.read(min(1 << 20, left)):
+            digest.update(block)
+            left -= len(block)
+    return (progress, digest) if digest.hexdigest() == progress.sha256 else (Progress(), hashlib.sha256())
+
+
 def _write_tokens(path: Path, reading: Reading, tokenizer: Tokenizer, about: dict[str, Any], n: int | None) -> None:
-    """Tokenize one split into a token file and, when that is complete, write the sidecar that makes it valid."""
+    """Tokenize one split into a file beside `path` and, when that is complete and has its sidecar, give it its name.
+
+    Every few seconds the tokens so far are forced to the disk, and a note says how far they reach. A later call reads
+    the same texts up to there without tokenizing them, and goes on; if they are not the same, it begins anew.
+    """
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
-    digest, n_tokens, n_documents = hashlib.sha256(), 0, 0
+    partial, note = (path.with_name(f".{path.name}.{end}") for end in ("partial", "note"))
 
-    def tokenize(batch: list[Piece]) -> tuple[int, np.ndarray]:
-        return sum(piece.starts for piece in batch), encode(batch, tokenizer).astype(dtype)
+    def batches() -> Iterator[list[Piece]]:
+        return _batch_pieces(_first_documents(reading.pieces(bar.update), n))
 
-    with (
-        tqdm(desc=path.stem, total=reading.size, unit=reading.unit, unit_scale=True, disable=None) as bar,
-        _replacing(path) as file,
-    ):
-        batches = _batch_pieces(_first_documents(reading.pieces(bar.update), n))
-        end = [(0, np.array([tokenizer.eot_token], dtype=dtype))]
-        for started, tokens in itertools.chain(map_ahead(tokenize, batches, min(os.cpu_count() or 1, 8)), end):
-            file.write(tokens.data)
-            digest.update(tokens.data)
-            n_documents, n_tokens = n_documents + started, n_tokens + len(tokens)
-            bar.set_postfix_str(f"{n_tokens / 1e6:.1f} M tokens", refresh=False)
-        if n_documents == 0:
-            raise DataError(f"The split {about['split']!r} of {about['source']} holds no text ({reading.rule}).")
-    facts = {"format": FORMAT, "tokens": n_tokens, "documents": n_documents, "dtype": dtype.name}
+    def tokenize(batch: list[Piece]) -> tuple[list[Piece], np.ndarray]:
+        return batch, encode(batch, tokenizer).astype(dtype)
+
+    with tqdm(desc=path.stem, total=reading.size, unit=reading.unit, unit_scale=True, disable=None) as bar:
+        done, digest = _read_note(note, partial, dtype.itemsize)
+        todo = batches()
+        if functools.reduce(_digest_of_texts, itertools.islice(todo, done.batches), "") != done.texts:
+            done, digest, todo = Progress(), hashlib.sha256(), batches()
+            bar.reset()
+        before, began = done.tokens, time.monotonic()
+        noted = began
+        with open(partial, "ab") as file:
+            file.truncate(done.tokens * dtype.itemsize)
+            for batch, tokens in map_ahead(tokenize, todo, min(os.cpu_count() or 1, 8)):
+                file.write(tokens.data)
+                digest.update(tokens.data)
+                done.batches, done.tokens = done.batches + 1, done.tokens + len(tokens)
+                done.documents += sum(piece.starts for piece in batch)
+                done.texts, now = _digest_of_texts(done.texts, batch), time.monotonic()
+                speed = (done.tokens - before) / max(now - began, 1e-9)
+                bar.set_postfix_str(f"{done.tokens / 1e6:.1f} M tokens, {speed / 1e6:.2f} M tokens/s", refresh=False)
+                if now - noted > NOTE_SECONDS:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    done.sha256, noted = digest.hexdigest(), now
+                    _write_whole(note, asdict(done))
+            end = np.array([tokenizer.eot_token], dtype=dtype)
+            file.write(end.data)
+            digest.update(end.data)
+            file.flush()
+            os.fsync(file.fileno())
+    if done.documents == 0:
+        raise DataError(f"The split {about['split']!r} of {about['source']} holds no text ({reading.rule}).")
+    path.unlink(missing_ok=True)  # tokens that had lost their sidecar
+    facts = {"format": FORMAT, "tokens": done.tokens + 1, "documents": done.documents, "dtype": dtype.name}
     sidecar = {**facts, "tokens_sha256": digest.hexdigest(), **about, "rule": reading.rule}
-    with _replacing(path.with_suffix(".json")) as file:
-        file.write(json.dumps(sidecar, indent=2).encode())
+    _write_whole(path.with_suffix(".json"), sidecar)
+    os.replace(partial, path)
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
@@ -674,9 +745,9 @@ def prepare_tokens(
     """Tokenize one split of a corpus into a file of ids, unless that was done before.
 
     The file holds uint16 (uint32 for a vocabulary above 65,536), end-of-text first, last and between documents. The
-    JSON file beside it says what it was made of; without one it is not finished, and is made anew. Documents are read
-    as a stream and tokenized by threads, so the memory needed does not grow with the corpus. A second process that
-    asks for the same file waits for the first.
+    JSON file beside it says what it was made of; without one it is not finished. Documents are read as a stream and
+    tokenized by threads, so the memory needed does not grow with the corpus. A call that was killed is gone on with by
+    the next one. A second process that asks for the same file waits for the first.
 
     Args:
         source: "stories"; a .txt, .jsonl or .parquet file, a folder of such files or a pattern like "texts/*.txt"; or
@@ -718,10 +789,19 @@ def prepare_tokens(
     with lock:
         if path.exists() and path.with_suffix(".json").exists():  # another process made it in the meantime
             return path
-        for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp"):  # by a process that was killed
-            abandoned.unlink()
-        made_by = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "eot_token": tokenizer.eot_token}
-        _write_tokens(path, found.read(about["split"]), tokenizer, about | {"tokenizer": made_by}, max_documents)
+        about["tokenizer"] = {
+            "name": tokenizer.name,
+            "fingerprint": tokenizer.fingerprint,
+            "eot_token": tokenizer.eot_token,
+        }
+        reading = found.read(about["split"])
+        try:
+            with _full_disk_in_words(path):
+                _write_tokens(path, reading, tokenizer, about, max_documents)
+        except DataError:  # from where no call could go on
+            _remove_unfinished(path)
+            raise
+        _remove_unfinished(path)
     return path
 
 
@@ -770,7 +850,7 @@ class TokenDataset(RowDataset):
             raise DataError(f"{self.path} is damaged: its contents are not what was written; delete it.")
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # a batch can reach into the next epoch
 def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
     """All row indices in the order of one epoch: `(n_rows,)`, a function of the arguments alone.
 

@@ -11,6 +11,7 @@ import codecs
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def next_token_probabilities(
 
     Args:
         logits: `(B, V)`, of any floating type.
-        temperature: Divides the logits. 0 puts all probability on the largest (greedy).
+        temperature: Divides the logits. 0, or nearly, puts all probability on the largest (greedy).
         top_k: Keep only the `top_k` largest logits (and those equal to the last of them).
         top_p: Keep only the smallest set of tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et
             al. 2020).
@@ -36,16 +37,17 @@ def next_token_probabilities(
         `(B, V)` float32; rows sum to one.
     """
     logits = logits.float()
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         smallest_kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)  # (B, V) each
         removed = probabilities.cumsum(-1) - probabilities >= top_p  # what stands before a token is already enough
-        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+        back = torch.empty_like(removed).scatter_(-1, order, removed)  # (B, V): back[order[i]] = removed[i]
+        logits = logits.masked_fill(back, -torch.inf)
     return logits.softmax(-1)
 
 
@@ -69,9 +71,10 @@ class KVCache:
         if self._keys is None or self._values is None:
             B, H, _, K = k.shape
             self._keys, self._values = k.new_empty(B, H, self.capacity, K), v.new_empty(B, H, self.capacity, K)
-        start, self.length = self.length, self.length + k.size(2)
-        if self.length > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, and {self.length} were put in.")
+        start, end = self.length, self.length + k.size(2)
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, and {end} were put in.")
+        self.length = end
         self._keys[:, :, start : self.length] = k
         self._values[:, :, start : self.length] = v
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
@@ -87,7 +90,19 @@ def _window_start(length: int, context_length: int) -> int:
     return jump * max(0, math.ceil((length - context_length) / jump))
 
 
-@torch.inference_mode()
+@contextmanager
+def _evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards each in its own again."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def generate_tokens(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -103,33 +118,42 @@ def generate_tokens(
 ) -> Iterator[list[int | None]]:
     """Continue token sequences side by side, one position at a time.
 
-    Row r draws with `seed + r`, so it is the text that it would have been alone with that seed.
+    Row r draws with `seed + r`: it is the text that it would have been alone with that seed on the same device, and
+    with or without a cache, up to rounding. (In 16 bits a near-tie between two tokens may fall differently.)
 
     Args:
-        model: In any mode; it runs in evaluation mode and is put back.
+        model: In any mode; it is in evaluation mode while it computes, and in its own between two tokens.
         prompts: Token ids, at least one a row; lengths may differ.
         max_tokens: New tokens a row.
         temperature, top_k, top_p: See `next_token_probabilities`.
         seed: Of the random generators.
         stop_token: A row ends with this token.
         overflow: With a full window "stop" ends the text; "slide" goes on with the last half of it.
-        use_cache: Keep keys and values instead of computing them again; the tokens are the same.
+        use_cache: Keep keys and values instead of computing them again.
         vocab_size: Draw only from the first `vocab_size` tokens (a model's vocabulary may be padded).
 
     Yields:
         For each position the new token of each row, None for a row that is in its prompt or has ended.
+
+    Raises:
+        ValueError: A setting out of range, or a prompt without a token; at the call, not at the first token.
     """
+    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} has no token; a text begins with at least one, such as end-of-text.")
     context = model.config.context_length
     ends = [len(prompt) + max_tokens for prompt in prompts]
-    text = torch.zeros(len(prompts), max(ends), dtype=torch.int64, device=model.device)  # (B, T of the longest text)
-    for row, prompt in enumerate(prompts):
-        text[row, : len(prompt)] = torch.tensor(prompt)
-    generators = [torch.Generator(model.device).manual_seed(seed + row) for row in range(len(prompts))]
-    caches = [KVCache(min(context, max(ends))) for _ in model.blocks] if use_cache else None
-    start, cached = 0, 0  # the model sees text[:, start:n], of which the cache holds text[:, start:cached]
-    was_training = model.training
-    model.eval()
-    try:
+
+    @torch.inference_mode()
+    def steps() -> Iterator[list[int | None]]:
+        longest = max(ends) if overflow == "slide" else min(max(ends), max(context + 1, *map(len, prompts)))
+        text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)  # (B, T): prompts, then zeros
+        for row, prompt in enumerate(prompts):
+            text[row, : len(prompt)] = torch.tensor(prompt)
+        generators = [torch.Generator(model.device).manual_seed(seed + row) for row in range(len(prompts))]
+        caches = [KVCache(min(context, longest)) for _ in model.blocks] if use_cache else None
+        start, cached = 0, 0  # the model sees text[:, start:n], of which the cache holds text[:, start:cached]
         for n in range(min(map(len, prompts)), max(ends)):
             if _window_start(n, context) > start:
                 _tell_overflow(overflow, context, first_time=start == 0)
@@ -138,13 +162,14 @@ def generate_tokens(
                 start = cached = _window_start(n, context)
                 for cache in caches or ():
                     cache.clear()
-            newest = model.hidden(text[:, cached:n], caches, start=cached - start)[:, -1]  # (B, D)
+            with _evaluation(model):
+                newest = model.hidden(text[:, cached:n], caches, start=cached - start)[:, -1]  # (B, D)
             logits = F.linear(newest, model.token_embedding.weight[:vocab_size])  # (B, V), of the last position only
             cached = n if use_cache else start
             probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
             new: list[int | None] = [None] * len(prompts)
             for row, prompt in enumerate(prompts):
-                if len(prompt) <= n < ends[row]:
+                if len(prompt) <= n < ends[row]:  # else it keeps what stands there: its prompt, or zeros nobody reads
                     text[row, n] = torch.multinomial(probabilities[row], 1, generator=generators[row])
                     new[row] = token = int(text[row, n])
                     if token == stop_token:
@@ -152,8 +177,8 @@ def generate_tokens(
             yield new
             if n + 1 >= max(ends):
                 return
-    finally:
-        model.train(was_training)
+
+    return steps() if prompts and max_tokens else iter(())
 
 
 def _tell_overflow(overflow: str, context: int, first_time: bool) -> None:
@@ -215,7 +240,6 @@ def stream(
     Raises:
         ValueError: As `generate`, at the call and not at the first piece.
     """
-    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
     tokens = _encode_prompt(model, tokenizer, prompt, overflow)
     vocab_size = min(tokenizer.n_vocab, model.config.vocab_size)
     stop_token = tokenizer.eot_token if stop else None
@@ -252,18 +276,18 @@ def generate(
     """Continue one text, or many at once.
 
     Args:
-        model: In any mode; it runs in evaluation mode and is put back.
+        model: In any mode; while it computes, dropout is off.
         tokenizer: The one that the model was trained with.
         prompt: The beginning; "" begins a new text. Several prompts, of any lengths, are continued side by side.
         max_tokens: New tokens a text, at most.
         temperature: 0 is greedy, 1 draws from the model's own probabilities.
         top_k: Draw only from the `top_k` likeliest tokens.
         top_p: Draw only from the likeliest tokens that together reach this probability.
-        seed: The same seed gives the same text; prompt number r draws with `seed + r`.
+        seed: The same seed gives the same text on the same device; prompt number r draws with `seed + r`.
         stop: End at an end-of-text token.
         overflow: When the model's context is full, "stop" ends the text, "slide" goes on with the last half of the
             window; a warning says so.
-        use_cache: Keep keys and values instead of computing them again; the text is the same.
+        use_cache: Keep keys and values instead of computing them again; the text is the same (`generate_tokens`).
 
     Returns:
         The prompt and what follows it; a list of them for several prompts.
@@ -271,7 +295,6 @@ def generate(
     Raises:
         ValueError: A setting out of range, a prompt longer than the context (unless it slides), a foreign tokenizer.
     """
-    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         return []

@@ -23,11 +23,14 @@ def test_equals_the_definition_in_float64(attention, T, S):
     torch.testing.assert_close(attention(q, k, v), (weights @ v.double()).float(), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_later_position_changes_no_earlier_output(dtype):
+def test_a_later_position_changes_no_earlier_output(dtype, training):
     q, k, v = qkv(dtype=dtype)
+    q.requires_grad_(training)
     before = causal_attention(q, k, v)
-    k[:, :, 4:], v[:, :, 4:], q[:, :, 4:] = 9.0, -9.0, 3.0
+    with torch.no_grad():
+        k[:, :, 4:], v[:, :, 4:], q[:, :, 4:] = 9.0, -9.0, 3.0
     after = causal_attention(q, k, v)
     assert torch.equal(before[:, :, :4], after[:, :, :4])
     assert not torch.equal(before[:, :, 4:], after[:, :, 4:])
@@ -95,6 +98,23 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(dtype):
     assert torch.equal(attention(x), attention(x))
 
 
+@pytest.mark.parametrize(
+    ("T", "dtype", "training"),
+    [
+        (7, torch.float32, True),
+        (3, torch.float32, False),
+        (1, torch.float32, False),
+        (7, torch.bfloat16, True),
+        (7, torch.bfloat16, False),
+    ],
+)
+def test_dropout_drops_on_every_path(T, dtype, training):
+    q, k, v = qkv(T, 7, dtype)
+    q.requires_grad_(training)
+    assert not torch.equal(causal_attention(q, k, v, dropout=0.5), causal_attention(q, k, v, dropout=0.5))
+    assert torch.equal(causal_attention(q, k, v), causal_attention(q, k, v))
+
+
 def test_dropout_keeps_the_mean():
     q, k, v = qkv()
     ones = torch.ones_like(v)
@@ -103,9 +123,19 @@ def test_dropout_keeps_the_mean():
     torch.testing.assert_close(mean, ones, atol=0.1, rtol=0)
 
 
-def test_fused_kernel_of_torch_is_used_for_float32(monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "T", "training", "fused"),
+    [
+        (torch.float32, 7, True, True),
+        (torch.bfloat16, 256, True, False),  # the one case in which plain products were measured to be faster
+        (torch.bfloat16, 257, True, True),
+        (torch.bfloat16, 7, False, True),
+    ],
+)
+def test_the_kernel_is_the_one_that_was_measured_to_be_faster(monkeypatch, dtype, T, training, fused):
     called = []
     original = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: called.append(1) or original(*a, **k))
-    causal_attention(*qkv())
-    assert called
+    q, k, v = qkv(T, T, dtype)
+    causal_attention(q.requires_grad_(training), k, v)
+    assert bool(called) == fused

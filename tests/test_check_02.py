@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch.nn.functional as F
 
 from course import check
 
@@ -38,7 +39,38 @@ def solution_block(x, n1, a, n2, f):
     return x + f(n2(x))
 
 
+def norm_in_place(x, g, b, eps=1e-5):
+    x -= x.mean(-1, keepdim=True)
+    return g * standard(x, eps=eps) + b
+
+
+def stretch_in_place(x, g, b, eps=1e-5):
+    g *= standard(x, eps=eps)[0, 0]
+    return g
+
+
 LAYER_NORM_BUGS = {
+    "changed its input x in place": norm_in_place,
+    "changed its input gamma in place": stretch_in_place,
+    "added to the standard deviation": lambda x, g, b, eps=1e-5: (
+        g * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, correction=0) + eps) + b
+    ),
+    "argument eps changes nothing": lambda x, g, b, eps=1e-5: g * standard(x) + b,
+    "takes no eps": lambda x, g, b: g * standard(x) + b,
+    "wrong for eps = 0.5": lambda x, g, b, eps=1e-5: (
+        g * (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True, correction=0).clamp(min=eps).sqrt() + b
+    ),
+    "Keep the axis with keepdim=True": lambda x, g, b: g * (x - x.mean(-1)) + b,
+    "RMS norm": lambda x, g, b: g * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() + b,
+    "changes when other tokens do": lambda x, g, b: g * standard(x, 1, correction=1) + b,  # wrong axis, D - 1
+    "should have mean 0": lambda x, g, b: g * x / x.std(-1, keepdim=True) + b,  # no mean, D - 1
+    "should have variance 1": lambda x, g, b: g * standard(x) * 2 + b,
+    "sign is turned": lambda x, g, b: -g * standard(x) + b,
+    "beta changes nothing, gamma does": lambda x, g, b: g * standard(x),
+    "gamma changes nothing, beta does": lambda x, g, b: standard(x) + b,
+    "gamma and beta have changed places": lambda x, g, b: b * standard(x) + g if b.any() else standard(x),
+    "x holds torch.float32": lambda x, g, b: g * standard(x.double()) + b,
+    "PyTorch did the work (layer_norm)": lambda x, g, b, eps=1e-5: F.layer_norm(x, g.shape, g, b, eps),
     "run over the tokens": lambda x, g, b: g * standard(x, 1) + b,
     "run over the batch": lambda x, g, b: g * standard(x, 0) + b,
     "tokens and channels together": lambda x, g, b: g * standard(x, (1, 2)) + b,
@@ -53,9 +85,20 @@ LAYER_NORM_BUGS = {
     "wrong for others": lambda x, g, b: (1 + g) * standard(x) / 2 + b,
     "gives nan": lambda x, g, b: g * standard(x, eps=0.0) + b,
     "of x's shape": lambda x, g, b: x.mean(-1),
-    "off by up to": lambda x, g, b: g * standard(x) * 2 + b,
+    "off by up to": lambda x, g, b: g * standard(x).flip(-1) + b,
 }
 WIRING_BUGS = {
+    "feed-forward network is missing": lambda x, n1, a, n2, f: x + a(n1(x)),
+    "Attention is missing": lambda x, n1, a, n2, f: x + f(n2(x)),
+    "Neither norm is used": lambda x, n1, a, n2, f: (y := x + a(x)) + f(y),
+    "two sums starts from norm(x)": lambda x, n1, a, n2, f: (y := n2(x + a(n1(x)))) + f(y),
+    "norm_1 is used twice": lambda x, n1, a, n2, f: (y := x + a(n1(x))) + f(n1(y)),
+    "attention is used twice": lambda x, n1, a, n2, f: (y := x + a(n1(x))) + a(n2(y)),
+    "attention is called 0 times": lambda x, n1, a, n2, f: x,
+    "attention should read norm_1(x)": lambda x, n1, a, n2, f: (y := x + n1(a(x))) + f(n2(y)),  # norm after and before
+    "feed_forward should read": lambda x, n1, a, n2, f: x + f(n2(a(n1(x)))),
+    "It is a plain sum": lambda x, n1, a, n2, f: x + (y := x + a(n1(x))) + f(n2(y)),
+    "applied to the block's result": lambda x, n1, a, n2, f: n2(solution_block(x, n1, a, n2, f)),
     "post-norm": post_norm,
     "no residual connection": lambda x, n1, a, n2, f: f(n2(a(n1(x)))),
     "first residual connection is missing": lambda x, n1, a, n2, f: (y := a(n1(x))) + f(n2(y)),
@@ -68,12 +111,16 @@ WIRING_BUGS = {
     "what each part writes": lambda x, n1, a, n2, f: (y := x + n1(a(x))) + n2(f(y)),
     "order is reversed": reversed_order,
     "norms are swapped": lambda x, n1, a, n2, f: (y := x + a(n2(x))) + f(n1(y)),
-    "in place": in_place,
+    "changed its input x in place": in_place,
     "of x's shape": lambda x, n1, a, n2, f: None,
     "off by up to": lambda x, n1, a, n2, f: 2 * solution_block(x, n1, a, n2, f),
 }
 DEPTH_BUGS = {
     "biases and norms": lambda budget, d: budget // (12 * d * d),
+    "or the biases of attention": lambda budget, d: budget // (12 * d * d + 9 * d),
+    "biases of the feed-forward network": lambda budget, d: budget // (12 * d * d + 8 * d),
+    "second norm": lambda budget, d: budget // (12 * d * d + 11 * d),
+    "output matrix of attention": lambda budget, d: budget // (11 * d * d + 12 * d),
     "forgot the norms": lambda budget, d: budget // (12 * d * d + 9 * d),
     "forgot the biases": lambda budget, d: budget // (12 * d * d + 4 * d),
     "forgot attention": lambda budget, d: budget // (8 * d * d + 9 * d),

@@ -1,5 +1,6 @@
 """Chapter 3's checks are themselves checked: each planted bug is caught with its own message."""
 
+import dataclasses
 import math
 
 import pytest
@@ -23,7 +24,16 @@ COUNT_BUGS = {
     "token embedding is missing": lambda c: count(c, tokens=False),
     "position embedding is missing": lambda c: count(c, positions=False),
     "final norm": lambda c: count(c, last=0),
-    "two norms of each block": lambda c: count(c, norms=0),
+    "the two norms (2D each), or the biases of attention": lambda c: count(c, norms=0),
+    "One norm per block": lambda c: count(c, norms=2),
+    "Each norm counts D": lambda c: count(c, norms=2, last=1),
+    "with a bias": lambda c: count(c, tied=False) + c.vocab_size,
+    "biases of the feed-forward network are missing": lambda c: count(c) - c.n_layers * (c.d_ff + c.d_model),
+    "bias of queries, keys and values": lambda c: count(c) - c.n_layers * 3 * c.d_model,
+    "output matrix of attention": lambda c: count(c) - c.n_layers * (c.d_model**2 + c.d_model),
+    "has two matrices": lambda c: count(c) - c.n_layers * (c.d_model * c.d_ff + c.d_model),
+    "by n_heads": lambda c: count(c) + c.n_layers * (c.n_heads - 1) * 3 * (c.d_model**2 + c.d_model),
+    "You count one block": lambda c: count(dataclasses.replace(c, n_layers=1)),
     "All norms are missing": lambda c: count(c, norms=0, last=0),
     "The biases are missing": lambda c: count(c, biases=0),
     "Biases and norms": lambda c: count(c, biases=0, norms=0, last=0),
@@ -45,7 +55,38 @@ def picked(logits, targets):
     return logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
 
 
+def loss_in_place(z, y):
+    z -= z.amax(-1, keepdim=True)
+    return loss(z, y)
+
+
+def targets_in_place(z, y):
+    counts = y != -100
+    y[~counts] = 0
+    return (z.logsumexp(-1) - picked(z, y))[counts].mean()
+
+
+def one_maximum(z, y):
+    z = z - z.max()
+    return (z.exp().sum(-1).log() - picked(z, y))[y != -100].mean()
+
+
 LOSS_BUGS = {
+    "changed its input logits in place": loss_in_place,
+    "changed its input targets in place": targets_in_place,
+    "Each row needs its own maximum": one_maximum,
+    "adding a small number inside the logarithm": lambda z, y: (
+        -((picked(z.softmax(-1), y) + 1e-9).log()[y != -100].mean())
+    ),
+    "PyTorch did the work (cross_entropy)": loss,
+    "PyTorch did the work (nll_loss)": lambda z, y: F.nll_loss(z.log_softmax(-1), y),
+    "the exponential of the loss": lambda z, y: loss(z, y).exp(),
+    "That is log10": lambda z, y: loss(z, y) / math.log(10),
+    "takes every target from every row": lambda z, y: -z.log_softmax(-1)[:, y].mean(),
+    "only the target of each row counts": lambda z, y: -z.log_softmax(-1).mean(),
+    "taken twice": lambda z, y: loss(z.softmax(-1), y),
+    "target's own logit is missing": lambda z, y: z.logsumexp(-1).mean(),
+    "no gradient can flow": lambda z, y: loss(z, y).item(),
     "sign is wrong": lambda z, y: -loss(z, y),
     "You return the sum": lambda z, y: F.cross_entropy(z, y, reduction="sum"),
     "in bits": lambda z, y: loss(z, y) / math.log(2),
@@ -68,6 +109,12 @@ BITS_BUGS = {
     "upside down": lambda loss, t, b: loss * b / t / math.log(2),
     "leave the 8 out": lambda loss, t, b: 8 * loss * t / b / math.log(2),
     "4,200 bytes": lambda loss, t, b: loss,
+    "the model's surprise in bits": lambda loss, t, b: loss * t / (8 * b) / math.log(2),
+    "bits of the whole text": lambda loss, t, b: loss * t / math.log(2),
+    "cost of *one* token": lambda loss, t, b: loss / b / math.log(2),
+    "decimal digits": lambda loss, t, b: loss * t / b / math.log(10),
+    "logarithm of the loss": lambda loss, t, b: math.log2(loss) * t / b,
+    "It returned NoneType": lambda loss, t, b: None,
 }
 CASES = [(check.parameter_count, m, b) for m, b in COUNT_BUGS.items()]
 CASES += [(check.cross_entropy, m, b) for m, b in LOSS_BUGS.items()]

@@ -1,5 +1,7 @@
 """Chapter 7's checks: each planted bug is caught with its own message, the stub is told apart, the solution passes."""
 
+import math
+
 import pytest
 import torch
 
@@ -30,9 +32,15 @@ MIN_P_BUGS = {
         p >= m * p.amax(-1, keepdim=True), p, -torch.inf
     ).softmax(-1),
     "('at least')": lambda p, m: normal(p * (p > m * p.amax(-1, keepdim=True))),
-    "changes the probabilities that it is given": in_place,
+    "changed its input probabilities in place": in_place,
+    "You subtract min_p": lambda p, m: normal(p * (p >= p.amax(-1, keepdim=True) - m)),
+    "not where to keep them": lambda p, m: p >= m * p.amax(-1, keepdim=True),
+    "should stay so": lambda p, m: min_p(p.double(), m),
+    "Nothing is removed": lambda p, m: normal(p + 0),
+    "keeps its place in the vocabulary": lambda p, m: min_p(p.sort(-1).values, m),
+    "sum of the whole batch": lambda p, m: (left := p * (p >= m * p.amax(-1, keepdim=True))) / left.sum(),
     "keep theirs": lambda p, m: min_p(p, m)[0],
-    "should keep 4 tokens": lambda p, m: min_p(p, m / 5),
+    "should keep 4 tokens": lambda p, m: min_p(p, m / 2),
     "Each row should sum to one": lambda p, m: 2 * min_p(p, m),
     "same proportion": lambda p, m: normal((p >= m * p.amax(-1, keepdim=True)).float()),
 }
@@ -61,7 +69,43 @@ LOG_PROBABILITY_BUGS = {
     "never sees the prompt": without_prompt,
     "Return its log": lambda *a: float(torch.tensor(scored(*a)).exp()),
     "put one axis in front": lambda model, p, c: float(model(torch.tensor(p + c)).sum()),
-    "sum should be": lambda *a: scored(*a) / 0.6931,
+    "sum should be": lambda *a: scored(*a) - 1,
+}
+
+
+def prompt_in_place(model, prompt, continuation):
+    length = len(prompt)
+    prompt += continuation
+    return scored(model, prompt[:length], continuation)
+
+
+def over_time(model, prompt, continuation):
+    tokens = torch.tensor([prompt + continuation])
+    log_p = model(tokens[:, :-1]).log_softmax(1)[0]
+    return sum(float(log_p[t - 1, tokens[0, t]]) for t in range(len(prompt), tokens.size(1)))
+
+
+def all_at_once(model, prompt, continuation):
+    log_p = model(torch.tensor([prompt]))[0, -1].log_softmax(-1)
+    return sum(float(log_p[token]) for token in continuation)
+
+
+def probabilities_added(model, prompt, continuation):
+    tokens = torch.tensor([prompt + continuation])
+    p = model(tokens)[0].softmax(-1)
+    return sum(float(p[t - 1, tokens[0, t]]) for t in range(len(prompt), tokens.size(1)))
+
+
+LOG_PROBABILITY_BUGS |= {
+    "changed its input prompt in place": prompt_in_place,
+    "softmax runs over time": over_time,
+    "looked up at the last position of the prompt": all_at_once,
+    "You add up probabilities": probabilities_added,
+    "Those are bits": lambda *a: scored(*a) / math.log(2),
+    "It returned NoneType; return one number": lambda *a: None,
+    "It returned a tensor (3, 7)": lambda model, p, c: model(torch.tensor([p + c]))[0, -len(c) - 1 : -1].log_softmax(
+        -1
+    ),
 }
 
 
@@ -151,7 +195,53 @@ class CutsOnlyLater(Cache):
         return super().__call__(k, v)
 
 
+class WritesToItsInput(Cache):
+    def __call__(self, k, v):
+        k.mul_(2)
+        return super().__call__(k, v)
+
+
+class KeepsAll(Cache):
+    def __call__(self, k, v):
+        self.k = k if self.k is None else self.join(self.k, k)
+        self.v = v if self.v is None else self.join(self.v, v)
+        return self.keep(self.k), self.keep(self.v)
+
+
+class CutsOnlyTheKeys(Cache):
+    def __call__(self, k, v):
+        self.k = self.keep(k if self.k is None else self.join(self.k, k))
+        self.v = v if self.v is None else self.join(self.v, v)
+        return self.k, self.v
+
+
+class ValuesFirst(Cache):
+    def __call__(self, k, v):
+        return super().__call__(k, v)[::-1]
+
+
+class Lists(Cache):
+    def __call__(self, k, v):
+        keys, values = super().__call__(k, v)
+        return list(keys), list(values)
+
+
+class NotCallable:
+    def __init__(self, capacity):
+        self.capacity = capacity
+
+    def update(self, k, v):
+        return k, v
+
+
 CACHE_BUGS = {
+    "changed its input k in place": WritesToItsInput,
+    "keeps all 12": KeepsAll,
+    "Treat both alike": CutsOnlyTheKeys,
+    "keys and values have changed places": ValuesFirst,
+    "A call returned (list, list)": Lists,
+    "Write a method __call__": NotCallable,
+    "an instance of Cache": Cache(5),
     "cut there, too": CutsOnlyLater,
     "oldest must be forgotten": NeverForgets,
     "keeps the *first*": KeepsTheFirst,

@@ -1,10 +1,15 @@
 """slm.data: rows and targets, token files and what can go wrong with them, splits, and the order of batches."""
 
+import csv
+import errno
+import io
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -12,11 +17,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from slm import data, stories
 from slm.data import DataError, TextDataset, TokenDataset, TokenLoader, create_dataloader, prepare_tokens
@@ -330,6 +338,23 @@ def test_rows_are_split_by_content(kind: str, tmp_path: Path, cache: Path) -> No
     assert first == train[:7]
 
 
+@pytest.mark.parametrize("rows_per_group", [500, 50_000])
+def test_a_parquet_file_is_read_in_constant_memory(rows_per_group: int, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [random.Random(i).randbytes(1500).hex() for i in range(10_000)]  # 30 MB
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=rows_per_group)
+    code = (
+        "import sys, pyarrow; from pathlib import Path; from slm import data\n"
+        "rows = data._read_parquet(Path(sys.argv[1]), 'text', lambda share: None)\n"
+        "print(sum(len(row['text']) for _, row in rows), pyarrow.default_memory_pool().max_memory())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    read, peak = map(int, subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.split())
+    assert read == 30_000_000 and peak < 20e6
+
+
 def test_a_folder_may_mix_kinds(tmp_path: Path, cache: Path) -> None:
     write_rows(tmp_path, "jsonl", ["from jsonl"])
     write_rows(tmp_path, "parquet", ["from parquet"])
@@ -508,10 +533,20 @@ def test_the_offset_of_a_bad_byte_counts_from_the_start_of_the_file(tmp_path: Pa
         prepared(tmp_path / "a.txt", "validation", cache_dir=cache)
 
 
-def test_a_damaged_parquet_file(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(DataError, match="is not a Parquet file"):
-        prepared(tmp_path / "a.parquet", cache_dir=cache)
+@pytest.mark.parametrize("damage", ["no parquet", "cut off", "a bad page"])
+def test_a_damaged_shard_is_named(damage: str, tmp_path: Path, cache: Path) -> None:
+    for i in range(3):
+        file = write_rows(tmp_path, "parquet", [stories.sample(1000 * i + seed) for seed in range(1000)])
+        file.rename(tmp_path / f"train-{i}.parquet")
+    (tmp_path / "val.txt").write_text("Something else.")
+    bad = tmp_path / "train-1.parquet"
+    whole = bad.read_bytes()
+    page = whole[:20_000] + bytes(255 - byte for byte in whole[20_000:21_000]) + whole[21_000:]
+    bad.write_bytes({"no parquet": b"not parquet at all", "cut off": whole[:-300], "a bad page": page}[damage])
+    with pytest.raises(DataError) as error:
+        prepared(tmp_path, cache_dir=cache)
+    assert "train-1.parquet cannot be read as Parquet" in sentence(error)
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -626,7 +661,7 @@ PREPARE = "import sys; from slm.data import prepare_tokens; print(prepare_tokens
 @pytest.fixture
 def large_text(tmp_path: Path) -> Path:
     file = tmp_path / "train.txt"
-    file.write_text("\n\n".join(stories.sample(seed) for seed in range(2000)) * 20)
+    file.write_text("\n\n".join(stories.sample(seed) for seed in range(2000)) * 8)
     (tmp_path / "val.txt").write_text("Something else.")
     return file
 
@@ -636,20 +671,159 @@ def start_preparing(source: Path, cache: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
 
+KILL = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from slm import data
+from slm.tokenizer import get_tokenizer
+
+source, cache, calm, seed, kills = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+tokenizer = get_tokenizer("stories")
+data.NOTE_SECONDS = 0.0
+began = time.monotonic()
+right = data.prepare_tokens(source, "train", tokenizer, calm)
+whole = time.monotonic() - began
+path = cache / right.name
+draw, killed, went_on, finished = random.Random(seed), 0, 0, 0
+while killed < kills:
+    child = os.fork()
+    if child == 0:
+        data.prepare_tokens(source, "train", tokenizer, cache)
+        os._exit(0)
+    time.sleep(draw.uniform(0, whole))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed += os.WIFSIGNALED(status)
+    went_on += (cache / f".{path.name}.note").exists()
+    if path.exists() and path.with_suffix(".json").exists():  # it counts, so it must be whole
+        finished += 1
+        assert path.read_bytes() == right.read_bytes()
+        assert path.with_suffix(".json").read_bytes() == right.with_suffix(".json").read_bytes()
+        path.unlink()
+print(json.dumps([path.name, went_on, finished]))
+"""
+
+
+def kill_and_finish(source: Path, folder: Path, seed: int, kills: int) -> tuple[int, int]:
+    """Kill preparations at random moments, then let one finish, and compare it with an undisturbed one."""
+    cache, calm = folder / f"killed-{seed}", folder / f"calm-{seed}"
+    command = [sys.executable, "-c", KILL, str(source), str(cache), str(calm), str(seed), str(kills)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    name, went_on, finished = json.loads(done.stdout)
+    path = prepared(source, cache_dir=cache)
+    assert path.name == name and path.read_bytes() == (calm / name).read_bytes()
+    assert path.with_suffix(".json").read_bytes() == (calm / name).with_suffix(".json").read_bytes()
+    assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".lock", ".tokens"]
+    return went_on, finished
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_killed_preparation_leaves_nothing_that_looks_finished(large_text: Path, cache: Path) -> None:
-    process = start_preparing(large_text, cache)
-    deadline = time.monotonic() + 60
-    while not any(file.stat().st_size for file in cache.glob(".*.tmp")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert list(cache.glob(".*.tmp")), "killed too late to say anything"
+def test_killed_twenty_times_and_finished_is_as_if_undisturbed(large_text: Path, tmp_path: Path) -> None:
+    went_on, _ = kill_and_finish(large_text, tmp_path, seed=0, kills=20)
+    assert went_on >= 5, "hardly any kill came in the middle"
+
+
+class Interrupted(BaseException):
+    """What stops a process between two instructions, such as Ctrl-C."""
+
+
+def interrupt(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, after: int = 4) -> Path:
+    """Break off a preparation after some batches, each of which is noted; returns the unfinished file."""
+    encode, calls = data.encode, itertools.count()
+
+    def break_off(pieces: object, tokenizer: Tokenizer) -> np.ndarray:
+        if next(calls) == after:
+            raise Interrupted
+        return encode(pieces, tokenizer)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "NOTE_SECONDS", -1.0)
+        patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(data, "encode", break_off)
+        with pytest.raises(Interrupted):
+            prepared(source, cache_dir=cache)
     assert not list(cache.glob("*.tokens")) and not list(cache.glob("*.json"))
+    (partial,) = cache.glob(".*.partial")
+    return partial
+
+
+def count_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one with each batch that is tokenized from now on."""
+    calls: list[int] = []
+    encode = data.encode
+    monkeypatch.setattr(data, "encode", lambda pieces, tokenizer: [calls.append(1), encode(pieces, tokenizer)][1])
+    return calls
+
+
+def test_what_was_tokenized_is_not_tokenized_again(
+    large_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(large_text, cache, monkeypatch)
+    (note,) = cache.glob(".*.note")
+    noted = json.loads(note.read_text())["batches"]
+    assert noted >= 2
+    calls = count_batches(monkeypatch)
     path = prepared(large_text, cache_dir=cache)
-    assert read(path) == [EOT, *TOKENIZER.encode(large_text.read_text()), EOT]
-    assert not list(cache.glob(".*.tmp"))
+    now = len(calls)
+    fresh = prepared(large_text, cache_dir=cache.with_name("fresh"))
+    assert noted + now == len(calls) - now
+    assert path.read_bytes() == fresh.read_bytes()
+
+
+def test_another_text_under_the_same_name_is_read_from_its_start(
+    large_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a data set of the hub changed meanwhile: its name and revision are all that is known without a network."""
+    interrupt(large_text, cache, monkeypatch)
+    times, text = large_text.stat(), large_text.read_text()
+    changed = text.replace("a", "o", 1)
+    large_text.write_text(changed)
+    os.utime(large_text, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert read(prepared(large_text, cache_dir=cache)) == [EOT, *TOKENIZER.encode(changed), EOT]
+
+
+@pytest.mark.parametrize("damage", ["a changed byte", "cut off", "an unknown note", "half a note"])
+def test_a_damaged_beginning_is_not_gone_on_with(
+    damage: str, large_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = interrupt(large_text, cache, monkeypatch)
+    note = partial.with_suffix(".note")
+    if damage == "a changed byte":
+        with open(partial, "r+b") as file:
+            file.seek(99)
+            byte = file.read(1)[0]
+            file.seek(99)
+            file.write(bytes([byte ^ 1]))
+    elif damage == "cut off":
+        os.truncate(partial, 100)
+    else:
+        note.write_text('{"place": 3}' if damage == "an unknown note" else note.read_text()[:20])
+    assert read(prepared(large_text, cache_dir=cache)) == [EOT, *TOKENIZER.encode(large_text.read_text()), EOT]
+    assert not list(cache.glob(".*.note"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_one_of_two_is_killed_and_the_other_finishes(large_text: Path, cache: Path) -> None:
+    processes = [start_preparing(large_text, cache) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size for file in cache.glob(".*.partial")):
+        assert time.monotonic() < deadline, [process.communicate() for process in processes if process.poll()]
+        time.sleep(0.002)
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].communicate()
+    out, err = processes[1].communicate(timeout=60)
+    assert processes[1].returncode == 0, err
+    assert read(Path(out.strip())) == [EOT, *TOKENIZER.encode(large_text.read_text()), EOT]
+    assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".lock", ".tokens"]
+
+
+def test_the_bar_tells_tokens_per_second(large_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(data, "tqdm", lambda **options: tqdm(**{**options, "disable": False, "file": screen}))
+    prepared(large_text, cache_dir=cache)
+    last = screen.getvalue().split("\r")[-1]
+    assert re.search(r"100%.* [\d.]+ M tokens, [\d.]+ M tokens/s", last), last
 
 
 def test_two_at_once_make_one_good_file(large_text: Path, cache: Path) -> None:
@@ -672,6 +846,24 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(large_text: Path, cache:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("slm.data.DataError: ") and "could not be written" in last and "cache_dir" in last
     assert [file.suffix for file in cache.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "dump"])
+def test_a_disk_that_is_full_at_the_end_leaves_nothing(
+    call: str, large_text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens are written, and there is no room to keep them, for the sidecar, or for its text."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json if call == "dump" else os, call, full)
+        with pytest.raises(DataError) as error:
+            prepared(large_text, cache_dir=cache)
+    assert "make room or choose another cache_dir" in sentence(error)
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+    assert read(prepared(large_text, cache_dir=cache)) == [EOT, *TOKENIZER.encode(large_text.read_text()), EOT]
 
 
 # the loader
@@ -777,6 +969,27 @@ def test_another_process_gets_the_path_and_not_the_tokens(cache: Path) -> None:
     assert torch.equal(copy[5][0], dataset[5][0]) and copy.tokenizer.fingerprint == TOKENIZER.fingerprint
 
 
+def test_a_loader_goes_to_a_spawned_process(cache: Path) -> None:
+    batches = loader(cache, num_workers=2)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        theirs = pool.submit(TokenLoader.batch, batches, 70).result(timeout=60)
+    assert torch.equal(theirs[0], batches.batch(70)[0])
+
+
+def test_batches_are_pinned_only_where_that_is_of_use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loader(cache).pin_memory == torch.cuda.is_available()
+    monkeypatch.setattr(Tensor, "pin_memory", lambda batch: batch + 1)  # what marks a batch as pinned here
+    pinned, plain = loader(cache, pin_memory=True).batch(0), loader(cache, pin_memory=False).batch(0)
+    assert torch.equal(pinned[0], plain[0] + 1) and torch.equal(pinned[1], plain[1] + 1)
+
+
+def test_only_two_orders_are_kept(cache: Path) -> None:
+    batches = loader(cache, batch_size=len(loader(cache).dataset))
+    for step in range(5):
+        batches.indices(step)
+    assert data.epoch_order.cache_info().currsize <= 2
+
+
 def test_a_path_may_be_given_either_way(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text(stories.sample(0) + "\n" + stories.sample(1))
@@ -805,3 +1018,37 @@ def test_gpt2_ids_of_a_text_file(gpt2_cache: object, tmp_path: Path, cache: Path
     file.write_text("hello world\n" * 100)
     batches = create_dataloader(dataset_path=file, context_length=6, shuffle=False, batch_size=1, cache_dir=cache)
     assert batches.batch(0)[0].tolist() == [[50256, 31373, 995, 198, 31373, 995]]
+
+
+# the benchmarks, on a small scale
+
+
+def benchmark(script: str, *arguments: str) -> str:
+    command = [sys.executable, f"benchmarks/{script}", *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_benchmark_of_loaders() -> None:
+    table = benchmark("loader.py", "--megabytes", "1", "--rounds", "1", "--batches", "10")
+    assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith("| 1 ")] == [
+        "list",
+        "map, per row",
+        "slm",
+    ]
+    assert "tokens per CPU second against a map-style Dataset" in table
+
+
+def test_the_recorded_benchmark_is_whole() -> None:
+    command, header, *rows = Path("benchmarks/results/loader.csv").read_text().splitlines()
+    assert command.startswith("# python benchmarks/loader.py --save; ")
+    assert header == "megabytes,loader,anonymous_mb,m_tokens_per_cpu_s"
+    found = list(csv.reader(rows))
+    assert {row[1] for row in found} == {"list", "map, per row", "slm"}
+    assert {float(row[0]) for row in found if row[1] == "slm"} >= {10, 100, 1000}
+
+
+def test_the_benchmark_of_prepare_tokens(gpt2_cache: object) -> None:
+    table = benchmark("prepare_tokens.py", "--megabytes", "0.5", "--rounds", "1", "--kinds", "jsonl")
+    assert "| encode_ordinary_batch |" in table and "| .jsonl |" in table

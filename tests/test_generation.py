@@ -357,3 +357,90 @@ def test_bfloat16_model_generates(tokenizer):
     model = make_model(tokenizer.n_vocab).bfloat16()
     settings = {"max_tokens": 15, "temperature": 0}
     assert generate(model, tokenizer, "Once", **settings) == generate(model, tokenizer, "Once", **settings)
+
+
+def test_two_streams_in_turns_are_what_they_are_alone_and_dropout_stays_off(tokenizer):
+    model = make_model(tokenizer.n_vocab)
+    alone = [generate(model.eval(), tokenizer, "Once", max_tokens=n) for n in (4, 12)]
+    model.train()
+    model.blocks[0].eval()  # a mode of its own, which must survive
+    modes = [module.training for module in model.modules()]
+    texts, streams = ["", ""], [stream(model, tokenizer, "Once", max_tokens=n) for n in (4, 12)]
+    while any(pieces := [next(s, "") for s in streams]):
+        assert [module.training for module in model.modules()] == modes
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    assert texts == alone
+
+
+def test_an_abandoned_stream_leaves_the_mode_alone(tokenizer):
+    model = make_model(tokenizer.n_vocab)
+    pieces = stream(model.train(), tokenizer, "Once", max_tokens=12)
+    next(pieces), next(pieces)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_padded_vocabulary_is_never_drawn_from(tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.n_vocab + 50, 24, 1, 2, 16, 32))
+    with torch.no_grad():
+        model.token_embedding.weight[tokenizer.n_vocab :] *= 100  # their logits are the largest and the smallest
+    text = generate(model, tokenizer, "Once", max_tokens=15, stop=False)
+    assert "".join(stream(model, tokenizer, "Once", max_tokens=15, stop=False)) == text
+
+
+def test_nothing_is_computed_once_all_texts_have_ended(model, tokenizer, monkeypatch):
+    calls, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *a, **k: calls.append(1) or hidden(*a, **k))
+    assert len(list(generate_tokens(model, [[1, 2], [3]], max_tokens=3))) == 4 == len(calls)
+    calls.clear()
+    assert list(generate_tokens(model, [[1] * 9, [3]], max_tokens=0)) == [] == calls
+
+
+def test_the_full_window_is_told_once(model):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(generate_tokens(model, [[1]], max_tokens=60, overflow="slide"))
+    assert len(caught) == 1 and "now sees only the last part" in str(caught[0].message)
+
+
+def test_a_limit_that_can_never_be_reached_costs_no_memory(model):
+    with pytest.warns(UserWarning, match="the text ends here"):
+        context = model.config.context_length
+        assert len(list(generate_tokens(model, [[1]], max_tokens=10**12))) == context
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-46])
+def test_a_tiny_temperature_is_greedy(temperature):
+    p = next_token_probabilities(torch.tensor([[100.0, 300.0, -200.0]]), temperature)
+    assert p.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_top_p_of_one_removes_nothing():
+    logits = 3 * torch.randn(4, 50257)
+    assert torch.equal(next_token_probabilities(logits, top_p=1.0), next_token_probabilities(logits))
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    cache = KVCache(3)
+    k = torch.randn(1, 1, 2, 4)
+    cache(k, k)
+    with pytest.raises(ValueError, match="holds 3 positions, and 4 were put in"):
+        cache(k, k)
+    assert cache(k[:, :, :1], k[:, :, :1])[0].size(2) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([[1], []], {}, "prompt 1 has no token"),
+        ([[1]], {"overflow": "bogus"}, "overflow is 'bogus'"),
+        ([[1]], {"max_tokens": -1}, "max_tokens is -1"),
+    ],
+)
+def test_tokens_are_checked_at_the_call(model, prompts, settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate_tokens(model, prompts, **settings)
+
+
+def test_no_prompts_give_nothing(model):
+    assert list(generate_tokens(model, [])) == []

@@ -1,13 +1,33 @@
 """slm.gpt against transformers' GPT-2 with random weights, and PyTorch's cross entropy."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from slm.gpt import GPT, GPTConfig
+import slm.gpt
+from course.figures.chapter_03 import peak_megabytes
+from slm.gpt import GPT, GPTConfig, _ChunkedCrossEntropy, logit_rows
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the dtype of every matrix product with a vocabulary's side (101)."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default and any(101 in arg.shape for arg in args):
+            self.found.append(result.dtype)
+        return result
+
 
 SMALL = {"vocab_size": 101, "context_length": 24, "n_layers": 2, "n_heads": 4, "d_model": 32, "d_ff": 96}
 
@@ -99,27 +119,75 @@ def test_a_later_token_changes_no_earlier_logit():
     assert torch.equal(model(tokens)[:, :10], model(changed)[:, :10])
 
 
-@pytest.mark.parametrize("vocab_size", [101, 300_000])  # one chunk of rows, and several
+BLOCKS = {"one block": 2**25, "several blocks": 3 * 4 * 101 * 4}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("ignored", [False, True])
-def test_loss_and_gradients_equal_the_plain_way(vocab_size, ignored):
-    model = small(vocab_size=vocab_size, d_model=8, n_heads=2)
-    x, y = torch.randint(vocab_size, (2, 3, 17))
+def test_loss_and_gradients_equal_the_plain_way(monkeypatch, block, ignored):
+    monkeypatch.setattr(slm.gpt, "logit_rows", lambda N, V, size, device: (min(N, block // (V * size)), 5))
+    model = small(d_model=8, n_heads=2)
+    x, y = torch.randint(101, (2, 3, 17))  # 51 rows: several blocks are of 12 rows, the last of 3
     if ignored:
         y[0], y[2, 5:] = -100, -100
     plain = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
     ours = model.loss(x, y)
-    assert ours.item() == pytest.approx(plain.item(), abs=1e-6, rel=2e-7)  # float32 has seven digits
+    assert ours.item() == pytest.approx(plain.item(), abs=1e-6)
     expected = torch.autograd.grad(plain, model.parameters())
     for mine, reference in zip(torch.autograd.grad(ours, model.parameters()), expected, strict=True):
         torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-4)
 
 
-def test_a_second_backward_says_why_it_is_refused():
+def test_a_vocabulary_wider_than_one_slice_of_the_table():
+    model, (x, y) = small(vocab_size=2**13 + 3, d_model=8, n_heads=2), torch.randint(2**13 + 3, (2, 2, 9))
+    plain = torch.autograd.grad(F.cross_entropy(model(x).flatten(0, 1), y.flatten()), model.parameters())
+    for mine, reference in zip(torch.autograd.grad(model.loss(x, y), model.parameters()), plain, strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("rows", "V", "size"), [(1024, 50257, 2), (8192, 50257, 4), (3, 101, 4), (0, 101, 4)])
+def test_blocks_of_logits_stay_within_their_memory(rows, V, size, device):
+    block, few = logit_rows(rows, V, size, device)
+    assert block * V * size <= {"cpu": 2**25, "cuda": 2**29}[device]
+    assert few * V * 4 <= {"cpu": 2**22, "cuda": 2**28}[device] and few >= 1
+    assert block == rows or block * V * size > {"cpu": 2**24, "cuda": 2**28}[device], "blocks are needlessly small"
+
+
+def test_the_loss_needs_a_fraction_of_the_plain_memory():
+    model = small(vocab_size=50257, context_length=256, d_model=16)
+    x, y = torch.randint(50257, (2, 4, 256))  # 1,024 rows of 50,257 logits: 206 MB in 32 bits
+    plain = peak_megabytes(lambda: F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+    ours = peak_megabytes(lambda: model.loss(x, y))
+    assert plain > 2 * 206 and ours < 110, (plain, ours)
+
+
+def test_enormous_logits_do_not_overflow():
+    model, (x, y) = small(), torch.randint(101, (2, 2, 9))
+    with torch.no_grad():
+        model.token_embedding.weight.mul_(1e4)
+    plain = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    assert plain > 100 and model.loss(x, y).item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_a_row_that_does_not_count_may_hold_nan():
+    hidden = torch.randn(4, 8)
+    weight, targets = torch.randn(11, 8), torch.tensor([3, -100, 5, 0])
+    expected = F.cross_entropy(hidden @ weight.T, targets)
+    hidden[1] = torch.nan
+    hidden.requires_grad_(), weight.requires_grad_()
+    loss = _ChunkedCrossEntropy.apply(hidden, weight, targets, True)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert weight.grad.isfinite().all() and hidden.grad.isfinite().all() and not hidden.grad[1].any()
+
+
+def test_gradients_can_be_taken_one_after_the_other():
     model, (x, y) = small(), torch.randint(101, (2, 2, 9))
     loss = model.loss(x, y)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="handed out already; compute the loss anew"):
-        loss.backward()
+    once = torch.autograd.grad(loss, model.parameters(), retain_graph=True)
+    again = torch.autograd.grad(loss, model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
 def test_loss_scales_with_what_comes_after_it():
@@ -133,9 +201,11 @@ def test_loss_scales_with_what_comes_after_it():
 def test_loss_under_autocast_is_close_and_gradients_are_float32():
     model, (x, y) = small(), torch.randint(101, (2, 2, 24))
     exact = model.loss(x, y).item()
-    with torch.autocast("cpu", torch.bfloat16):
+    products = []
+    with torch.autocast("cpu", torch.bfloat16), Recorder(products):
         loss = model.loss(x, y)
     loss.backward()
+    assert len(products) >= 3 and set(products) == {torch.bfloat16}  # logits, and two gradients
     assert loss.item() == pytest.approx(exact, rel=0.01)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
@@ -207,3 +277,103 @@ def test_loading_says_what_is_missing_or_foreign(tmp_path):
     (tmp_path / "config.json").write_text(config.replace('"n_embd": 32', '"n_embd": 64'))
     with pytest.raises(ValueError, match="its config asks for"):
         GPT.from_pretrained(tmp_path)
+
+
+def test_the_start_is_gpt2s():
+    model = small(n_layers=8, d_model=64, vocab_size=3000, context_length=3000)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.dim() == 2:
+            into_stream = name.endswith(("out.weight", "down.weight"))
+            assert parameter.std().item() == pytest.approx(0.02 / 4 if into_stream else 0.02, rel=0.05), name
+
+
+def published(folder):
+    """Write a random model to a folder in the layout of the hub's GPT-2: no prefix, masks as buffers, no n_inner."""
+    theirs, _ = random_twin(folder, d_ff=128)
+    weights = {
+        name.removeprefix("transformer."): weight for name, weight in load_file(folder / "model.safetensors").items()
+    }
+    weights |= {f"h.{i}.attn.bias": torch.ones(1, 1, 24, 24).tril() for i in range(2)}
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("n_inner", "resid_pdrop")}
+    (folder / "config.json").write_text(json.dumps(config))
+    return theirs, weights, config
+
+
+def test_the_published_layout_is_read(tmp_path):
+    theirs, _, _ = published(tmp_path)
+    ours, tokens = GPT.from_pretrained(tmp_path), torch.randint(101, (2, 13))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-5)
+    assert ours.config.d_ff == 128 and ours.config.dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "message"),
+    [
+        ({"n_layer": 1}, {}, "holds h.1.* for which a model of 1 layers has no place"),
+        ({}, {"lm_head.weight": torch.ones(101, 32)}, "output matrix of its own"),
+        ({}, {"h.0.crossattention.q.weight": torch.ones(2)}, "has no place"),
+        ({"add_cross_attention": True}, {}, "add_cross_attention = True"),
+        ({"scale_attn_by_inverse_layer_idx": True}, {}, "scale_attn_by_inverse_layer_idx = True"),
+        ({"scale_attn_weights": False}, {}, "scale_attn_weights = False"),
+        ({"vocab_size": None}, {}, "lacks vocab_size; a GPT-2 config has"),
+        ({"attn_pdrop": 0.3}, {}, "different dropouts"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, config, weights, message):
+    _, held, said = published(tmp_path)
+    said = {key: value for key, value in (said | config).items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    save_file(held | weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message.replace("*", ".*")) as caught:
+        GPT.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repeated_tied_table_is_no_reason_to_refuse(tmp_path):
+    theirs, held, _ = published(tmp_path)
+    save_file(held | {"lm_head.weight": held["wte.weight"].clone()}, tmp_path / "model.safetensors")
+    assert torch.equal(GPT.from_pretrained(tmp_path).token_embedding.weight, theirs.transformer.wte.weight)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"<html>", "config.json is not a model's config"),
+        ("config.json", b"[1, 2]", "config.json is not a model's config"),
+        ("model.safetensors", b"\x08\0\0\0", "not a whole safetensors file"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, content, message):
+    small().save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_dropout_stands_where_gpt2_has_it(monkeypatch):
+    model, dropped, in_attention = small(dropout=0.25), [], []
+    plain, fused = F.dropout, F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "dropout",
+        lambda x, p=0.5, training=True, inplace=False: (
+            dropped.append((tuple(x.shape), p if training else 0.0)) or plain(x, p, training)
+        ),
+    )
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda *a, **k: in_attention.append(k.get("dropout_p", 0.0)) or fused(*a, **k),
+    )
+    tokens = torch.randint(101, (2, 10))
+    model.train()(tokens)
+    assert dropped == [((2, 10, 32), 0.25)] * (1 + 2 * 2), "the embedding, and two outputs a block"
+    assert in_attention == [0.25, 0.25], "the weights of each layer"
+    dropped.clear(), in_attention.clear()
+    model.eval()(tokens)
+    assert {p for _, p in dropped} == {0.0} and in_attention == [0.0, 0.0]

@@ -321,3 +321,10 @@ def test_another_process_gets_an_equal_copy(ours):
 def test_fingerprints_tell_tokenizers_apart(ours):
     assert Tokenizer("renamed", ours.ranks).fingerprint == ours.fingerprint
     assert Tokenizer("stories", train_bpe(map(stories.sample, range(50)), 400)).fingerprint != ours.fingerprint
+
+
+def test_the_benchmark_of_training():
+    command = [sys.executable, "benchmarks/train_bpe.py", "--megabytes", "0.02", "--vocab", "300", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| recounting |" in done.stdout and "CPU time against recounting" in done.stdout

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course.check.verdict import exercise
+from course.check.verdict import exercise, ready_made, untouched
 from slm.gpt import GPT, GPTConfig
 
 
@@ -19,27 +19,39 @@ def parameter_count(fn: Callable[[GPTConfig], int]) -> str:
         right = GPT(small).count_parameters()
         gpt2_config = GPTConfig(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072)
         gpt2 = GPT(gpt2_config).count_parameters()
-    answer = fn(small)
+    answer = untouched(fn, config=small)
     assert isinstance(answer, int), f"It returned {type(answer).__name__}; a count is an int."
-    V, T, L, D, W = 101, 13, 3, 8, 20
+    V, T, L, D, W, H = 101, 13, 3, 8, 20, 2
     off = answer - right
     causes = {
         V * D: "You count the output matrix; it is the token embedding and counts once.",
+        V * D
+        + V: "You count an output matrix with a bias; it is the token embedding, without a bias, and counts once.",
         -V * D: "The token embedding is missing.",
         -T * D: "The position embedding is missing.",
         -2 * D: "The final norm above the last block is missing: a stretch and a shift, D each.",
-        -4 * D * L: "The two norms of each block are missing: 4 * D per block.",
+        -4 * D * L: "4 * D per block are missing: the two norms (2D each), or the biases of attention (3D + D).",
+        -2 * D * L: "One norm per block is missing: a block has two, 2 * D each.",
+        -2 * D * L - D: "Each norm counts D; it has a stretch and a shift, D each.",
         -4 * D * L - 2 * D: "All norms are missing: 4 * D per block, and 2 * D above the last.",
         -(5 * D + W) * L: "The biases are missing: 3D + D in attention, d_ff + D in the feed-forward network.",
+        -(D + W) * L: "The biases of the feed-forward network are missing: d_ff + D per block.",
+        -3 * D * L: "The bias of queries, keys and values is missing: 3 * D per block.",
         -(9 * D + W) * L - 2 * D: "Biases and norms are missing.",
         -(4 * D * D + 4 * D) * L: "Attention is missing.",
+        -(D * D + D) * L: "The output matrix of attention is missing, with its bias: D * D + D per block.",
         -(2 * D * W + W + D) * L: "The feed-forward network is missing.",
+        -(D * W + D) * L: "The feed-forward network has two matrices: D × d_ff and back, d_ff × D.",
+        (3 * D * D + 3 * D)
+        * (H - 1)
+        * L: "You multiply queries, keys and values by n_heads. The heads share D: each has K = D / H.",
         (2 * D * 4 * D - 2 * D * W + 4 * D - W)
         * L: "You use 4 * d_model for the hidden layer; take d_ff from the config.",
         -2
         * D
         * D
         * L: "One D × D matrix per block would be too few: attention has four, for queries, keys, values and the output.",
+        -(right - V * D - T * D - 2 * D) * (L - 1) // L: "You count one block; there are n_layers of them.",
     }
     assert off not in causes or off == 0, causes.get(off, "")
     assert off == 0, (
@@ -58,10 +70,11 @@ def cross_entropy(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     logits = torch.randn(6, 5, generator=generator) * 2
     targets = torch.tensor([0, 4, 2, 2, 1, 3])
     right = F.cross_entropy(logits, targets).item()
-    out = fn(logits.clone(), targets.clone())
-    assert isinstance(out, Tensor) and out.numel() == 1, (
-        "The loss is one number: a scalar tensor, the mean over the targets."
+    out = untouched(fn, logits=logits, targets=targets)
+    assert isinstance(out, Tensor), (
+        f"It returned {type(out).__name__}; return the loss as a scalar tensor, or no gradient can flow back from it."
     )
+    assert out.numel() == 1, "The loss is one number: a scalar tensor, the mean over the targets."
     value = out.item()
     close = lambda other: math.isclose(value, other, rel_tol=1e-4)  # noqa: E731
     assert not close(-right), "The sign is wrong: the loss is *minus* the mean log probability."
@@ -79,11 +92,24 @@ def cross_entropy(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     assert not close(F.nll_loss(logits.log_softmax(0), targets).item()), (
         "The softmax runs over the batch. It should run over the vocabulary: dim -1."
     )
+    assert not close(F.cross_entropy(logits.softmax(-1), targets).item()), (
+        "The softmax is taken twice: cross entropy of probabilities. It takes logits."
+    )
+    assert not close(logits.logsumexp(-1).mean().item()), (
+        "The target's own logit is missing: the loss is logsumexp(logits) minus the logit of the target."
+    )
+    assert not close(math.exp(right)), "That is the perplexity, the exponential of the loss."
+    assert not close(right / math.log(10)), "That is log10. The loss is in nats: natural logarithm."
+    log_p = logits.log_softmax(-1)
+    assert not close(-log_p[:, targets].mean().item()), (
+        "log_p[:, targets] takes every target from every row, (N, N). Each row has one: gather(1, targets[:, None])."
+    )
+    assert not close(-log_p.mean().item()), "You average over the whole vocabulary; only the target of each row counts."
     assert close(right), f"The loss should be {right:.4f}; yours is {value:.4f}."
 
     some = torch.tensor([0, -100, 2, 2, -100, 3])
     try:
-        masked = fn(logits.clone(), some).item()
+        masked = untouched(fn, logits=logits, targets=some).item()
     except (IndexError, RuntimeError):
         raise AssertionError(
             "A target of -100 is no index. Drop the rows that do not count first, then look up the rest."
@@ -101,8 +127,14 @@ def cross_entropy(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
         f"Logits of 1,000 give {huge}: exp overflows, or log meets 0. Use logsumexp, which subtracts the maximum first."
     )
     assert math.isclose(huge, 500.0, rel_tol=1e-4), (
-        f"For logits (1000, 0) and (0, 1000) with targets 0 and 0 the loss is 500; yours is {huge:.4g}."
+        f"For logits (1000, 0) and (0, 1000) with targets 0 and 0 the loss is 500; yours is {huge:.4g}. Clamping, or adding a small number inside the logarithm, hides the overflow and changes the loss. Use logsumexp."
     )
+    level = fn(torch.tensor([[1000.0, 0.0], [-1000.0, -1000.0]]), torch.tensor([0, 0])).item()
+    assert math.isclose(level, math.log(2) / 2, rel_tol=1e-4), (
+        f"For logits (1000, 0) and (-1000, -1000) with targets 0 and 0 the loss is ln(2)/2 = 0.3466; yours is {level:.4g}. Each row needs its own maximum: amax(-1, keepdim=True)."
+    )
+    name = ready_made(fn, logits, targets, names={"cross_entropy", "nll_loss"})
+    assert not name, f"The values are right, but PyTorch did the work ({name}). Write it with logsumexp and gather."
     return "Value, ignored targets and large logits all hold."
 
 
@@ -111,7 +143,9 @@ def bits_per_byte(fn: Callable[[float, int, int], float]) -> str:
     """Check a `bits_per_byte(loss, n_tokens, n_bytes)`."""
     loss, n_tokens, n_bytes = 3.0, 1000, 4200
     right = loss * n_tokens / n_bytes / math.log(2)
-    value = float(fn(loss, n_tokens, n_bytes))
+    answer = untouched(fn, loss=loss, n_tokens=n_tokens, n_bytes=n_bytes)
+    assert isinstance(answer, float | int | Tensor), f"It returned {type(answer).__name__}; return a number."
+    value = float(answer)
     close = lambda other: math.isclose(value, other, rel_tol=1e-6)  # noqa: E731
     assert not close(loss / math.log(2)), (
         "Those are bits per *token*. Spread them over the bytes: times n_tokens / n_bytes."
@@ -123,7 +157,19 @@ def bits_per_byte(fn: Callable[[float, int, int], float]) -> str:
     assert not close(loss * n_bytes / n_tokens / math.log(2)), (
         "The ratio is upside down: the text costs loss * n_tokens nats in all, shared by n_bytes bytes."
     )
-    assert not close(right * 8), "You count bits of text, not bytes: leave the 8 out."
+    assert not close(right * 8) and not close(right / 8), (
+        "You turn bytes of text into bits. The text is counted in bytes, the model's surprise in bits: leave the 8 out."
+    )
+    assert not close(right * n_bytes), "Those are the bits of the whole text. Divide by its bytes."
+    assert not close(loss / n_bytes / math.log(2)), (
+        "loss is the cost of *one* token, and there are n_tokens: multiply by them before dividing by the bytes."
+    )
+    assert not close(loss * n_tokens / n_bytes / math.log(10)), (
+        "Those are decimal digits. One bit is ln 2 nats: divide by ln 2."
+    )
+    assert not close(math.log2(loss) * n_tokens / n_bytes), (
+        "You take the logarithm of the loss. It is a logarithm already, in nats: divide by ln 2."
+    )
     assert close(right), (
         f"3 nats per token, 1,000 tokens, 4,200 bytes: {right:.4f} bits per byte; yours is {value:.4f}."
     )

@@ -45,15 +45,20 @@ def block_diagram() -> HTML:
     )
 
 
-def wiring_figure(results: Mapping[str, tuple[Sequence[float], Sequence[float]]], letter_entropy: float) -> Figure:
-    """Left: similarity of tokens by depth before training. Right: loss by step, with the letter frequencies' entropy."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for (wiring, (similarity, losses)), color in zip(results.items(), COLORS, strict=False):
-        left.plot(range(1, len(similarity) + 1), similarity, color=color)
-        right.plot(losses, color=color, label=wiring)
+def wiring_figure(results: Mapping[str, Mapping[str, Sequence[float]]], letter_entropy: float) -> Figure:
+    """Before training, by depth: similarity of tokens, gradient norms. Then the loss by step, with the letters' entropy."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.2), layout="constrained")
+    depths = range(1, 1 + len(next(iter(results.values()))["similarity"]))
+    for (wiring, found), color in zip(results.items(), COLORS, strict=False):
+        right.plot(found["loss"], color=color, label=wiring)
+        if "gently" not in wiring:  # the same network before training
+            left.plot(depths, found["similarity"], color=color)
+            middle.plot(depths, found["feed-forward"], color=color)
+            middle.plot(depths, found["queries and keys"], color=color, linestyle=":")
     right.axhline(letter_entropy, color=COLORS[7], linestyle=":", label="letter frequencies")
     left.set(xlabel="after block", ylabel="mean similarity of two tokens", ylim=(0, 1.03))
+    middle.set(xlabel="block", ylabel="norm of the gradient", yscale="log")
     right.set(xlabel="training step", ylabel="loss (nats per letter)", ylim=(0, None))
-    right.legend()
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
     plt.close(figure)
     return figure

@@ -9,7 +9,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from course.plots import COLORS
-from slm.tokenizer import PATTERN, STORIES_VOCAB_SIZE, Tokenizer, merge, train_bpe
+from slm.tokenizer import PATTERN, STORIES_VOCAB_SIZE, Tokenizer, encode_word, train_bpe
 
 TOKEN = "display:inline-block;padding:0 .15em;margin:1px;border:1px solid rgba(128,128,128,.5);border-radius:3px;white-space:pre"
 
@@ -30,32 +30,30 @@ def surprisal_strip(text: str, nats: Sequence[float], full: float = 2.5) -> HTML
     )
 
 
-def merges_table(text: str, ranks: dict[bytes, int]) -> HTML:
-    """One row per merge that changes the text's words: which token was made, and what the text looks like after it."""
-    words = [[bytes([byte]) for byte in word.encode()] for word in regex.findall(PATTERN, text)]
-    rows = [("bytes", words)]
-    while True:
-        pairs = {a + b: (a, b) for parts in words for a, b in zip(parts, parts[1:], strict=False) if a + b in ranks}
-        if not pairs:
-            break
-        made = min(pairs, key=lambda token: ranks[token])
-        words = [merge(parts, pairs[made]) for parts in words]
-        rows.append((f"merge {ranks[made] - 255}", words))
-    cells = []
-    for label, parts_of in rows:
-        tokens = "".join(
-            f'<span style="{TOKEN}">{html.escape(part.decode("utf-8", "replace"))}</span>'
-            for parts in parts_of
-            for part in parts
+def story_growing(text: str, ranks: dict[bytes, int], after: Sequence[int]) -> HTML:
+    """A text as tokens after so many merges: one row for each, what is new since the row above in colour."""
+    words = [word.encode() for word in regex.findall(PATTERN, text)]
+    size = len(text.encode())
+    rows, before = [], 0
+    for n in after:
+        known = {token: rank for token, rank in ranks.items() if rank < 256 + n}
+        bytes_of = {rank: token for token, rank in known.items()}
+        ids = [i for word in words for i in encode_word(word, known)]
+        boxes = "".join(
+            f'<span style="{TOKEN}{";background:rgba(249,115,22,.3)" if i >= 256 + before else ""}">'
+            f"{html.escape(bytes_of[i].decode('utf-8', 'replace'))}</span>"
+            for i in ids
         )
-        count = sum(map(len, parts_of))
-        cells.append(
-            f'<tr style="background:none"><td style="text-align:right;opacity:.7;padding:.1em .8em">{label}</td>'
-            f'<td style="text-align:left;font-family:monospace">{tokens}</td><td style="text-align:right;opacity:.7">{count}</td></tr>'
+        count, before = len(ids), n
+        number = '<td style="text-align:right;vertical-align:top;opacity:.7;padding:.2em .6em">'
+        rows.append(
+            f'<tr style="background:none">{number}{n}</td><td style="text-align:left;font-family:monospace">{boxes}</td>'
+            f"{number}{count}</td>{number}{size / count:.2f}</td></tr>"
         )
-    head = '<tr style="background:none"><th></th><th style="text-align:left">tokens</th><th>number</th></tr>'
+    head = "".join(f"<th>{name}</th>" for name in ("merges", "the story in tokens", "tokens", "bytes per token"))
     return HTML(
-        f'<table style="border-collapse:collapse;font-size:.9em;color:currentColor">{head}{"".join(cells)}</table>'
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:.85em;color:currentColor">'
+        f'<tr style="background:none">{head}</tr>{"".join(rows)}</table></div>'
     )
 
 
