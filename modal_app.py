@@ -1,20 +1,26 @@
 """Train on rented GPUs: `modal run modal_app.py --config configs/gpt_124m.yaml`.
 
 Checks the config and its cost on this computer, then trains in a container on the GPU that the config names, with
-checkpoints on a volume. Also `modal run modal_app.py::status`, `::fetch` and `::generate`, each with `--run NAME`.
+checkpoints on a volume. Also `modal run modal_app.py::status`, `::stop`, `::fetch` and `::generate`, each with
+`--run NAME`.
 
 Exported from chapters/09_modal.py; edit it there.
 """
 
+import contextlib
+import glob
 import inspect
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,30 +64,118 @@ volume = modal.Volume.from_name("slm-data", create_if_missing=True)
 
 app = modal.App("slm-training")
 
+TICK = 30.0  # seconds between two looks at the meter: what an attempt that is killed can cost unnoticed
+
+PATIENCE = 10  # ticks that a run whose budget is spent has to finish its step and save
+
+
+def checkpoints(run_dir: str | Path) -> list[str]:
+    """Names of the finished checkpoints in a run folder."""
+    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
+
 
 class Meter:
-    """Seconds and dollars that a run has cost over all its attempts, kept in its folder as `attempts.json`."""
+    """What a run has cost over all its attempts, kept in its folder as `attempts.json`, one entry each.
 
-    def __init__(self, run_dir: str | Path, dollars_per_hour: float) -> None:
-        self.path = Path(run_dir) / "attempts.json"
-        self.dollars_per_hour = dollars_per_hour
-        self.earlier: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.started = time.monotonic()
+    Args:
+        run_dir: The run's folder.
+        dollars_per_hour: The price of the machine.
+        budget: Dollars over all attempts; None for no limit.
+        max_steps: Of the run; one that has come so far may save its model, whatever it has cost.
+        call: The id of the call that this attempt belongs to.
+        secure: Called after each writing, to keep the file beyond this machine.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        dollars_per_hour: float,
+        budget: float | None = None,
+        max_steps: int = 0,
+        call: str = "",
+        secure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.secure = Path(run_dir) / "attempts.json", secure
+        self.dollars_per_hour, self.budget, self.last = dollars_per_hour, budget, f"step_{max_steps:08d}.pt"
+        self.earlier: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "error": ""}
+        self.entry |= {"from": checkpoints(run_dir)[-1:], "to": []}
+        self.started, self.interrupted, self._lock = time.monotonic(), False, threading.Lock()
 
     def save(self) -> dict[str, float]:
-        """Write the count down; returns attempts, seconds and dollars so far."""
-        seconds = time.monotonic() - self.started
-        attempts = [*self.earlier, {"seconds": seconds, "dollars": seconds * self.dollars_per_hour / 3600}]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(attempts))
-        temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
+        """Write the count down and secure it; returns attempts, seconds and dollars so far."""
+        with self._lock:
+            seconds = time.monotonic() - self.started
+            dollars = seconds * self.dollars_per_hour / 3600
+            self.entry |= {"seconds": seconds, "dollars": dollars, "to": checkpoints(self.path.parent)[-1:]}
+            attempts = [*self.earlier, self.entry]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(attempts))
+            temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
+            self.secure()
         total = {key: sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")}
         return {"attempts": len(attempts), **total}
+
+    def is_spent(self, dollars: float) -> bool:
+        """Whether the budget is used up and the run is not done."""
+        folder = self.path.parent
+        done = self.last in checkpoints(folder) or (folder / "model").is_dir()
+        return self.budget is not None and dollars >= self.budget and not done
 
     def before(self) -> float:
         """Dollars that the attempts before this one have cost."""
         return sum(attempt["dollars"] for attempt in self.earlier)
+
+    def at_the_end(self) -> float:
+        """Dollars that the whole run will have cost, if its other steps take as long as those of this attempt."""
+        first, now, last = (
+            int(Path(name).stem[5:]) for name in (*(self.entry["from"] or ["step_0"]), *self.entry["to"], self.last)
+        )
+        each = self.entry["dollars"] / max(1, now - first)
+        return self.before() + self.entry["dollars"] + each * (last - now)
+
+    def in_vain(self) -> str:
+        """Why no further attempt of this call would help: the last ones ended where they began. Empty if one may."""
+        mine = [attempt for attempt in self.earlier if self.entry["call"] and attempt.get("call") == self.entry["call"]]
+        if self.entry["error"]:
+            mine.append(self.entry)
+        idle = list(itertools.takewhile(lambda attempt: attempt["from"] == attempt["to"], reversed(mine)))
+        if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
+            return f"two attempts in a row came to no new checkpoint; the last one ended with {idle[0]['error']}"
+        if len(idle) > 2:
+            cure = "set a longer modal.timeout, a smaller training.checkpoint_every, or more modal.memory_mib"
+            return f"three attempts in a row came to no new checkpoint; {cure}"
+        return ""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """While inside, save every `TICK` seconds, and interrupt the main thread when the budget is spent."""
+        ended, main = threading.Event(), threading.main_thread()
+
+        def watch() -> None:
+            late = 0
+            while not ended.wait(TICK):
+                try:
+                    spent = self.save()
+                except Exception as error:  # no network for a moment; the next tick tries again
+                    print(f"the meter could not be secured: {type(error).__name__}: {error}")
+                    continue
+                if not self.is_spent(spent["dollars"]):
+                    continue
+                self.interrupted, late = True, late + 1
+                if late == 1:
+                    signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                elif late > PATIENCE:
+                    os._exit(1)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class BudgetSpent(Exception):
@@ -115,69 +209,96 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
     Args:
         config_text: A config as YAML.
         run_dir: The run's folder, named by the caller, so that every attempt finds the same one.
-        budget: Dollars, over all attempts, after which the run stops at its next checkpoint; None for no limit.
+        budget: Dollars, over all attempts, after which the run saves and stops; None for no limit.
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
         What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
     """
-    import torch
-
     from slm.config import load_config
     from slm.cost import dollars_per_hour
-    from slm.trainer import TrainingDiverged
-    from slm.trainer import train as train_here
 
-    path = unpack(config_text, Path(run_dir).name)
-    config = load_config(path)
+    config = load_config(unpack(config_text, Path(run_dir).name))
+    here = modal.is_local()  # your own computer is not for rent, and has no volume
     if rate is None:
-        rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
-    meter, problem = Meter(run_dir, rate), ""
-
-    def save(what: str) -> dict[str, float]:
-        spent = meter.save()
-        if not modal.is_local():
-            volume.commit()  # until here a file is safe from this process; from here on, from this machine
-            print(f"{what} on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
-        return spent
-
-    def stop_if_spent(dollars: float) -> None:
-        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir) or Path(run_dir, "model").is_dir()
-        if budget is not None and dollars >= budget and not done:
-            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${budget:.2f}; a larger budget goes on from here")
-
-    def checkpoint_written() -> None:
-        stop_if_spent(save("checkpoint")["dollars"])
-
+        rate = 0.0 if here else dollars_per_hour(config)
+    call = modal.current_function_call_id() or ""
+    meter = Meter(run_dir, rate, budget, config.training.max_steps, call, (lambda: None) if here else volume.commit)
+    problem = meter.in_vain()
     try:
-        save("meter")
-        stop_if_spent(meter.before())
-        if config.modal.gpu_count > 1 and not modal.is_local():
-            train_on_ranks(config.modal.gpu_count, path, run_dir, checkpoint_written)
-        else:
-            train_here(config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=rate)
-    except (BudgetSpent, TrainingDiverged, ValueError, torch.OutOfMemoryError) as error:  # another attempt would too
-        problem = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
-        print(f"{run_dir} stops: {problem}")
+        if not problem:
+            problem = attempt(config, run_dir, meter)
+    except BaseException as error:
+        meter.entry["error"] = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
+        problem = meter.in_vain()
+        if not isinstance(error, Exception) or not problem:
+            raise
     finally:
         meter.save()
-        if not modal.is_local():
-            volume.commit()
+    if problem:
+        print(f"{run_dir} stops: {problem}")
     result = {**report(run_dir), "problem": problem}
     if not result["finished"] and not problem:
         raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")  # a normal return would count as finished
     return result
 
 
-def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: Callable[[], None]) -> None:
+def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
+    """One attempt to train to the end; returns what no further attempt can solve, or an empty string."""
+    import torch
+
+    from slm.trainer import TrainingDiverged
+    from slm.trainer import train as train_here
+
+    def stop_if_spent(dollars: float) -> None:
+        if meter.is_spent(dollars):
+            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${meter.budget:.2f}; a larger budget goes on from here")
+
+    def checkpoint_written() -> None:
+        spent = meter.save()  # until here a file is safe from this process; from here on, from this machine
+        if not modal.is_local():
+            so_far = f"{spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far"
+            print(f"checkpoint on the volume; {so_far}, about ${meter.at_the_end():.2f} at the end")
+        stop_if_spent(spent["dollars"])
+
+    try:
+        meter.save()
+        stop_if_spent(meter.before())
+        with meter.watching():
+            if config.modal.gpu_count > 1 and not modal.is_local():
+                train_on_ranks(config, run_dir, checkpoint_written)
+            else:
+                train_here(
+                    config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=meter.dollars_per_hour
+                )
+        if meter.interrupted:
+            stop_if_spent(meter.save()["dollars"])
+    except torch.OutOfMemoryError:
+        return OUT_OF_MEMORY
+    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end so too
+        return str(error)
+    except KeyboardInterrupt:
+        if not meter.interrupted:
+            raise
+        return f"it has cost ${meter.save()['dollars']:.2f} of ${meter.budget:.2f}; a larger budget goes on from here"
+    return ""
+
+
+def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[], None]) -> None:
     """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written.
 
     Raises:
         ValueError: a rank ended with a mistake that another attempt would repeat, or with a full memory.
         RuntimeError: it ended in any other way than with success.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={config.modal.gpu_count}",
+    ]
+    command = [*torchrun, "-m", "slm", "train", str(unpack(as_text(config), config.name)), "--run-dir", run_dir]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     known, final = checkpoints(run_dir), []
 
@@ -210,13 +331,8 @@ def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: C
         )
 
 
-def checkpoints(run_dir: str | Path) -> list[str]:
-    """Names of the finished checkpoints in a run folder."""
-    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
-
-
 def report(run_dir: str | Path) -> dict[str, Any]:
-    """What a run came to: name, whether it is finished, step, validation loss, and what it cost so far."""
+    """What a run came to: name, whether it is finished, step, validation loss, MFU, and what it cost so far."""
     folder = Path(run_dir)
     metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
@@ -228,35 +344,87 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "finished": (folder / "model").is_dir(),
         "step": rows[-1]["step"] if rows else 0,
         "val_loss": losses[-1] if losses else None,
+        "mfu": next((row["perf/mfu"] for row in reversed(rows) if row.get("perf/mfu") is not None), None),
         "attempts": len(attempts),
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "dollars": sum(attempt["dollars"] for attempt in attempts),
     }
 
 
-@app.function(image=image, volumes={DATA: volume}, timeout=6 * 60 * 60, startup_timeout=20 * 60, cpu=4.0)
-def prepare(config_text: str) -> list[str]:
-    """Tokenise the config's training and validation text into the volume; returns the token files."""
+FEW_FILES = 8  # a corpus of fewer is prepared in one container
+
+MOST_PARTS = 16  # containers at once
+
+
+@app.function(
+    image=image,
+    volumes={DATA: volume},
+    timeout=6 * 60 * 60,
+    startup_timeout=20 * 60,
+    cpu=4.0,
+    retries=modal.Retries(max_retries=2, initial_delay=0.0),
+)
+def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
+    """Tokenise the k-th of n parts of a split into the volume; returns what is wrong with its text, or nothing."""
     from slm.config import load_config
     from slm.data import prepare_tokens
+    from slm.tokenizer import TokenizerUnavailable
 
     data = load_config(unpack(config_text, "prepare")).data
-    limits = (data.text_column, data.max_documents, data.val_fraction, data.streaming)
-    splits = (data.train_split, data.val_split)
-    paths = [prepare_tokens(data.dataset, split, data.tokenizer, data.cache_dir, *limits) for split in splits]
-    volume.commit()
-    return [str(path) for path in paths]
+    text = (data.dataset, split, data.tokenizer, data.cache_dir, data.text_column)
+    try:
+        prepare_tokens(*text, val_fraction=data.val_fraction, part=(k, n))
+    except (ValueError, TokenizerUnavailable) as error:
+        return str(error)
+    finally:
+        volume.commit()
+    return ""
+
+
+@app.function(
+    image=image,
+    volumes={DATA: volume},
+    timeout=6 * 60 * 60,
+    startup_timeout=20 * 60,
+    cpu=4.0,
+    retries=modal.Retries(max_retries=2, initial_delay=0.0),
+)
+def prepare(config_text: str) -> str:
+    """Tokenise the config's training and validation text into the volume; returns what is wrong with it, or nothing."""
+    from slm.config import load_config
+    from slm.data import count_shards, join_tokens, prepare_tokens
+    from slm.tokenizer import TokenizerUnavailable
+
+    data = load_config(unpack(config_text, "prepare")).data
+    try:
+        for split in (data.train_split, data.val_split):
+            text = (data.dataset, split, data.tokenizer, data.cache_dir, data.text_column)
+            shards = 1 if modal.is_local() else count_shards(*text, data.max_documents, data.val_fraction)
+            if shards < FEW_FILES:
+                prepare_tokens(*text, data.max_documents, data.val_fraction, data.streaming)
+                continue
+            n = min(shards, MOST_PARTS)
+            print(f"{data.dataset}, {split}: {shards} files in {n} parts, each in a container of its own")
+            made = prepare_part.map(range(n), kwargs={"n": n, "split": split, "config_text": config_text})
+            if problems := list(filter(None, made)):  # after all have ended, so that none runs on unseen
+                return str(problems[0])
+            volume.reload()  # what the other containers have committed
+            join_tokens(n, *text, data.val_fraction)
+    except (ValueError, TokenizerUnavailable) as error:  # it says in one sentence what is wrong
+        return str(error)
+    finally:
+        volume.commit()
+    return ""
 
 
 @app.function(image=image, volumes={DATA: volume}, timeout=20 * 60, cpu=2.0)
 def generate(run: str, prompt: str = "Once upon a time", max_tokens: int = 200, seed: int = 0) -> str:
     """Continue `prompt` with the trained model of a run on the volume; prints and returns the text."""
     from slm.generation import generate as continue_text
-    from slm.gpt import GPT
-    from slm.tokenizer import get_tokenizer
+    from slm.trainer import load_run
 
-    folder = Path(DATA, "runs", run, "model")
-    text = continue_text(GPT.from_pretrained(folder), get_tokenizer(folder), prompt, max_tokens, seed=seed)
+    found = load_run(Path(DATA, "runs", run))  # finished or not: the newest weights there are
+    text = continue_text(found.model, found.tokenizer, prompt, max_tokens, seed=seed)
     assert isinstance(text, str)  # one prompt, one text
     print(text)
     return text
@@ -276,14 +444,16 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
 
     expected, limit = estimate(config), config.modal.max_dollars
     for key, value in (("dataset", config.data.dataset), ("tokenizer", config.data.tokenizer)):
-        if value not in ("stories", "gpt2") and Path(value).exists():
+        a_file = value.startswith((".", "~", "/")) or value.endswith((".txt", ".jsonl", ".parquet", ".tiktoken"))
+        here = a_file or glob.has_magic(value) or Path(value).exists()
+        if here and value not in ("stories", "gpt2") and not value.startswith(f"{DATA}/"):
             raise Refused(
                 f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
                 f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
             )
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
-    if limit is not None and expected.dollars[1] > limit and not yes_spend:
+    if expected.dollars[1] > limit and not yes_spend:
         raise Refused(f"{verdict(config)[1]} To spend up to ${expected.dollars[1]:.2f} all the same, say --yes-spend.")
     return expected
 
@@ -324,13 +494,40 @@ class Launched:
     run: str
     result: dict[str, Any] | None = None  # what `train` returned, if it was waited for
 
+    @property
+    def call(self) -> modal.FunctionCall:
+        """The call itself: `get(timeout=…)` waits for its result, `cancel()` stops it."""
+        return modal.FunctionCall.from_id(self.call_id)
+
+    def is_running(self) -> bool:
+        """Whether the call is waiting for a machine, or running, or about to be tried again."""
+        try:
+            self.call.get(timeout=0)
+        except TimeoutError:
+            return True
+        except Exception:  # failed, cancelled, or so old that Modal has forgotten it
+            return False
+        return False
+
     def __str__(self) -> str:
         return (
             f"call    {self.call_id}\n"
             f"follow  modal app logs {self.app_id}   or   modal run modal_app.py::status --run {self.run}\n"
-            f"stop    modal app stop {self.app_id}\n"
+            f"stop    modal run modal_app.py::stop --run {self.run}   or   modal app stop {self.app_id}\n"
             f"fetch   modal run modal_app.py::fetch --run {self.run}"
         )
+
+
+def find(run: str) -> Launched | None:
+    """The last launch of a run, as noted on this computer, or else on the volume by the run itself."""
+    note = Path("runs/modal", run, "launched.json")
+    if note.exists():
+        return Launched(**json.loads(note.read_text()))
+    try:
+        attempts = json.loads(b"".join(volume.read_file(f"runs/{run}/attempts.json")))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        return None
+    return Launched(attempts[-1].get("app", ""), attempts[-1]["call"], run) if attempts[-1].get("call") else None
 
 
 def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bool = True) -> Launched:
@@ -339,7 +536,7 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     Args:
         config: What to train, and in its `modal` section on what.
         run: The run's name; the config's, if empty.
-        yes_spend: Go beyond `modal.max_dollars`, both in the prediction and during the run.
+        yes_spend: Go beyond `modal.max_dollars`, as far as the slow end of the prediction and no further.
         wait: Show the logs until the run has ended, and compare its cost with the prediction.
 
     Raises:
@@ -348,19 +545,24 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     from slm.cost import cost_table
 
     print(cost_table(config))
-    expected = check(config, yes_spend)
+    expected, run = check(config, yes_spend), run or config.name
     options: dict[str, Any] = {"gpu": config.modal.gpu, "timeout": config.modal.timeout, "secrets": secrets(config)}
     options |= {"cpu": config.modal.cpu, "memory": config.modal.memory_mib}
     text = as_text(config, cache_dir=f"{DATA}/tokens")
-    run_dir = f"{DATA}/runs/{run or config.name}"
-    budget = None if yes_spend else config.modal.max_dollars
+    budget = max(config.modal.max_dollars, expected.dollars[1]) if yes_spend else config.modal.max_dollars
+    if (before := find(run)) and before.is_running():
+        raise Refused(f"{run} is being trained already; twice would cost twice. To follow, stop or fetch it:\n{before}")
     launched = None
     with app.run(detach=True):
         if config.data.dataset != "stories":  # the grammar needs seconds, and nothing is downloaded
             print("Preparing tokens on a CPU; if you leave before a GPU is rented, the same command goes on from here.")
-            prepare.spawn(text).get()
-        call = train.with_options(**options).spawn(text, run_dir, budget)
-        launched = Launched(str(app.app_id), call.object_id, Path(run_dir).name)
+            if problem := prepare.spawn(text).get():
+                raise Refused(problem)
+        call = train.with_options(**options).spawn(text, f"{DATA}/runs/{run}", budget)
+        launched = Launched(str(app.app_id), call.object_id, run)
+        note = Path("runs/modal", run, "launched.json")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(asdict(launched)))
         print(launched)
         if wait:
             print("Interrupting now stops the watching, not the training.")
@@ -369,6 +571,10 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
         raise Refused("interrupted before a GPU was rented; the same command begins again")
     if launched.result:
         print(reconcile(expected, launched.result))
+    elif wait:
+        print(
+            "Only the watching has stopped. The run goes on, and so does its bill: see above how to follow or stop it."
+        )
     return launched
 
 
@@ -378,11 +584,12 @@ def reconcile(expected: "Estimate", result: dict[str, Any]) -> str:
     problem = f": {result['problem']}" if result.get("problem") else ""
     spent, attempts = result["seconds"] / 3600, result["attempts"]
     hours, dollars = (f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars))
+    reached = "" if result["mfu"] is None else f", {result['mfu']:.0%} MFU"
     return (
         f"{result['run']}: {state} at step {result['step']}, validation loss {result['val_loss']}{problem}\n"
         f"{'':<10}{'hours':>22}{'dollars':>22}\n"
         f"{'predicted':<10}{hours:>22}{dollars:>22}   on {expected.name}\n"
-        f"{'actual':<10}{spent:>22.3g}{result['dollars']:>22.3g}   in {attempts} attempt{'s' * (attempts > 1)}"
+        f"{'actual':<10}{spent:>22.3g}{result['dollars']:>22.3g}   in {attempts} attempt{'s' * (attempts > 1)}{reached}"
     )
 
 
@@ -397,7 +604,7 @@ def give_up(error: Exception) -> NoReturn:
 
 @launcher.local_entrypoint()
 def main(config: str, run: str = "", yes_spend: bool = False) -> None:
-    """Train a config file on Modal; `--yes-spend` goes beyond its modal.max_dollars."""
+    """Train a config file on Modal; `--yes-spend` raises its modal.max_dollars to the slow end of the prediction."""
     from slm.config import ConfigError, load_config
 
     try:
@@ -434,14 +641,29 @@ def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "
     return Path(to)
 
 
+LARGE = ("checkpoints", "wandb", "samples", "model")  # what `status` leaves on the volume
+
+
 def show_status(run: str) -> None:
-    """Print how far a run is and what it has cost."""
+    """Print how far a run is, what it has cost, and whether it is running."""
+    found = find(run)
+    running = found is not None and found.is_running()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            downloaded = download(run, Path(folder, run), skip=("checkpoints", "wandb", "samples", "model"))
-            print(json.dumps(report(downloaded), indent=2))
+            download(run, Path(folder, run), skip=LARGE)
         except Refused as error:
-            give_up(error)
+            if not running:  # one that runs has perhaps not begun
+                give_up(error)
+        print(json.dumps({**report(Path(folder, run)), "running": running}, indent=2))
+
+
+def stop_run(run: str) -> None:
+    """Cancel a run; what it did since its last checkpoint is lost, and the same command goes on from there."""
+    found = find(run)
+    if found is None or not found.is_running():
+        give_up(Refused(f"{run} is not running"))
+    found.call.cancel()
+    print(f"{run} is stopped; the command that launched it goes on from its last checkpoint")
 
 
 def fetch_run(run: str, to: str = "") -> None:
@@ -459,4 +681,4 @@ def command(function: Callable[..., None]) -> modal.App:
     return commands
 
 
-status, fetch = command(show_status), command(fetch_run)
+status, stop, fetch = command(show_status), command(stop_run), command(fetch_run)

@@ -467,8 +467,7 @@ def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 check.attention(my_attention)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_attention(q, k, v):
@@ -476,7 +475,6 @@ check.attention(my_attention)
 #     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
 #     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
 # ```
-#
 # </details>
 #
 # **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds channels `h*K` to `(h + 1)*K - 1` of *every* token.
@@ -491,15 +489,13 @@ def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
 check.split_heads(my_split_heads)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_split_heads(x, n_heads):
 #     B, T, D = x.shape
 #     return x.view(B, T, n_heads, D // n_heads).transpose(1, 2)
 # ```
-#
 # </details>
 #
 # **3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's channels first.
@@ -514,15 +510,13 @@ def my_join_heads(heads: Tensor) -> Tensor:
 check.join_heads(my_join_heads)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_join_heads(heads):
 #     B, H, T, K = heads.shape
 #     return heads.transpose(1, 2).reshape(B, T, H * K)
 # ```
-#
 # </details>
 #
 # **4. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
@@ -538,15 +532,13 @@ def my_window_mask(T: int, W: int) -> Tensor:
 check.window_mask(my_window_mask)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_window_mask(T, W):
 #     distance = torch.arange(T)[:, None] - torch.arange(T)[None, :]  # (T, T): t - s
 #     return (distance >= 0) & (distance < W)
 # ```
-#
 # </details>
 #
 # ## What you have now

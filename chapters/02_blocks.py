@@ -353,8 +353,7 @@ def my_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> 
 check.layer_norm(my_layer_norm)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_layer_norm(x, gamma, beta, eps=1e-5):
@@ -362,7 +361,6 @@ check.layer_norm(my_layer_norm)
 #     variance = x.var(-1, keepdim=True, correction=0)
 #     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta
 # ```
-#
 # </details>
 #
 # **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`. Connect them as a pre-norm block.
@@ -379,15 +377,13 @@ def my_block(x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forwar
 check.block_wiring(my_block)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_block(x, norm_1, attention, norm_2, feed_forward):
 #     x = x + attention(norm_1(x))
 #     return x + feed_forward(norm_2(x))
 # ```
-#
 # </details>
 #
 # **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
@@ -403,15 +399,13 @@ def my_depth(budget: int, d_model: int) -> int:
 check.affordable_depth(my_depth)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.
 # ```python
 # def my_depth(budget, d_model):
 #     return budget // (12 * d_model**2 + 13 * d_model)
 # ```
-#
 # </details>
 #
 # ## What you have now

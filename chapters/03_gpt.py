@@ -656,8 +656,7 @@ def my_count(config: GPTConfig) -> int:
 check.parameter_count(my_count)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_count(config):
@@ -666,7 +665,6 @@ check.parameter_count(my_count)
 #     feed_forward = D * F_ + F_ + F_ * D + D
 #     return V * D + T * D + L * (attention + feed_forward + 4 * D) + 2 * D
 # ```
-#
 # </details>
 #
 # **2. The loss by hand.** Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of -100 does not count. It must survive logits of 1,000.
@@ -681,8 +679,7 @@ def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 check.cross_entropy(my_cross_entropy)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_cross_entropy(logits, targets):
@@ -691,7 +688,6 @@ check.cross_entropy(my_cross_entropy)
 #     picked = rows.gather(1, targets[counts][:, None])[:, 0]
 #     return (rows.logsumexp(-1) - picked).mean()
 # ```
-#
 # </details>
 #
 # **3. Bits per byte.** Losses of models that cut text into different tokens (chapter 4) cannot be compared: a long token is harder to guess and says more. What a whole text costs can, divided by its length in bytes. A text of `n_tokens` tokens costs
@@ -707,14 +703,12 @@ def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
 check.bits_per_byte(my_bits_per_byte)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_bits_per_byte(loss, n_tokens, n_bytes):
 #     return loss * n_tokens / n_bytes / math.log(2)
 # ```
-#
 # </details>
 #
 # ## What you have now

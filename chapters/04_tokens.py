@@ -18,7 +18,7 @@
 # # Tokens
 #
 # What a model reads, and how well it could possibly read it. You write a grammar of children's stories whose entropy you know exactly, train the
-# byte-pair encoding that turns a story into tokens, and work out, to the last digit, the loss that no model of these stories can beat.
+# byte-pair encoding that turns a story into tokens, and work out, to the last digit, the loss that, on average, no model of these stories can beat.
 #
 # It exports `slm/stories.py` and `slm/tokenizer.py`.
 #
@@ -81,7 +81,7 @@ print(f"entropy {-sum(p * math.log(p) for p in by_hand.values()):.4f} nats")
 
 # %% [markdown]
 # The **entropy** $H = -\sum_x p(x) \ln p(x)$ is the mean surprise of a reader who knows the odds. Nobody predicts better on average than with the true
-# probabilities (Gibbs' inequality), so $H$ is the floor under every model's loss.
+# probabilities (Gibbs' inequality), so $H$ is the floor under every model's loss, averaged over all stories. (The average over a thousand of them is itself a matter of luck; chapter 6 says how much.)
 #
 # Sixteen stories can be listed. This chapter's grammar has more than you could read in all your lives. But a story is a chain of *choices*, and surprises of a chain add up (as long as no story can be told in two ways; you
 # will check that). So instead of summing over stories, sum over choices $c$: how often a story passes through $c$, times what that choice costs.
@@ -150,7 +150,7 @@ Items = tuple[str | Choice, ...]
 
 
 # %% [markdown]
-# A grammar reads the rules and checks them at once, because a misspelt slot deserves a sentence and not a traceback an hour later. `_needed` finds the variables that a template
+# A grammar reads the rules and checks their form at once; what depends on what was drawn before, it checks on the way there, and says a sentence then, too. `_needed` finds the variables that a template
 # and all rules below it look at. Everything else may be forgotten, so stories that differ only in what no longer matters meet in *the same* choice. That is what keeps
 # choices few where stories are many.
 
@@ -176,6 +176,8 @@ class Grammar:
         self.rows: dict[str, list[tuple[float, Row]]] = {}
         for key, lines in rules.items():
             rule, *columns = key.split()
+            if isinstance(lines, str):
+                raise ValueError(f"rule {rule}: its lines are one text; put them into a list")
             if rule in self.rows or not rule.isupper():
                 raise ValueError(f"rule {rule}: a rule's name must be in capitals, and there only once")
             if not lines:
@@ -208,7 +210,7 @@ class Grammar:
                 found.update(others.split("-")[1:])
                 if not name.isupper():
                     found.add(name[0].lower() + name[1:])
-                if not rule.isupper():
+                if not rule.isupper() and not source:
                     continue
                 if rule not in self.rows:
                     raise ValueError(f"{template!r} names the rule {rule}, but there is none of that name")
@@ -286,7 +288,10 @@ def options(self, template: str, drawn: Drawn) -> tuple[tuple[float, Items], ...
     assert slot is not None
     name, source, others, _ = slot.groups()
     space, rest = template[: slot.start()], template[slot.end() :]
-    taken = {row for variable, _, row in drawn if variable in (others or "").split("-")[1:]}
+    different = set(others.split("-")[1:]) if others else set()
+    taken = {row for variable, _, row in drawn if variable in different}
+    if unknown := different - {variable for variable, _, _ in drawn}:
+        raise ValueError(f"{slot[0]} must differ from {min(unknown)}, but nothing was drawn for that before")
     rows = [(weight, row) for weight, row in self.rows[source or name] if row not in taken]
     if not rows:
         raise ValueError(f"{slot[0]}: every line of rule {source} is taken")
@@ -810,7 +815,7 @@ print(regex.findall(PATTERN, "Nell's 12 kites  flew: up, up!"))
 # ## Merges
 #
 # Then merge. Count all pairs of neighbours inside words, join the most frequent pair everywhere, and repeat: that is the whole of byte-pair encoding (Sennrich et al. 2016). Each
-# merge adds one token to the vocabulary. Written down as it is said:
+# merge adds one token to the vocabulary (unless its bytes are one already). Written down as it is said:
 
 # %%
 #| export tokenizer
@@ -988,6 +993,8 @@ class Tokenizer(tiktoken.Encoding):
     Args:
         name: What to call it.
         ranks: The rank of each token's bytes: all 256 bytes and the merges, numbered from 0. The end of text is next.
+
+    `encode` takes special tokens in a text as text; tiktoken's other methods do with `disallowed_special=()`.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
@@ -1211,7 +1218,7 @@ class ReferenceLines:
         uniform: Who knows nothing: every token is as likely as any other.
         unigram: Who knows how frequent each token is.
         bigram: Who also knows the token before.
-        floor: Who knows the grammar. No model can do better.
+        floor: Who knows the grammar. On average over all stories no model can do better.
         tokens_per_story: Expected number of tokens of a story, its end included.
         bytes_per_story: Expected number of bytes of a story.
     """
@@ -1418,7 +1425,7 @@ hero = " " + next(row[0] for _, row in STORIES.rows["HERO"] if row[0] in story)
 #
 # Each check runs your own code; nothing is compared with a hidden answer.
 #
-# **1. One merge.** The step that, repeated, makes a vocabulary. `words` maps words, as tuples of parts, to how often they occur. Find the most frequent pair (of equals the first in byte
+# **1. One merge.** The step that, repeated, makes a vocabulary. `words` maps words, as tuples of parts, to how often they occur. Find the most frequent pair (of equals the smaller pair: first parts first, in byte
 # order), join it everywhere, and return the new words.
 
 # %% tags=["exercise"]
@@ -1433,8 +1440,7 @@ def my_merge_step(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, ...]
 check.merge_step(my_merge_step)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_merge_step(words):
@@ -1447,7 +1453,6 @@ check.merge_step(my_merge_step)
 #     best = min(counts, key=lambda pair: (-counts[pair], pair))
 #     return {tuple(merge(list(parts), best)): times for parts, times in words.items()}
 # ```
-#
 # </details>
 #
 # **2. The way back.** Write `decode`: ids to text, for our ranks. Mind the characters whose bytes are spread over several tokens, the halves of them that a model may write, and the id
@@ -1463,15 +1468,13 @@ def my_decode(ids: list[int], ranks: dict[bytes, int]) -> str:
 check.decode(my_decode)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_decode(ids, ranks):
 #     token = {rank: text for text, rank in ranks.items()} | {len(ranks): b"<|endoftext|>"}
 #     return b"".join(token[i] for i in ids).decode("utf-8", errors="replace")
 # ```
-#
 # </details>
 #
 # **3. A plot of your own.** Add one more. It begins with a space, speaks of `{hero}`, and may draw and call whatever the other rules offer: `{friend=HERO-hero}` (anyone but the hero),
@@ -1487,15 +1490,13 @@ def my_plot(rules: dict) -> dict:
 check.new_plot(my_plot)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # ```python
 # def my_plot(rules):
 #     boat = " {DAY}, {hero} built a boat and sailed to the {goal=GOAL}{goal} with {friend=HERO-hero}{friend}. At the {goal}, {friend} felt {GLAD}."
 #     return {**rules, "PLOT": [*rules["PLOT"], (0.5, "{BOAT}")], "BOAT": [boat]}
 # ```
-#
 # </details>
 #
 # ## What you have now

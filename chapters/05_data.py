@@ -42,7 +42,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -77,7 +77,7 @@ rows = [(tokens[i : i + T], tokens[i + 1 : i + T + 1]) for i in range(0, len(tok
 strip(rows, tokenizer)
 
 # %% [markdown]
-# Look at the row ends: the last target of a row is the first token of the next one. No token falls between two rows, and none is asked for twice. A row may start in the
+# Look at the row ends: the last target of a row is the first token of the next one. No token falls between two rows, and none is asked for twice; only what fills no row at the very end is dropped. A row may start in the
 # middle of a sentence, and a document may begin in the middle of a row; end-of-text marks where a new one begins. Attention still reaches across it, and the model learns to ignore what stands before.
 #
 # ## In symbols
@@ -111,7 +111,7 @@ copied = x
 {"y = x": round(float((copied == x).mean()), 2), "y shifted by one": round(float((copied == y).mean()), 2)}
 
 # %% [markdown]
-# If your loss is too good, look here first. Chapter 4 computed a floor for the stories, below which no honest model can get.
+# If your loss is too good, look here first. Chapter 4 computed a floor for the stories, below which no honest model can get by more than the luck of the sample.
 #
 # ## Rows to keep
 #
@@ -169,9 +169,10 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         tokens: `(N,)`, end-of-text first, last and between documents.
         context_length: T, the length of a row in tokens.
         eot_token: The id of end-of-text.
-        packing: "stream": row i begins at token i·T, wherever in a document that is; each token is a target exactly
-            once. "documents": a row begins with end-of-text and holds as many whole documents as fit, filled up with
-            end-of-text whose targets are -100; only a document longer than T goes on in the next row.
+        packing: "stream": row i begins at token i·T, wherever in a document that is; each token is a target once, but
+            the first, and fewer than T at the end that fill no row. "documents": a row begins with end-of-text and
+            holds as many whole documents as fit, filled up with end-of-text whose targets are -100; only a document
+            longer than T goes on in the next row.
         name: What an error message calls the tokens.
     """
 
@@ -230,14 +231,20 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> np.ndarray:
     """The ids of some pieces with end-of-text before each document: `(N,)` uint32."""
     parts = [np.empty(0, dtype=np.uint32)]
     eot = np.array([tokenizer.eot_token], dtype=np.uint32)
+
+    def ids(text: str) -> np.ndarray:
+        try:
+            return tokenizer.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+            return ids(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except ValueError:  # a "word" of about a million spaces, too much for tiktoken's pattern: in two halves
+            half = len(text) // 2
+            return np.concatenate([ids(text[:half]), ids(text[half:])])
+
     for text, starts in pieces:
         if starts:
             parts.append(eot)
-        try:
-            parts.append(tokenizer.encode_to_numpy(text, disallowed_special=()))
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            parts.append(tokenizer.encode_to_numpy(text, disallowed_special=()))
+        parts.append(ids(text))
     return np.concatenate(parts)
 
 
@@ -351,7 +358,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers
 # ## A split that does not leak
 #
 # A validation loss means something only if the model has never seen the text. Real corpora are full of copies. Take 1,000 stories, 200 of which occur twice,
-# and hold out a tenth in three ways: a tenth of the *rows*, the last tenth of the shuffled *documents*, and the documents whose *hash* is among the lowest tenth of all hashes.
+# and hold out a tenth in three ways: a tenth of the *rows*, the last tenth of the shuffled *documents*, and the documents whose *hash*, read as a number between 0 and 1, is below 0.1.
 
 
 # %%
@@ -386,7 +393,7 @@ for unit, (validation, train) in held.items():
 
 # %% [markdown]
 # By rows nearly every story is on both sides, copy or not, because a row of 64 tokens is only part of one. By documents only the copies leak. Both happen without a word, and the validation loss then rewards memory. A hash cannot: equal texts have equal hashes, so a copy follows its original, on any
-# machine, in any order, and when documents are added later. That is the rule here wherever a source has no validation split of its own.
+# machine, in any order, and when documents are added later. That is the rule here for the rows of .jsonl, .parquet and hub data without a validation split of its own. (A folder of .txt files holds out a fixed *number* of files, those with the lowest hashes, so that a few files give a validation split too; there, adding files can move one.)
 #
 # One long text is one document, and must be cut after all: its last part is held out, from a blank line on. The embedded stories have a split by seeds, and train
 # skips any story that validation holds too.
@@ -394,7 +401,7 @@ for unit, (validation, train) in held.items():
 # ## Where text comes from
 #
 # The next cells are plumbing, folded away: they turn a source into pieces, one at a time, and turn whatever can be wrong with it into one sentence. Open them when you want to add a
-# source; it needs a `name`, a `fingerprint` that changes when its text may have changed, and `read(split)`.
+# source; it needs a `name`, a `fingerprint` that changes when its text may have changed, `read(split, part)`, and `shards(split)`, the number of parts that it can be divided into.
 
 # %% tags=["hide-input"]
 #| export
@@ -435,6 +442,8 @@ def _read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict[str, A
                 raise DataError(f"{path} is not UTF-8 text: invalid byte at offset {at}; convert it first.") from None
             except json.JSONDecodeError as error:
                 raise DataError(f"{where} is not JSON: {error.msg} at column {error.colno}.") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+                raise DataError(f"{where} cannot be read as JSON: {error}.") from None
             if not isinstance(row, dict):
                 raise DataError(f"{where} holds a {type(row).__name__}; an object with a text column is needed.")
             start += len(line)
@@ -460,7 +469,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Iterator[tuple[s
             for number, row in enumerate(rows, 1):
                 advance(share)
                 yield f"{path}, row {number}", row
-    except (ArrowInvalid, OSError) as error:  # no Parquet file at all; one with a damaged part
+    except (ArrowInvalid, OSError, UnicodeDecodeError) as error:  # no Parquet file at all; one with a damaged part
         raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
@@ -495,6 +504,9 @@ def _split_name(split: str) -> str:
 
 # %% tags=["hide-input"]
 #| export
+Part = tuple[int, int]  # (k, n): the k-th, from 0, of n parts of a split
+
+
 @dataclass(frozen=True)
 class Reading:
     """One split of a source: the rule that made it, a function that gives its pieces, and its size in some unit."""
@@ -525,8 +537,14 @@ class StorySource:
             advance(1)
             yield text
 
-    def read(self, split: str) -> Reading:
+    def shards(self, split: str) -> int:
+        """They are written in seconds."""
+        return 1
+
+    def read(self, split: str, part: Part | None = None) -> Reading:
         """The pieces of "train" or "validation"."""
+        if part:
+            raise DataError("The stories cannot be divided into parts; they are written in seconds: leave part out.")
         if split not in self.sizes:
             raise DataError(f"The stories have no split {split!r}; there are 'train' and 'validation'.")
         rule = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation, no story in both"
@@ -572,7 +590,20 @@ def _tail_start(file: Path, fraction: float) -> int:
         found = re.search(boundary, window)
         if found and target + found.end() < size:
             return target + found.end()
+    with open(file, "rb") as opened:  # inside the last character: back to its first byte
+        opened.seek(max(target - 3, 0))
+        before = opened.read(target - opened.tell() + 1)
+    while before and 0x80 <= before[-1] <= 0xBF:
+        before, target = before[:-1], target - 1
     return target
+
+
+def _glance(file: Path) -> str:
+    """A hash of a file's first and last 64 KiB: with size and time, enough to tell files of one name apart."""
+    with open(file, "rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(max(file.stat().st_size - (1 << 16), 0))
+        return hashlib.sha256(head + opened.read()).hexdigest()[:16]
 
 
 class FileSource:
@@ -581,7 +612,7 @@ class FileSource:
     Files whose names carry a split ("train.txt", "validation-0.parquet") are that split; a single "…train…" file brings
     the validation file beside it. Where there is no validation file, part of train is held out:
 
-    - of .jsonl and .parquet files the documents whose hash falls in the lowest `val_fraction` of all hashes;
+    - of .jsonl and .parquet files the documents whose hash, as a number between 0 and 1, is below `val_fraction`;
     - of .txt files, each of which is one document, that share of the files (those with the lowest hashes) if it makes
       at least one; else the last `val_fraction` of each, from a blank line or line end on.
     """
@@ -593,23 +624,27 @@ class FileSource:
             names = (re.sub("train(ing)?", other, files[0].name) for other in SPLITS["validation"])
             beside = (files[0].with_name(name) for name in names)
             files += itertools.islice((file for file in beside if file.is_file()), 1)
-        self.fingerprint = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        self.fingerprint = [[file.name, file.stat().st_size, file.stat().st_mtime_ns, _glance(file)] for file in files]
         self.train = [file for file in files if _split_of_file(file) not in ("validation", "test")]
         self.others = {split: [file for file in files if _split_of_file(file) == split] for split in SPLITS}
         if not self.train:  # all are named for another split: then names say nothing
             self.train, self.others = files, {}
 
-    def read(self, split: str) -> Reading:
-        """The pieces of "train", "validation", or a split that files are named for."""
+    def shards(self, split: str) -> int:
+        """The number of files that a split is read from."""
+        return len((split != "train" and self.others.get(split)) or self.train)
+
+    def read(self, split: str, part: Part | None = None) -> Reading:
+        """The pieces of "train", "validation", or a split that files are named for; part by part, whole files."""
         if split != "train" and self.others.get(split):
-            return self._reading(f"the files named {split}", self.others[split], None)
+            return self._reading(f"the files named {split}", self.others[split], None, part)
         if split == "train" and self.others.get("validation"):
-            return self._reading("the files not named for another split", self.train, None)
+            return self._reading("the files not named for another split", self.train, None, part)
         if split in ("train", "validation"):
-            return self._reading(f"{self.val_fraction:g} held out for validation", self.train, split)
+            return self._reading(f"{self.val_fraction:g} held out for validation", self.train, split, part)
         raise DataError(f"{self.path} has no split {split!r}; there are 'train' and 'validation'.")
 
-    def _reading(self, rule: str, files: list[Path], split: str | None) -> Reading:
+    def _reading(self, rule: str, files: list[Path], split: str | None, part: Part | None) -> Reading:
         """Files read whole (split None), or the side of a split that has to be made."""
         held, text_files = set(), [file for file in files if file.suffix == ".txt"]
         n_held = int(len(text_files) * self.val_fraction)
@@ -626,6 +661,9 @@ class FileSource:
                 return (0, size) if (file in held) == (split == "validation") else (0, 0)
             cut = _tail_start(file, self.val_fraction) if split else 0
             return (0, cut) if split == "train" else (cut, size)
+
+        k, n = part or (0, 1)  # divided only now: which files are held out depends on all of them
+        files = files[k * len(files) // n : (k + 1) * len(files) // n]
 
         def pieces(advance: Advance) -> Iterator[Piece]:
             for file in files:
@@ -680,7 +718,7 @@ class HubSource:
         self.repository, self.config, self.revision = found.groups()
         self.column, self.val_fraction, self.streaming = text_column, val_fraction, streaming
 
-    def _load(self) -> Any:
+    def _load(self, streaming: bool) -> Any:
         """The data set's splits, as `datasets` gives them."""
         try:
             import datasets
@@ -692,22 +730,35 @@ class HubSource:
                 f"The Hugging Face hub does not answer, so {self.name!r} cannot be read: use 'stories' or a local "
                 f"file, or set HF_HUB_OFFLINE=1 if the data set is already in this machine's cache."
             )
-        streaming = self.streaming and not offline
         try:
-            return datasets.load_dataset(self.repository, self.config, revision=self.revision, streaming=streaming)
+            return datasets.load_dataset(
+                self.repository, self.config, revision=self.revision, streaming=streaming and not offline
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             hint = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched" if offline else ""
             raise DataError(f"Cannot read {self.name!r} from the Hugging Face hub: {reason}{hint}.") from error
 
-    def read(self, split: str) -> Reading:
-        """The pieces of any split that the data set has, and of "validation"."""
-        loaded = self._load()
+    def _split(self, split: str, streaming: bool) -> tuple[Any, bool]:
+        """The rows that a split is read from, and whether it has to be made from train."""
+        loaded = self._load(streaming)
         splits = {_split_name(name): data for name, data in loaded.items()}
         made = split in ("train", "validation") and "train" in splits and "validation" not in splits
         if split not in splits and not made:
             raise DataError(f"{self.name!r} has no split {split!r}; it has {', '.join(map(repr, loaded))}.")
-        data = splits["train" if made else split]
+        return splits["train" if made else split], made
+
+    def shards(self, split: str) -> int:
+        """The number of files that a split is read from; 1 for a data set that only this machine's cache holds."""
+        return getattr(self._split(split, streaming=True)[0], "num_shards", 1)
+
+    def read(self, split: str, part: Part | None = None) -> Reading:
+        """The pieces of any split that the data set has, and of "validation"; a part reads only its own files."""
+        data, made = self._split(split, self.streaming or part is not None)
+        if part:
+            most = data.num_shards if hasattr(data, "num_shards") else len(data)  # files, or rows of what is stored
+            k, n = part[0], min(part[1], most)
+            data = data.shard(n, k) if k < n else data.take(0)
         if self.column in (data.column_names or ()):
             data = data.select_columns([self.column])
 
@@ -749,6 +800,9 @@ def find_source(
 # - A **sidecar**, a small JSON file, says what the file was made of and how long it is. It is there before the tokens get their name; tokens without one do not count.
 # - Every few seconds a **note** beside the unfinished file says how far it has got. A call after a crash reads the text up to there, makes sure that it is still the same, and goes on tokenizing behind it.
 # - The file's name holds a **hash of everything that decides its contents**: the source's fingerprint, the tokenizer's, the split. Change one, and another file is made. (Of a hub data set only the name and revision are known without a network; say `owner/name@revision` to pin its text.)
+#
+# The same rules carry a corpus that is too large for one machine. `part=(k, n)` makes the k-th of n **parts**, anywhere; `join_tokens` writes them one behind the other and removes them. A part is a *run* of the
+# source's files and not every n-th of them, so the joined file is bit by bit the one that a single process would have written. It therefore gets the same name, and whoever looks for the whole finds it. What has no files to deal out, such as the first thousand documents, is refused.
 
 # %% tags=["hide-input"]
 #| export
@@ -886,13 +940,43 @@ def _write_tokens(path: Path, reading: Reading, tokenizer: Tokenizer, about: dic
             digest.update(end.data)
             file.flush()
             os.fsync(file.fileno())
-    if done.documents == 0:
-        raise DataError(f"The split {about['split']!r} of {about['source']} holds no text ({reading.rule}).")
-    path.unlink(missing_ok=True)  # tokens that had lost their sidecar
     facts = {"format": FORMAT, "tokens": done.tokens + 1, "documents": done.documents, "dtype": dtype.name}
-    sidecar = {**facts, "tokens_sha256": digest.hexdigest(), **about, "rule": reading.rule}
+    _give_name(path, {**facts, "tokens_sha256": digest.hexdigest(), **about, "rule": reading.rule})
+
+
+def _give_name(path: Path, sidecar: dict[str, Any]) -> None:
+    """Write the sidecar of a token file that is complete under its temporary name, and then give it its own."""
+    if sidecar["documents"] == 0 and "part" not in sidecar:
+        raise DataError(f"The split {sidecar['split']!r} of {sidecar['source']} holds no text ({sidecar['rule']}).")
+    path.unlink(missing_ok=True)  # tokens that had lost their sidecar
     _write_whole(path.with_suffix(".json"), sidecar)
-    os.replace(partial, path)
+    os.replace(path.with_name(f".{path.name}.partial"), path)
+
+
+def _write_joined(path: Path, parts: list[Path]) -> None:
+    """Write finished parts one behind the other, without the end-of-text at their ends but for the last."""
+    abouts, digest = [_read_sidecar(part) for part in parts], hashlib.sha256()
+    dtype = np.dtype(abouts[0]["dtype"])
+    end = np.array([abouts[0]["tokenizer"]["eot_token"]], dtype=dtype).tobytes()
+    with open(path.with_name(f".{path.name}.partial"), "wb") as file:
+        for part, about in zip(parts, abouts, strict=True):
+            own, left = hashlib.sha256(), (about["tokens"] - 1) * dtype.itemsize
+            with open(part, "rb") as opened:
+                while block := opened.read(min(1 << 20, left)):
+                    for to in (own.update, digest.update, file.write):
+                        to(block)
+                    left -= len(block)
+                own.update(opened.read())
+            if own.hexdigest() != about["tokens_sha256"]:
+                raise DataError(f"{part} is damaged: its contents are not what was written; delete it, and prepare it.")
+        file.write(end)
+        digest.update(end)
+        file.flush()
+        os.fsync(file.fileno())
+    sidecar = {name: value for name, value in abouts[0].items() if name != "part"}
+    sidecar["tokens"] = sum(about["tokens"] - 1 for about in abouts) + 1
+    sidecar["documents"] = sum(about["documents"] for about in abouts)
+    _give_name(path, {**sidecar, "tokens_sha256": digest.hexdigest()})
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
@@ -922,6 +1006,67 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 # %%
 #| export
+def _is_there(path: Path) -> bool:
+    """Whether a token file and its sidecar are there; they are refused if they do not belong together."""
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        return False
+    _read_sidecar(path)
+    return True
+
+
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """Wait until no other process is making a token file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    except OSError as error:
+        raise DataError(f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir.") from error
+
+
+def _part_file(path: Path, part: Part) -> Path:
+    """The path of one part of a token file."""
+    return path.with_name(f"{path.stem}.part-{part[0]}-of-{part[1]}.tokens")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a token file is made of, and where it lies: the same for the whole and for each of its parts."""
+
+    found: Source
+    tokenizer: Tokenizer
+    path: Path
+    about: dict[str, Any]
+
+
+def _plan(
+    source: str | Path,
+    split: str,
+    tokenizer: str | Tokenizer,
+    cache_dir: str | Path,
+    text_column: str,
+    max_documents: int | None,
+    val_fraction: float,
+    streaming: bool | None = None,
+) -> Plan:
+    """Find a source, and the name of its token file."""
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction}; it must lie between 0 and 1.")
+    if max_documents is not None and max_documents < 1:
+        raise DataError(f"max_documents is {max_documents}; it must be at least 1.")
+    tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else get_tokenizer(tokenizer)
+    found = find_source(source, text_column, max_documents, val_fraction, streaming)
+    about: dict[str, Any] = {"source": found.name, "fingerprint": found.fingerprint, "split": _split_name(split)}
+    about |= {"text_column": text_column, "max_documents": max_documents, "val_fraction": val_fraction}
+    key = hashlib.sha256(json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    stem = re.sub(r"[^\w.-]+", "-", f"{found.name}-{about['split']}").strip(".-")
+    about["tokenizer"] = {
+        "name": tokenizer.name,
+        "fingerprint": tokenizer.fingerprint,
+        "eot_token": tokenizer.eot_token,
+    }
+    return Plan(found, tokenizer, Path(cache_dir).expanduser() / f"{stem}-{key}.tokens", about)
+
+
 def prepare_tokens(
     source: str | Path,
     split: str = "train",
@@ -931,6 +1076,7 @@ def prepare_tokens(
     max_documents: int | None = None,
     val_fraction: float = 0.1,
     streaming: bool | None = None,
+    part: Part | None = None,
 ) -> Path:
     """Tokenize one split of a corpus into a file of ids, unless that was done before.
 
@@ -949,49 +1095,99 @@ def prepare_tokens(
         max_documents: At most so many documents. Of the stories, 30,000 unless said; validation has 1,000 at most.
         val_fraction: The share of train that becomes validation where the source has none; see `FileSource`.
         streaming: Read a hub data set over the network instead of downloading it first. Unless said, only if
-            `max_documents` is given.
+            `max_documents` or `part` is given; a part is always read so.
+        part: (k, n): only the k-th, from 0, of n runs of the source's files, into a file for `join_tokens`. With more
+            parts than files some are empty.
 
     Returns:
-        The path of the token file, for `TokenDataset`.
+        The path of the token file, for `TokenDataset`; with `part`, that of the part, unless the whole is there.
 
     Raises:
-        DataError: the source cannot be found or read, or has no text; the disk is full.
+        DataError: the source cannot be found, read or divided, or has no text; the disk is full.
     """
-    if not 0 < val_fraction < 1:
-        raise DataError(f"val_fraction is {val_fraction}; it must lie between 0 and 1.")
-    if max_documents is not None and max_documents < 1:
-        raise DataError(f"max_documents is {max_documents}; it must be at least 1.")
-    tokenizer = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    found = find_source(source, text_column, max_documents, val_fraction, streaming)
-    about: dict[str, Any] = {"source": found.name, "fingerprint": found.fingerprint, "split": _split_name(split)}
-    about |= {"text_column": text_column, "max_documents": max_documents, "val_fraction": val_fraction}
-    key = hashlib.sha256(json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
-    stem = re.sub(r"[^\w.-]+", "-", f"{found.name}-{about['split']}").strip(".-")
-    path = Path(cache_dir).expanduser() / f"{stem}-{key}.tokens"
-    if path.exists() and path.with_suffix(".json").exists():
-        _read_sidecar(path)
+    if part and not 0 <= part[0] < part[1]:
+        raise DataError(f"part is {part}; it must be (k, n) with k from 0 to n - 1.")
+    if part and max_documents is not None:
+        raise DataError(
+            "max_documents counts from the first document on, so it cannot be divided: leave out one of the two."
+        )
+    plan = _plan(source, split, tokenizer, cache_dir, text_column, max_documents, val_fraction, streaming)
+    if _is_there(plan.path):
+        return plan.path
+    path = _part_file(plan.path, part) if part else plan.path
+    about = {**plan.about, "part": list(part)} if part else plan.about
+    if _is_there(path):
         return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire()
-    except OSError as error:
-        raise DataError(f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir.") from error
-    with lock:
-        if path.exists() and path.with_suffix(".json").exists():  # another process made it in the meantime
+    with _lock(path):
+        if _is_there(path):  # another process made it in the meantime
             return path
-        about["tokenizer"] = {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "eot_token": tokenizer.eot_token,
-        }
-        reading = found.read(about["split"])
+        reading = plan.found.read(about["split"], part)
         try:
             with _full_disk_in_words(path):
-                _write_tokens(path, reading, tokenizer, about, max_documents)
+                _write_tokens(path, reading, plan.tokenizer, about, max_documents)
         except DataError:  # from where no call could go on
             _remove_unfinished(path)
             raise
         _remove_unfinished(path)
+    return path
+
+
+def count_shards(
+    source: str | Path,
+    split: str = "train",
+    tokenizer: str | Tokenizer = "gpt2",
+    cache_dir: str | Path = "data",
+    text_column: str = "text",
+    max_documents: int | None = None,
+    val_fraction: float = 0.1,
+) -> int:
+    """The most parts of a split that can have text: its number of files. 1 if it is prepared, or cannot be divided.
+
+    Raises:
+        DataError: the source cannot be found.
+    """
+    plan = _plan(source, split, tokenizer, cache_dir, text_column, max_documents, val_fraction)
+    return 1 if max_documents is not None or _is_there(plan.path) else plan.found.shards(plan.about["split"])
+
+
+def join_tokens(
+    n: int,
+    source: str | Path,
+    split: str = "train",
+    tokenizer: str | Tokenizer = "gpt2",
+    cache_dir: str | Path = "data",
+    text_column: str = "text",
+    val_fraction: float = 0.1,
+) -> Path:
+    """Join n finished parts into the file that `prepare_tokens` would make of the whole, and remove them.
+
+    Parts are runs of files in the order of the source, so the joined file is the undivided one, bit by bit, and lies
+    where that would lie. A call that was killed is begun anew by the next one.
+
+    Args:
+        n: How many parts there are.
+        source, split, tokenizer, cache_dir, text_column, val_fraction: As for the parts, see `prepare_tokens`.
+
+    Raises:
+        DataError: a part is missing or damaged, or no part has text; the disk is full.
+    """
+    if n < 1:
+        raise DataError(f"n is {n}; it must be at least 1.")
+    path = _plan(source, split, tokenizer, cache_dir, text_column, None, val_fraction).path
+    parts = [_part_file(path, (k, n)) for k in range(n)]
+    with _lock(path):
+        if not _is_there(path):
+            missing = ", ".join(str(k) for k, part in enumerate(parts) if not _is_there(part))
+            if missing:
+                raise DataError(f"{path} cannot be joined of {n} parts: prepare the missing ones first ({missing}).")
+            try:
+                with _full_disk_in_words(path):
+                    _write_joined(path, parts)
+            finally:
+                _remove_unfinished(path)
+        for part in parts:
+            for file in (part, part.with_suffix(".json"), part.with_name(f".{part.name}.lock")):
+                file.unlink(missing_ok=True)
     return path
 
 
@@ -1133,7 +1329,7 @@ class TokenLoader:
         dataset: Rows of tokens.
         batch_size: B, the rows that this process gets per step.
         shuffle: False keeps the order of the file.
-        seed: Of the order of rows, 0 or more.
+        seed: Of the order of rows, 0 or more and below 2**32.
         rank, world_size: This process among all that train together.
         num_workers: Threads that prepare batches ahead. Copying out of a memory map lets other threads run, so threads
             are enough, and nothing has to be sent between processes.
@@ -1155,6 +1351,8 @@ class TokenLoader:
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
             if value < least:
                 raise DataError(f"{name} is {value}; it must be at least {least}.")
+        if seed >= 1 << 32:
+            raise DataError(f"seed is {seed}; it must be below 2**32 = {1 << 32}.")
         if not 0 <= rank < world_size:
             raise DataError(f"rank is {rank} with world_size {world_size}; it must be 0 or more and below world_size.")
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
@@ -1246,7 +1444,7 @@ def create_dataloader(
     if (dataset_name is None) == (dataset_path is None):
         raise DataError("Give either dataset_name ('stories' or a hub data set) or dataset_path, one of the two.")
     source = dataset_name if dataset_name is not None else Path(str(dataset_path))
-    tokenizer = get_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else get_tokenizer(tokenizer)
     path = prepare_tokens(source, split, tokenizer, cache_dir, text_column, max_documents, val_fraction, streaming)
     dataset = TokenDataset(path, context_length, packing, tokenizer)
     return TokenLoader(dataset, batch_size, shuffle, seed, rank, world_size, num_workers, pin_memory)
@@ -1290,7 +1488,7 @@ tiny = create_dataloader(
 tiles(tiny, epochs=3, marked=3)
 
 # %% [markdown]
-# Is all this machinery fast? Take `torch.utils.data.DataLoader` on the same file with its defaults, which asks for one row at a time and stacks them, and count tokens per second of CPU time:
+# Is all this machinery fast? Take `torch.utils.data.DataLoader` with its defaults, which asks for one row at a time and stacks them, on the simplest data set there is, a slice of the same file for each row. Tokens per second of CPU time:
 
 
 # %%
@@ -1304,7 +1502,18 @@ def tokens_per_second(batches: Iterator[tuple[Tensor, Tensor]], n: int = 300) ->
 fast = create_dataloader(
     "stories", tokenizer=tokenizer, batch_size=32, context_length=256, cache_dir=scratch, max_documents=2000
 )
-plain = torch.utils.data.DataLoader(fast.dataset, batch_size=32, shuffle=True)
+
+
+class Slices(Dataset):
+    def __len__(self) -> int:
+        return len(fast.dataset)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        row = torch.from_numpy(fast.dataset.tokens[i * 256 : i * 256 + 257].astype(np.int64))  # (T + 1,)
+        return row[:-1], row[1:]
+
+
+plain = torch.utils.data.DataLoader(Slices(), batch_size=32, shuffle=True)
 forever = itertools.chain.from_iterable(itertools.repeat(plain))
 ours, theirs = max(tokens_per_second(iter(fast)) for _ in range(3)), max(tokens_per_second(forever) for _ in range(3))
 print(f"this loader {ours / 1e6:.0f} M tokens/s, DataLoader {theirs / 1e6:.0f} M tokens/s, ratio {ours / theirs:.1f}")
@@ -1327,7 +1536,7 @@ print(made_by.removeprefix("# "))
 largest = max((row for row in recorded if row["loader"] == "list"), key=lambda row: float(row["megabytes"]))
 per_token = float(largest["anonymous_mb"]) / float(largest["megabytes"]) * 2
 print(
-    f"in a list an id takes {per_token:.0f} bytes instead of 2: OpenWebText would need {9 * per_token:.0f} GB of memory"
+    f"in a list an id takes {per_token:.0f} bytes instead of 2 (40 if it is above 256: an object and a pointer to it)"
 )
 loaders_figure(recorded)
 
@@ -1389,8 +1598,7 @@ from course import check
 check.shifted_rows(shifted_rows)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # `R` rows need `R·T + 1` tokens, one more than they have inputs. What is left over at the end is dropped.
 #
@@ -1399,7 +1607,6 @@ check.shifted_rows(shifted_rows)
 #     R = (len(tokens) - 1) // T
 #     return tokens[: R * T].view(R, T), tokens[1 : R * T + 1].view(R, T)
 # ```
-#
 # </details>
 #
 # **2. A split.** Split a list of documents into train and validation. About `fraction` of them go to validation; copies stay together; and a document keeps its side when others are added
@@ -1416,8 +1623,7 @@ def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[
 check.split_documents(split_documents)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # Any good hash will do, as long as it is a function of the text and nothing else. Read as a number between 0 and 1, it falls below `fraction` with just that probability.
 #
@@ -1429,7 +1635,6 @@ check.split_documents(split_documents)
 #
 #     return [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
 # ```
-#
 # </details>
 #
 # **3. An order without state.** Return the rows of one step, `B` numbers below `n_rows`. Steps 0, 1, 2, … together must deal out every row once per epoch, in another order
@@ -1446,8 +1651,7 @@ def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
 check.rows_of_step(rows_of_step)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # Number all rows that are ever dealt out, and ask of each number which epoch it falls in and which place it has there.
 #
@@ -1457,7 +1661,6 @@ check.rows_of_step(rows_of_step)
 #     orders = {e: np.random.RandomState([seed, e]).permutation(n_rows) for e in set(epoch.tolist())}
 #     return np.array([orders[e][p] for e, p in zip(epoch.tolist(), place)])
 # ```
-#
 # </details>
 #
 # ## What you have now

@@ -21,7 +21,7 @@
 # From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what it does, then train a model to within a whisker of
 # the floor that chapter 4 computed, and export `load_config`, `save_checkpoint`, `Trainer` and `train`.
 #
-# *Runs in about 180 seconds on two cores.*
+# *Runs in about 240 seconds on two cores.*
 
 # %%
 import course
@@ -57,7 +57,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.checkpoint import CheckpointError, load_latest, prune_checkpoints, save_checkpoint
+from slm.checkpoint import CheckpointError, list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
 from slm.gpt import GPT
@@ -83,14 +83,16 @@ from slm.gpt_config import GPTConfig
 #| export checkpoint
 """Checkpoints that are whole or not there, and that are checked before they are used."""
 
+import hashlib
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+
+_FORMAT = "slm checkpoint 1"  # stands in every file; another layout of the state gets another number
 
 # %% [markdown]
 # ## The idea
@@ -196,7 +198,7 @@ from course.figures.chapter_06 import recipe_figure
 recipe_figure(runs)
 
 # %% [markdown]
-# The legend has the mean of the last ten losses. Warm-up is worth most; the decay earns its share at the very end.
+# The legend has the mean of the last ten losses. Warm-up is worth most, then clipping. The decay can hardly pay in a run so short that large steps still help at its end; it is for the long run below, where they would only shake what has been found.
 #
 # Learning rates are easiest to get wrong at their ends, so they are written as one function that a test can hold to account: the first step already moves, the last step of the warm-up has the
 # full rate, the last step of all has the least.
@@ -248,21 +250,34 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return 2 * n**3 / best
 
 
-# %% tags=["hide-input"]
+# %%
 cpu = torch.device("cpu")
-peaks = {dtype: peak_flops(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
-for dtype, peak in peaks.items():
-    print(f"{str(dtype):15} {peak / 1e9:4.0f} GFLOP/s on one thread")
+for dtype in (torch.float32, torch.bfloat16):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.n_vocab, context_length=128, n_layers=2, n_heads=4, d_model=256, d_ff=1024))
+    optimizer, started = torch.optim.AdamW(model.parameters(), lr=1e-3), time.process_time()
+    for step in range(15):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model.loss(*loader.batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    milliseconds = (time.process_time() - started) / 15 * 1e3
+    peak = peak_flops(cpu, dtype) / 1e9
+    print(f"{str(dtype):15} loss {loss.item():.3f} after 15 steps of {milliseconds:.0f} ms; peak {peak:.0f} GFLOP/s")
 print(f"auto picks {choose_dtype(cpu)} here")
 
 # %% [markdown]
+# The losses agree to the digits that matter, whatever the time says on your machine. The last lever is `torch.compile`, which writes kernels for this very model: on a GPU it pays back its minute of compiling many times over, so `compile: true` is
+# the default there. On a CPU it does not for models of this size, and the trainer leaves it off there; `python benchmarks/trainer_overhead.py --compile` measures both on your machine.
+#
 # ## A checkpoint that survives the power failure
 #
 # `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights
 # alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is another run.
 #
-# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. A PyTorch
-# file is a zip archive, in which every part has a checksum; nobody looks at them unless asked, so we ask.
+# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. Disks and
+# cables also change a bit now and then, and a run that goes on from such a file is wrong without a sign of it. So the last 32 bytes are a SHA-256 of all before them, which `torch.load` passes over and ours looks at first.
 
 
 # %%
@@ -285,8 +300,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            torch.save(dict(state), file)
+        torch.save({"format": _FORMAT, "state": dict(state)}, part)
+        with open(part, "r+b") as file:
+            file.write(_sha256(file, part.stat().st_size))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -305,19 +321,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint of ours.
     """
     path = Path(path)
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        if size <= 32 or _sha256(file, size - 32) != file.read():
+            raise CheckpointError(f"{path} is cut short, altered or not a checkpoint: the checksum at its end is wrong")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds something besides tensors, numbers and texts; it is not loaded") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} was not written by this version of slm")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def _sha256(file: BinaryIO, size: int) -> bytes:
+    """The digest of a file's first `size` bytes; the file is left behind them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    for start in range(0, size, 1 << 22):
+        digest.update(file.read(min(1 << 22, size - start)))
+    return digest.digest()
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -569,7 +596,9 @@ def _problem(error: Any, source: str) -> str:
     known = list(sections if len(path) < 2 else sections[path[0]].model_fields)
     where = f"{source}: {'.'.join(path[:2])}"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], known, 1)
+        elsewhere = {key: f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
+        near = [] if path[-1] in elsewhere else difflib.get_close_matches(path[-1], known, 1)
+        near = near or [elsewhere[key] for key in difflib.get_close_matches(path[-1], elsewhere, 1)]
         hint = f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
         return f"{where} is not a key; {hint}"
     if kind == "missing":
@@ -578,6 +607,7 @@ def _problem(error: Any, source: str) -> str:
         shown = "" if isinstance(given, Mapping | BaseModel) else f" = {given!r}"
         return f"{where}{shown}: {error['ctx']['error']}"
     allowed = error["msg"].removeprefix("Input should be ").removesuffix(" or null")
+    allowed = allowed.replace("String should have at least 1 character", "a text that is not empty")
     if path == ["model"] or kind in ("model_type", "dict_type"):
         allowed = "a section with keys of its own"
     return f"{where} = {given!r} is not allowed; it must be {allowed}"
@@ -718,30 +748,29 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 
 # %% [markdown]
-# The same model and batches, both optimizers at two rates. Muon is ahead at either, for a little more time per step:
+# The same model and batches, both optimizers at two rates, and to be fair the same *seconds* for each, since a step of Muon takes longer. The schedule follows the clock:
 
 # %%
 for name, rate in (("adamw", 5e-3), ("muon", 5e-3), ("adamw", 1e-2), ("muon", 1e-2)):
     torch.manual_seed(0)
-    model = GPT(SMALL)
-    t = TrainingConfig(optimizer=name, learning_rate=rate, warmup_steps=20, max_steps=120)
-    optimizers, started, late = make_optimizers(model, t), time.perf_counter(), []
-    for step in range(t.max_steps):
+    model, seconds = GPT(SMALL), 4.0
+    optimizers, started, losses = make_optimizers(model, TrainingConfig(optimizer=name)), time.process_time(), []
+    while (share := (time.process_time() - started) / seconds) < 1:
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-            group["lr"] = learning_rate(step, t)
-        loss = model.loss(*loader.batch(step))
+            group["lr"] = rate * min(1.0, share / 0.1) * 0.5 * (1 + math.cos(math.pi * share))
+        loss = model.loss(*loader.batch(len(losses)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        late.append(loss.item())
-    print(
-        f"{name:5} at {rate}: mean loss of the last 20 steps {sum(late[-20:]) / 20:.2f}, {time.perf_counter() - started:.1f} s"
-    )
+        losses.append(loss.item())
+    print(f"{name:5} at {rate}: {sum(losses[-20:]) / 20:.2f} over the last 20 of {len(losses)} steps")
 
 
 # %% [markdown]
+# Muon makes fewer steps in the same time. Its extra products cost the same whatever the batch, so they weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with half a million.
+#
 # ## The trainer, method by method
 #
 # The class is long, so it comes in pieces; `@add_to(Trainer)` puts each into the class, and in `slm/trainer.py` they stand together. First what it holds.
@@ -818,6 +847,7 @@ class Trainer:
         self.use_wandb, self.wandb_id = use_wandb and self.rank == 0, uuid.uuid4().hex[:8]
         self.wandb_run: Any = None
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
+        self.skipped = 0  # steps that float16 skipped because a gradient overflowed
         self.best: tuple[float, int] | None = None  # validation loss and step of the best checkpoint
         self.metrics: list[dict[str, Any]] = []
         self._pending: list[Tensor] = []  # loss and gradient norm of each step since the last training row
@@ -887,6 +917,7 @@ def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -
     self._log_gradients()
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip or math.inf)
     overflow = self.scaler.is_enabled() and not norm.isfinite()  # in float16 a step that happens, and is skipped whole
+    self.skipped += bool(overflow)
     for optimizer in self.optimizers:
         if not overflow:
             self.scaler.step(optimizer)
@@ -965,6 +996,7 @@ def save(self) -> None:
 
     Raises:
         TrainingDiverged: A loss or gradient since the last one is not finite, so this one would be worthless.
+        CheckpointError: The disk is full or not writable; earlier checkpoints are as they were.
     """
     pending = self._finite()
     on_device = None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state()
@@ -980,6 +1012,7 @@ def save(self) -> None:
         "step": self.step,
         "tokens_seen": self.tokens_seen,
         "seconds": self.seconds,
+        "skipped": self.skipped,
         "best": self.best and list(self.best),
         "model": self.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -996,7 +1029,10 @@ def save(self) -> None:
         with open(metrics, "rb") as file:
             os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
     folder = self.run_dir / "checkpoints"
-    save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+    try:
+        save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+    except OSError as error:
+        raise CheckpointError(f"step {self.step} was not saved: {error}; {self._last_good()}") from error
     prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
     if self.on_checkpoint:
         self.on_checkpoint()
@@ -1030,7 +1066,8 @@ def resume(self) -> Path | None:
         raise CheckpointError(f"{path} does not fit this model and optimizer: {str(error).splitlines()[0]}") from error
     self.scaler.load_state_dict(state["scaler"])
     self.step, self.tokens_seen, self.seconds = state["step"], state["tokens_seen"], state["seconds"]
-    self.best, self.wandb_id = state["best"] and tuple(state["best"]), state["wandb_id"]
+    self.skipped, self.wandb_id = state["skipped"], state["wandb_id"]
+    self.best = state["best"] and tuple(state["best"])
     self._pending = [torch.tensor(pair, device=self.device) for pair in state["pending"]]
     random = state["random"][self.rank]
     torch.set_rng_state(random["cpu"])
@@ -1104,14 +1141,19 @@ def _finite(self) -> list[list[float]]:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
             step = self.step - len(pairs) + i
-            saved = [] if self.run_dir is None else sorted((self.run_dir / "checkpoints").glob("step_*.pt"))
             rate = learning_rate(step, self.training)
             raise TrainingDiverged(
                 f"the {what} at step {step} (learning rate {rate:.2g}); "
-                + (f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet")
-                + "; a lower training.learning_rate or a longer warm-up is the usual cure"
+                f"{self._last_good()}; a lower training.learning_rate or a longer warm-up is the usual cure"
             )
     return pairs
+
+
+@course.add_to(Trainer)
+def _last_good(self) -> str:
+    """Which checkpoint a run that has failed can go on from, for its error message."""
+    saved = [] if self.run_dir is None else list_checkpoints(self.run_dir / "checkpoints")
+    return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
 
 
 # %% [markdown]
@@ -1157,6 +1199,8 @@ def train(self) -> list[dict[str, Any]]:
         self.run_dir.mkdir(parents=True, exist_ok=True)
     resumed = self.resume()
     self._start_wandb()
+    if resumed is not None and self.verbose:
+        print(f"going on after step {self.step:,}, from {resumed}")
     if resumed is None:
         self._log({"model/parameters": self.model.count_parameters()})
     if isinstance(self.train_loader, TokenLoader):
@@ -1205,7 +1249,7 @@ def _report(self, bar: tqdm, tokens_per_s: float) -> None:
         row["perf/mfu"] = tokens_per_s * flops / (self.peak_flops * self.world)
         shown["MFU"] = f"{row['perf/mfu']:.0%}"
     if self.scaler.is_enabled():
-        row["train/loss_scale"] = self.scaler.get_scale()
+        row |= {"train/loss_scale": self.scaler.get_scale(), "train/skipped_steps": self.skipped}
     if self.dollars_per_hour is not None:
         shown["$"] = f"{self.dollars_per_hour * self.seconds / 3600:.2f}"
     self._log(row)
@@ -1225,7 +1269,8 @@ def _look(self, bar: tqdm, saved: bool) -> None:
     """Evaluate, remember the best step that has a checkpoint, write a sample."""
     loss = self.evaluate()
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the validation loss became {loss} at step {self.step}; lower training.learning_rate")
+        what = f"the validation loss became {loss} at step {self.step}; {self._last_good()}"
+        raise TrainingDiverged(f"{what}; lower training.learning_rate")
     if saved and (self.best is None or loss < self.best[0]):
         self.best = loss, self.step
     self._tick()
@@ -1513,23 +1558,37 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
 # %% [markdown]
 # ## Train
 #
-# Everything is in the config: three layers, Muon, a learning rate that ends at zero.
+# Everything is in the config: the shape, the optimizer, a learning rate that ends at zero.
 
 # %%
 print(Path("configs/stories_cpu.yaml").read_text())
 
+# %% [markdown]
+# While it learns, a second process trains others for a shorter time on the second core: one without attention, one with one layer, one with two. It also keeps the full model as it was after its first 150 steps.
+
 # %%
+from course.figures.chapter_06 import SmallerModels, excess_strip, staircase_figure
+
+smaller = SmallerModels(steps=150)
 config = load_config("configs/stories_cpu.yaml")
 run = train(config)
+stairs, early = smaller.wait(like=run.model)
 
 # %% tags=["hide-input"]
-from course.figures.chapter_06 import loss_figure
-
-loss_figure(run.metrics, lines)
+staircase_figure(stairs, run.metrics, lines)
 
 # %% [markdown]
-# Each line that the curve crosses is something learned: first how often each token occurs, then which follows which, then, between the bigram line and the floor, everything that needs a longer look back:
-# who has the scarf, what was lost, how it must end.
+# A staircase, and every step of it has a reason. How often each token occurs is learned in the first seconds. A model without attention sees its own token and its position. It ends below the *bigram* line, since in texts this short the
+# position alone says a good deal, and there it flattens. A model with attention walks through that line without noticing, because it can look back. A second layer could look for something that the
+# first has found; in these stories every reference is to a word that was said before, one look is enough, and in the same number of steps two layers get no further and take longer. So the shipped model has one layer and many steps.
+#
+# The same in one story. The more a token is tinted, the further the model's surprise is above the *true* surprise, the one that the grammar gives (hover for both). What is free to choose costs nats but shows no colour:
+
+# %% tags=["hide-input"]
+excess_strip({"after 150 steps": early, "at the end": run.model}, tokenizer, stories.sample(10**9 + 1))
+
+# %% [markdown]
+# Early on, the model knows common words and is surprised wherever the story refers back: to the name, the thing that was lost, the right ending. Those tokens need attention, and they are what the rest of the training is for.
 
 # %%
 seconds = run.metrics[-1]["seconds"]
@@ -1551,13 +1610,13 @@ print(f"{accepted} of {len(told)} are stories of the grammar; {len(set(told))} a
 # %% [markdown]
 # ## Pull the plug
 #
-# The promise was that a run survives anything. Here a small run is killed twice at random moments by a signal that cannot be caught, and started a third time to finish. Next to it the same run in one
-# go. Not "about the same": every weight is equal to the last bit.
+# The promise was that a run survives anything. Here a small run with dropout is killed twice at random moments by a signal that cannot be caught, and the same command is given again each time. Next to it the same run goes
+# in one go. Not "about the same": every weight is equal to the last bit.
 
 # %%
 from course.figures.chapter_06 import shot_and_resumed
 
-print(shot_and_resumed())
+shot_and_resumed()
 
 # %% [markdown]
 # ## Is it right?
@@ -1595,7 +1654,8 @@ def my_schedule(step: int, peak: float, warmup: int, steps: int) -> float:
 check.schedule(my_schedule)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_schedule(step, peak, warmup, steps):
 #     if step < warmup:
@@ -1603,7 +1663,7 @@ check.schedule(my_schedule)
 #     progress = (step - warmup) / (steps - 1 - warmup)
 #     return 0.5 * peak * (1 + math.cos(math.pi * progress))
 # ```
-# ````
+# </details>
 #
 # **2. AdamW.** One step for one tensor, in place. `m` and `v` are the running averages so far, `t` counts steps from 1.
 
@@ -1617,7 +1677,8 @@ def my_adamw_step(p, grad, m, v, t: int, lr: float, beta1: float, beta2: float, 
 check.adamw(my_adamw_step)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay):
 #     p.mul_(1 - lr * decay)
@@ -1626,7 +1687,7 @@ check.adamw(my_adamw_step)
 #     m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
 #     p.sub_(lr * m_hat / (v_hat.sqrt() + eps))
 # ```
-# ````
+# </details>
 #
 # **3. Accumulate.** Leave in every parameter's `.grad` the gradient of the mean loss over the *whole* batch, but never compute more than `rows` texts at once. Targets of -100 do not count, and parts may hold
 # different numbers of them.
@@ -1641,7 +1702,8 @@ def my_accumulate(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
 check.accumulate(my_accumulate)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_accumulate(model, x, y, rows):
 #     total = (y != -100).sum()
@@ -1649,7 +1711,39 @@ check.accumulate(my_accumulate)
 #         share = (part_y != -100).sum() / total
 #         (model.loss(part_x, part_y) * share).backward()
 # ```
-# ````
+# </details>
+#
+# **4. Resume.** A run, with dropout, goes on in another process as if it had never stopped. What must `my_save` put into its dictionary? It is used later, when the run that it was taken from has moved on.
+
+
+# %% tags=["exercise"]
+def my_save(model: GPT, optimizer: torch.optim.Optimizer, step: int) -> dict:
+    """Everything that the next step depends on, as it is now."""
+    raise NotImplementedError("your turn")
+
+
+def my_load(state: dict, model: GPT, optimizer: torch.optim.Optimizer) -> int:
+    """Put it into a fresh model and optimizer; returns the number of steps done."""
+    raise NotImplementedError("your turn")
+
+
+check.resume(my_save, my_load)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_save(model, optimizer, step):
+#     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+#     return copy.deepcopy(state | {"random": torch.get_rng_state(), "step": step})  # import copy
+#
+# def my_load(state, model, optimizer):
+#     model.load_state_dict(state["model"])
+#     optimizer.load_state_dict(state["optimizer"])
+#     torch.set_rng_state(state["random"])
+#     return state["step"]
+# ```
+# </details>
 #
 # ## What you have now
 #

@@ -640,8 +640,7 @@ def min_p_filter(probabilities: Tensor, min_p: float) -> Tensor:
 check.min_p(min_p_filter)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # The threshold is relative to each row's own largest probability, so it has to keep its axis to line up.
 #
@@ -651,7 +650,6 @@ check.min_p(min_p_filter)
 #     left = probabilities * kept
 #     return left / left.sum(-1, keepdim=True)
 # ```
-#
 # </details>
 #
 # ### 2. How likely is this text?
@@ -669,8 +667,7 @@ def log_probability(model, prompt: list[int], continuation: list[int]) -> float:
 check.log_probability(log_probability)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # The logits at position $t$ predict the token at $t + 1$. The first token of the continuation is therefore predicted at the *last* position of the prompt, and the last token is never put in.
 #
@@ -681,7 +678,6 @@ check.log_probability(log_probability)
 #     predicted = log_p[len(prompt) - 1 :]  # one row for each token of the continuation
 #     return float(predicted.gather(-1, tokens[0, len(prompt) :, None]).sum())
 # ```
-#
 # </details>
 #
 # ### 3. Sliding one token at a time
@@ -704,8 +700,7 @@ class SlidingCache:
 check.sliding_cache(SlidingCache)
 
 # %% [markdown]
-# <details>
-# <summary>Solution</summary>
+# <details><summary>Solution</summary>
 #
 # Join along time, which is axis 2 of `(B, H, T, K)`, and keep the end. `cat` copies everything at every token; a ring buffer would not, at the price of positions out of order.
 #
@@ -720,7 +715,6 @@ check.sliding_cache(SlidingCache)
 #         self.k, self.v = self.k[:, :, -self.capacity :], self.v[:, :, -self.capacity :]
 #         return self.k, self.v
 # ```
-#
 # </details>
 #
 # ## What you have now

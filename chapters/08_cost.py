@@ -20,9 +20,9 @@
 # # Cost
 #
 # What a training run costs, known before it starts. You count operations by hand and by machine, measure what your own computer does with them, turn both into hours and dollars on every GPU
-# that Modal rents, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
+# that Modal rents, and into the loss that they buy, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
 #
-# *Runs in about 25 seconds on two cores.*
+# *Runs in about 55 seconds on two cores.*
 
 # %%
 import course
@@ -174,7 +174,7 @@ for shape in ((512, 64, 2, 2, 64, 256), (1000, 128, 3, 4, 96, 200)):
 # | AdamW's two averages | $8$ per parameter | always |
 # | gradients | $4$ per parameter | grow in the backward pass |
 # | activations that backward needs | per token and layer, below | grow in the forward pass, shrink in the backward pass |
-# | the loss's working memory | a chunk of logits, gradients of stream and output matrix | between the two |
+# | the loss's working memory | a block of logits, gradients of stream and output matrix | between the two |
 #
 # Our loss never holds all logits (chapter 3), so they do not appear. Which activations are kept follows from the layer's code. Backward needs the input of every product and of every norm. With
 # $b$ bytes per number ($b = 2$ under autocast), per token and layer: two norms keep the float32 stream, $2 \cdot 4D$; their outputs go into products, $2bD$; queries, keys and values, $3bD$; the heads' result, $bD$; and
@@ -202,6 +202,13 @@ class Memory(BaseModel):
         return self.weights + self.optimizer + max(after_loss, self.gradients)
 
 
+def count_parameters(config: GPTConfig) -> int:
+    """Numbers that training finds; the output matrix is the token embedding and counts once."""
+    L, D, F = config.n_layers, config.d_model, config.d_ff
+    layer = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases and the two norms
+    return L * layer + (config.vocab_size + config.context_length) * D + 2 * D
+
+
 def count_memory(
     config: GPTConfig,
     batch_size: int,
@@ -227,15 +234,17 @@ def count_memory(
     half = dtype != "float32"
     b, tokens = 2 if half else 4, batch_size * T
     layer_weights = L * (4 * D * D + 2 * D * F)
-    parameters = layer_weights + L * (9 * D + F) + (V + T) * D + 2 * D
+    parameters = count_parameters(config)
     per_layer = 8 * D + 6 * b * D + 2 * b * F + 4 * H + 16  # bytes per token; at the end, sums of attention and norms
     if half and device == "cpu":
         per_layer += b * H * T
     if config.dropout:
         per_layer += 2 * D
-    chunk = min(tokens, max(1, 2 ** (22 if device == "cpu" else 27) // V))  # rows of logits at a time
+    block, copies = (2**25, 2**22) if device == "cpu" else (2**29, 2**28)  # bytes of logits, and of 32-bit copies
+    logits = b * V * -(-tokens // max(1, -(-tokens * V * b // block)))  # of so many rows that they fit into a block
     output = V * D  # the output matrix, of which the loss makes the gradient
-    loss = 12 * tokens * D + (8 + b * half) * output + 4 * chunk * V + (b * half) * chunk * V
+    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits + min(2 * copies, 8 * tokens * V)
+    behind_it = 12 * tokens * D + 8 * output  # the gradients, and once more multiplied by what comes from above
     gradients = 4 * parameters
     return Memory(
         weights=4 * parameters + 2 * layer_weights * half,
@@ -243,7 +252,7 @@ def count_memory(
         gradients=gradients + 4 * output,  # for a moment the embedding's gradient exists twice: as input and as output
         earlier_gradients=gradients if accumulate else 0,
         activations=tokens * (L * per_layer + (4 + bool(config.dropout)) * D),
-        loss=loss,
+        loss=max(in_the_loss, behind_it),
     )
 
 
@@ -266,7 +275,7 @@ for shape, batch_size in (
     print(f"predicted {predicted / 1e6:6.1f} MB, measured {measured / 1e6:6.1f} MB: {predicted / measured - 1:+.1%}")
 
 # %% [markdown]
-# All three come out a little low. The formula looks at two moments, and the true peak may lie between them, where an operation needs room for itself while it runs. This is one more reason to leave a tenth of the memory free.
+# A few percent apart. Where the formula is low, there is a reason: it looks at two moments, and the true peak may lie between them, where an operation needs room for itself while it runs. This is one more reason to leave a tenth of the memory free.
 #
 # ## From FLOPs to seconds, on your machine
 #
@@ -292,18 +301,18 @@ roofline(machine, gpt2)
 #
 # ### Predict, then run
 #
-# A prediction is worth something if it is made before. Time a model of one layer and a model of three, a few steps each: half the difference is a layer, the rest is everything else. From these, predict the seconds of 200 steps of deeper models. Then
+# A prediction is worth something if it is made before. Time a model of two layers and a model of four, a few steps each: half the difference is a layer, the rest is everything else. From these, predict the seconds of 200 steps of deeper models. Then
 # run them. All times are processor time of the one thread, so that other programs on your machine do not count.
 
 # %%
 from course.figures.chapter_08 import median_seconds, training_step
 
-sizes = [GPTConfig(512, 64, n_layers, n_heads=2, d_model=d, d_ff=4 * d) for n_layers, d in ((4, 48), (5, 64), (6, 96))]
+sizes = [GPTConfig(512, 64, n_layers, n_heads=2, d_model=d, d_ff=4 * d) for n_layers, d in ((6, 48), (5, 64), (6, 96))]
 steps, predictions = 200, []
 for config in sizes:
-    shallow = [training_step(GPTConfig(512, 64, n_layers, 2, config.d_model, config.d_ff)) for n_layers in (1, 3)]
-    one, three = median_seconds(shallow)
-    predictions.append(steps * (one + (config.n_layers - 1) * (three - one) / 2))
+    shallow = [training_step(GPTConfig(512, 64, n_layers, 2, config.d_model, config.d_ff)) for n_layers in (2, 4)]
+    two, four = median_seconds(shallow)
+    predictions.append(steps * (two + (config.n_layers - 2) * (four - two) / 2))
 print("predicted seconds:", [round(p, 2) for p in predictions])
 
 # %%
@@ -322,7 +331,7 @@ for config, predicted in zip(sizes, predictions, strict=True):
     )
 
 # %% [markdown]
-# These three, too, came out a little low on the machine that made this page: timed in a short model, a layer is slightly quicker than among many others. Expect a tenth more than you predict. That is the whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and you know the hours. What you can know without renting is the peak and a range for the MFU, and these make the table.
+# Expect an error of up to a tenth: timed in a short model, a layer is slightly quicker than among many others, and no two minutes of a shared machine are alike. That is the whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and you know the hours. What you can know without renting is the peak and a range for the MFU, and these make the table.
 #
 # ## Dollars
 #
@@ -537,9 +546,6 @@ def estimate_all(config: RunConfig, prices: Prices = MODAL) -> list[Estimate]:
     return [estimate(config, prices, gpu.name) for gpu in prices.gpus if count <= GPU_LIMITS.get(gpu.name, count)]
 
 
-# %%
-estimate(gpt_configs[0])
-
 # %% [markdown]
 # What `LAUNCH` is for: the little story model on an H100, without it and with it, at the fast end.
 
@@ -590,7 +596,10 @@ def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
 
 
 def _remedy(config: RunConfig, prices: Prices) -> str:
-    """The batch size and the steps with which a config would fit its own GPU, checked; empty if there are none."""
+    """The batch size and the steps with which a config would fit its own GPU, checked; empty if there are none.
+
+    Steps that all belong to the warm-up are no remedy: no config may have them.
+    """
     changes: dict[str, int] = {}
 
     def changed() -> RunConfig:
@@ -601,7 +610,8 @@ def _remedy(config: RunConfig, prices: Prices) -> str:
         changes["batch_size"] = found.largest_batch
     if all(changes.values()) and not _fits(changed(), estimate(changed(), prices)):
         changes["max_steps"] = max_steps_that_fit(changed(), prices)
-    if not all(changes.values()) or not _fits(changed(), estimate(changed(), prices)):
+    too_few = changes.get("max_steps", config.training.max_steps) <= config.training.warmup_steps
+    if too_few or not all(changes.values()) or not _fits(changed(), estimate(changed(), prices)):
         return ""
     return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
 
@@ -635,24 +645,35 @@ def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
 
 # %%
 #| export
-def cost_table(config: RunConfig, prices: Prices = MODAL) -> str:
-    """The run on every GPU of the price table, and the verdict on the config's own, as text for a terminal."""
-    model, tokens = config.model, config.training.max_steps * tokens_per_step(config)
-    flops = count_flops_per_token(model)
-    lines = [
-        f"{config.name}: {config.training.max_steps:,} steps of {tokens_per_step(config):,} tokens, "
-        f"{flops / 1e9:.3f} GFLOPs per token, {tokens * flops:.2e} in all",
-        f"{'GPU':<17}{'type':<10}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}{'hours':>14}{'dollars':>16}",
-    ]
-    for row in estimate_all(config, prices):
-        own = "*" if row.gpu == prices.find(config.modal.gpu_name).name else " "
-        memory = f"{row.memory_gb:.1f}{' ' if row.fits_memory else '!'} of {row.capacity_gb:3g}"
-        speed = f"{row.tokens_per_second[1] / 1000:,.0f}-{row.tokens_per_second[0] / 1000:,.0f}"
-        hours, dollars = (f"{pair[0]:.2f}-{pair[1]:.2f}" for pair in (row.hours, row.dollars))
-        batch = f"{'≥ ' if row.largest_batch == LARGEST_BATCH else ''}{row.largest_batch:,}"
-        numbers = f"{memory:>15}{batch:>11}{speed:>16}{hours:>14}{dollars:>16}"
-        lines.append(f"{own}{row.name:<16}{row.dtype:<10}{numbers}")
-    lines.append(verdict(config, prices)[1])
+_HEADER = (
+    f"{'GPU':<17}{'type':<10}{'MFU, %':>8}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}"
+    f"{'hours':>14}{'dollars':>16}"
+)
+
+
+def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
+    memory = f"{row.memory_gb:.1f}{' ' if row.fits_memory else '!'} of {row.capacity_gb:3g}"
+    mfu = "-".join(f"{100 * share:.0f}" for share in prices.find(row.gpu).mfu)
+    speed = f"{row.tokens_per_second[1] / 1000:,.0f}-{row.tokens_per_second[0] / 1000:,.0f}"
+    hours, dollars = (f"{pair[0]:.2f}-{pair[1]:.2f}" for pair in (row.hours, row.dollars))
+    batch = f"{'≥ ' if row.largest_batch == LARGEST_BATCH else ''}{row.largest_batch:,}"
+    numbers = f"{mfu:>8}{memory:>15}{batch:>11}{speed:>16}{hours:>14}{dollars:>16}"
+    return f"{'*' if own else ' '}{row.name:<16}{row.dtype:<10}{numbers}"
+
+
+def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
+    """One table of one or more runs on every GPU of the price table, each with the verdict on its own, as text."""
+    lines = [_HEADER]
+    for config in [configs] if isinstance(configs, RunConfig) else configs:
+        tokens, flops = config.training.max_steps * tokens_per_step(config), count_flops_per_token(config.model)
+        own = prices.find(config.modal.gpu_name).name
+        lines += [
+            "",
+            f"{config.name}: {count_parameters(config.model):,} parameters, {config.training.max_steps:,} steps of "
+            f"{tokens_per_step(config):,} tokens, {flops / 1e9:.3f} GFLOPs per token, {tokens * flops:.2e} in all",
+            *(_table_row(row, row.gpu == own, prices) for row in estimate_all(config, prices)),
+            verdict(config, prices)[1],
+        ]
     return "\n".join(lines)
 
 
@@ -667,12 +688,10 @@ ASSUMPTIONS = (
 
 
 # %% tags=["nbval-check-output"]
-for config in gpt_configs:
-    print(cost_table(config), end="\n\n")
+print(cost_table(gpt_configs))
 
 # %% [markdown]
-# Read a column from top to bottom: the price per second rises tenfold, and the dollars *fall*, with steps back where the price rises more than the speed. A newer GPU's speed grows faster than its price, and the CPU cores and memory beside it are
-# paid for a shorter time. **The faster GPU is the cheaper one.** The steps back, for the first config:
+# Read a column from top to bottom: the price per second rises tenfold, and the dollars *fall*, with steps back where the price rises more than the speed. A newer GPU's speed grows faster than its price, and the CPU cores and memory beside it are paid for a shorter time. **The faster GPU is the cheaper one.** The steps back, for the first config:
 
 # %% tags=["nbval-check-output"]
 from itertools import pairwise
@@ -699,6 +718,66 @@ wish = load_config("configs/gpt_124m.yaml", ["training.max_steps=50000", "modal.
 verdict(wish)[1]
 
 # %% [markdown]
+# ## What size buys
+#
+# So far a run is hours and dollars. What you want is a low loss. How it falls with the number of parameters $N$ is a measured fact of many model families (Kaplan et al. 2020):
+#
+# $$L(N) = E + a\,N^{-b}$$
+#
+# $E$ is what no model can predict, the entropy of the text. For natural language nobody knows it, and it has to be fitted along with $a$ and $b$. Here the grammar gives it exactly. So train five sizes on the same batches, subtract $E$, and a power law must be a straight line on logarithmic axes. The line is fitted to the *first four*, and the fifth tests it.
+
+# %%
+from slm import stories
+from slm.data import create_dataloader
+from slm.tokenizer import get_tokenizer
+from slm.trainer import Trainer
+
+floor = stories.reference_lines(get_tokenizer("stories")).floor  # E, in nats per token
+source = {"batch_size": 8, "context_length": 128, "tokenizer": "stories", "packing": "documents"}
+schedule = {"batch_size": 8, "optimizer": "muon", "learning_rate": 2e-2, "warmup_steps": 30, "max_steps": 300}
+schedule |= {"eval_every": 300, "eval_batches": 40, "log_every": 300, "use_amp": False}
+sizes, losses = [], []
+for d in (4, 8, 16, 32, 64):
+    torch.manual_seed(0)
+    small = GPTConfig(1024, 128, n_layers=2, n_heads=1, d_model=d, d_ff=4 * d)
+    text = [create_dataloader("stories", split=split, **source) for split in ("train", "validation")]
+    rows = Trainer(GPT(small), *text, {"training": schedule}, device="cpu", verbose=False).train()
+    sizes.append(count_parameters(small))
+    losses.append(next(row["val/loss"] for row in rows if "val/loss" in row))
+
+# %% tags=["hide-input"]
+from course.figures.chapter_08 import fit_power_law, scaling
+
+law = fit_power_law(sizes[:4], losses[:4], floor)
+print(f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first four")
+for n, loss in zip(sizes, losses, strict=True):
+    told = f"loss {loss:.3f}, law {law(n):.3f}: excess {(loss - floor) / (law(n) - floor) - 1:+.0%}"
+    print(f"{n:>7,} parameters, {300 * 8 * 128 / n:4.1f} tokens each: {told}")
+scaling(sizes, losses, floor, law)
+
+# %% [markdown]
+# Four points lie within a sixth or so of a line, and not evenly: each step to the right is steeper than the one before. Our text consists of templates, and a model that has them loses little more; language, with its endless rare words, bends less. The fifth point leaves the line upwards. The middle column shows the likely reason: all five saw the same few tokens, sixty for each parameter of the smallest model, less than two for each of the largest. It is not too small for the text, it is undertrained (double `max_steps` for it and see). A law in $N$ alone holds only where the tokens do not run out first; the rule of thumb for language is twenty per parameter (Hoffmann et al. 2022). It fails at the other end, too: towards
+# no parameters at all it goes to infinity, and the loss of a model that knows nothing is $\ln V$.
+#
+# ## What a dollar buys
+#
+# Money buys tokens, so the law must know both. Hoffmann et al. fitted one to over 400 models on web text; its $E$ is an estimate. With it, a price table becomes a question of loss: for each GPU, which of our three models is the best use of so many dollars, and how good?
+
+
+# %%
+def predicted_loss(parameters: float, tokens: float) -> float:
+    """Nats per token on web text, by the law of Hoffmann et al. 2022 (their approach 3)."""
+    return 1.69 + 406.4 / parameters**0.34 + 410.7 / tokens**0.28
+
+
+# %% tags=["hide-input"]
+from course.figures.chapter_08 import loss_for_dollars
+
+loss_for_dollars(gpt_configs, predicted_loss)
+
+# %% [markdown]
+# Two things. The lines of the GPUs are one line, moved sideways: a GPU that does twice the work for a dollar buys the same loss for half the money, and at the left end only the start-up counts. And a larger budget wants a larger model: a marker stands where the next one takes over. Before it, the large model has seen too few tokens, as ours had above. Read differences off this figure, not values: your text is not theirs.
+#
 # ## The door
 #
 # A package that is used from a terminal needs one command. `argparse` does the work; two habits make it pleasant. Heavy imports stand *inside* the commands, so that `slm --help` answers at once and not after PyTorch has been loaded. And a mistake of the user is
@@ -720,9 +799,14 @@ from collections.abc import Sequence
 
 def _train(arguments: argparse.Namespace) -> int:
     from slm.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
     from slm.trainer import train
 
-    train(load_config(arguments.config, arguments.overrides), run_dir=arguments.run_dir)
+    train(config, run_dir=arguments.run_dir)
     return 0
 
 
@@ -770,8 +854,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([cost.report(config, prices) for config in configs], indent=2))
         return 0
-    for config in configs:
-        print(cost.cost_table(config, prices), end="\n\n")
+    print(cost.cost_table(configs, prices), end="\n\n")
     print(f"Prices of {prices.date}, {prices.source}; ${prices.free_dollars_per_month:g} a month are free.")
     print(cost.ASSUMPTIONS)
     return 0
@@ -786,13 +869,19 @@ def _cost(arguments: argparse.Namespace) -> int:
 def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
     """All that is known about a config's cost, ready for JSON."""
     honest, sentence = verdict(config, prices)
+    found, training = estimate(config, prices), config.training
+    accumulate = training.gradient_accumulation_steps > 1
+    memory = count_memory(config.model, training.batch_size, found.dtype, "cuda", accumulate, training.optimizer)
     return {
         "config": config.name,
+        "parameters": count_parameters(config.model),
         "steps": config.training.max_steps,
         "tokens": config.training.max_steps * tokens_per_step(config),
         "flops_per_token": count_flops_per_token(config.model),
         "prices": {"date": prices.date, "source": prices.source},
-        "gpu": estimate(config, prices).name,
+        "free_dollars_per_month": prices.free_dollars_per_month,
+        "gpu": found.name,
+        "memory_bytes": memory.model_dump(),
         "fits": honest,
         "verdict": sentence,
         "max_steps_that_fit": max_steps_that_fit(config, prices),
@@ -812,6 +901,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/stories_cpu.yaml")
     train.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="change single settings")
     train.add_argument("--run-dir", metavar="DIR", help="the run's folder (runs/<name of the config> if not given)")
+    train.add_argument("--print-config", action="store_true", help="print the config with its defaults; train nothing")
     train.set_defaults(command=_train)
 
     generate = commands.add_parser("generate", help="write a text with a trained model")
@@ -1000,7 +1090,8 @@ def my_gated_flops(n_layers: int, d_model: int, d_ff: int, vocab_size: int, cont
 check.gated_flops(my_gated_flops)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_gated_flops(n_layers, d_model, d_ff, vocab_size, context_length):
 #     attention = 8 * d_model**2 + 4 * context_length * d_model
@@ -1008,7 +1099,7 @@ check.gated_flops(my_gated_flops)
 #     forward = n_layers * (attention + gated) + 2 * d_model * vocab_size
 #     return 3 * forward  # backward makes two products for each of these
 # ```
-# ````
+# </details>
 #
 # **2. The bill.** A run of so many FLOPs on a GPU: how many hours, how many dollars? The GPU's price is per second. A core costs `core` dollars per second, a GiB of memory `gib`, and both are billed as long as the GPU is.
 
@@ -1024,13 +1115,14 @@ def my_bill(
 check.bill(my_bill)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_bill(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
 #     seconds = flops / (peak_tflops * 1e12 * mfu)
 #     return seconds / 3600, seconds * (gpu + cores * core + gibs * gib)
 # ```
-# ````
+# </details>
 #
 # **3. A budget that refuses.** How many whole steps can be promised, with `timeout` seconds and `dollars` to spend, if a step takes between `fast` and `slow` seconds?
 
@@ -1044,13 +1136,41 @@ def my_steps(timeout: float, dollars: float, fast: float, slow: float, dollars_p
 check.steps_within(my_steps)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_steps(timeout, dollars, fast, slow, dollars_per_hour):
 #     affordable = dollars / dollars_per_hour * 3600  # seconds that the money lasts
 #     return int(min(timeout, affordable) / slow)  # a promise is kept at the slow end
 # ```
-# ````
+# </details>
+#
+# **4. Five dollars.** Which model, on which GPU, gives the lowest predicted loss for a budget? A model is its parameters and its training FLOPs per token; a GPU is the FLOP/s that it reaches, and its dollars per hour. Leave start-up out; `law(parameters, tokens)` gives the loss.
+
+
+# %% tags=["exercise"]
+def my_best_buy(
+    models: dict[str, tuple[float, float]], gpus: dict[str, tuple[float, float]], dollars: float, law
+) -> tuple[str, str]:
+    """The names of the model and of the GPU."""
+    raise NotImplementedError("your turn")
+
+
+check.best_buy(my_best_buy)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_best_buy(models, gpus, dollars, law):
+#     def loss(model, gpu):
+#         (parameters, flops_per_token), (flops_per_second, dollars_per_hour) = models[model], gpus[gpu]
+#         seconds = dollars / dollars_per_hour * 3600
+#         return law(parameters, seconds * flops_per_second / flops_per_token)
+#
+#     return min(((model, gpu) for model in models for gpu in gpus), key=lambda pair: loss(*pair))
+# ```
+# </details>
 #
 # ## What you have now
 #

@@ -60,17 +60,23 @@ timeline(measure())
 """Train on rented GPUs: `modal run modal_app.py --config configs/gpt_124m.yaml`.
 
 Checks the config and its cost on this computer, then trains in a container on the GPU that the config names, with
-checkpoints on a volume. Also `modal run modal_app.py::status`, `::fetch` and `::generate`, each with `--run NAME`.
+checkpoints on a volume. Also `modal run modal_app.py::status`, `::stop`, `::fetch` and `::generate`, each with
+`--run NAME`.
 """
+import contextlib
+import glob
 import inspect
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -123,34 +129,130 @@ app = modal.App("slm-training")
 #
 # A container can disappear at any time: Modal may need the machine for someone else (*preemption*), the time limit may pass, the process may crash. The
 # next attempt goes on from the last checkpoint, and the bill goes on too. So the count of what was spent lives where the checkpoints live, in the run
-# folder, one entry per attempt. An attempt writes its entry when it begins, before anything can go wrong, and brings it up to date at every checkpoint.
+# folder, one entry per attempt.
+#
+# When should it be written? At every checkpoint is not enough: ten attempts that are killed before their first one would each look free. So a thread
+# writes it every half minute, and secures it. The same thread looks at the budget, because a run that comes to no checkpoint would otherwise never ask.
+# When the money is gone it interrupts the main thread, exactly as Ctrl-C would: the trainer finishes its step and saves. A process that does not react
+# to that hangs, and is ended; the attempt after it finds the budget spent and does nothing.
+#
+# The entries also tell whether a further attempt is worth its money. Starting again mends a machine that broke. It does not mend a bug, a time limit too
+# short for one checkpoint, or a container that is killed for its memory each time: those look like attempt after attempt that ends where it began.
 
 
 # %%
 #| export
-class Meter:
-    """Seconds and dollars that a run has cost over all its attempts, kept in its folder as `attempts.json`."""
+TICK = 30.0  # seconds between two looks at the meter: what an attempt that is killed can cost unnoticed
+PATIENCE = 10  # ticks that a run whose budget is spent has to finish its step and save
 
-    def __init__(self, run_dir: str | Path, dollars_per_hour: float) -> None:
-        self.path = Path(run_dir) / "attempts.json"
-        self.dollars_per_hour = dollars_per_hour
-        self.earlier: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.started = time.monotonic()
+
+def checkpoints(run_dir: str | Path) -> list[str]:
+    """Names of the finished checkpoints in a run folder."""
+    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
+
+
+class Meter:
+    """What a run has cost over all its attempts, kept in its folder as `attempts.json`, one entry each.
+
+    Args:
+        run_dir: The run's folder.
+        dollars_per_hour: The price of the machine.
+        budget: Dollars over all attempts; None for no limit.
+        max_steps: Of the run; one that has come so far may save its model, whatever it has cost.
+        call: The id of the call that this attempt belongs to.
+        secure: Called after each writing, to keep the file beyond this machine.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        dollars_per_hour: float,
+        budget: float | None = None,
+        max_steps: int = 0,
+        call: str = "",
+        secure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.secure = Path(run_dir) / "attempts.json", secure
+        self.dollars_per_hour, self.budget, self.last = dollars_per_hour, budget, f"step_{max_steps:08d}.pt"
+        self.earlier: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "error": ""}
+        self.entry |= {"from": checkpoints(run_dir)[-1:], "to": []}
+        self.started, self.interrupted, self._lock = time.monotonic(), False, threading.Lock()
 
     def save(self) -> dict[str, float]:
-        """Write the count down; returns attempts, seconds and dollars so far."""
-        seconds = time.monotonic() - self.started
-        attempts = [*self.earlier, {"seconds": seconds, "dollars": seconds * self.dollars_per_hour / 3600}]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(attempts))
-        temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
+        """Write the count down and secure it; returns attempts, seconds and dollars so far."""
+        with self._lock:
+            seconds = time.monotonic() - self.started
+            dollars = seconds * self.dollars_per_hour / 3600
+            self.entry |= {"seconds": seconds, "dollars": dollars, "to": checkpoints(self.path.parent)[-1:]}
+            attempts = [*self.earlier, self.entry]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(attempts))
+            temporary.replace(self.path)  # a killed attempt leaves the old count or the new one, never half a file
+            self.secure()
         total = {key: sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")}
         return {"attempts": len(attempts), **total}
+
+    def is_spent(self, dollars: float) -> bool:
+        """Whether the budget is used up and the run is not done."""
+        folder = self.path.parent
+        done = self.last in checkpoints(folder) or (folder / "model").is_dir()
+        return self.budget is not None and dollars >= self.budget and not done
 
     def before(self) -> float:
         """Dollars that the attempts before this one have cost."""
         return sum(attempt["dollars"] for attempt in self.earlier)
+
+    def at_the_end(self) -> float:
+        """Dollars that the whole run will have cost, if its other steps take as long as those of this attempt."""
+        first, now, last = (
+            int(Path(name).stem[5:]) for name in (*(self.entry["from"] or ["step_0"]), *self.entry["to"], self.last)
+        )
+        each = self.entry["dollars"] / max(1, now - first)
+        return self.before() + self.entry["dollars"] + each * (last - now)
+
+    def in_vain(self) -> str:
+        """Why no further attempt of this call would help: the last ones ended where they began. Empty if one may."""
+        mine = [attempt for attempt in self.earlier if self.entry["call"] and attempt.get("call") == self.entry["call"]]
+        if self.entry["error"]:
+            mine.append(self.entry)
+        idle = list(itertools.takewhile(lambda attempt: attempt["from"] == attempt["to"], reversed(mine)))
+        if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
+            return f"two attempts in a row came to no new checkpoint; the last one ended with {idle[0]['error']}"
+        if len(idle) > 2:
+            cure = "set a longer modal.timeout, a smaller training.checkpoint_every, or more modal.memory_mib"
+            return f"three attempts in a row came to no new checkpoint; {cure}"
+        return ""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """While inside, save every `TICK` seconds, and interrupt the main thread when the budget is spent."""
+        ended, main = threading.Event(), threading.main_thread()
+
+        def watch() -> None:
+            late = 0
+            while not ended.wait(TICK):
+                try:
+                    spent = self.save()
+                except Exception as error:  # no network for a moment; the next tick tries again
+                    print(f"the meter could not be secured: {type(error).__name__}: {error}")
+                    continue
+                if not self.is_spent(spent["dollars"]):
+                    continue
+                self.interrupted, late = True, late + 1
+                if late == 1:
+                    signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                elif late > PATIENCE:
+                    os._exit(1)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 # %% [markdown]
@@ -174,15 +276,14 @@ spent["attempts"], round(spent["dollars"], 3)
 # - `image`, `volumes`: the file system it finds.
 # - No `gpu`: the config chooses one, and an option that the base has cannot be taken away later, only replaced.
 # - `timeout` is for one *attempt*; the config replaces it. `startup_timeout` is for what comes before: pulling gigabytes of PyTorch may take minutes.
-# - `retries`: after a crash or a time-out the same call starts again, at once, at most ten times. A preemption uses none of them.
+# - `retries`: after a crash or a time-out the same call starts again, at once, at most ten times (the meter gives up sooner). A preemption uses none of them.
 # - `single_use_containers`: each attempt gets a fresh process, not the one in which CUDA has just failed.
 #
 # The config travels as text, not as a path: the file may lie on your computer only. And the caller names the run folder. Were it named by the function (by date,
 # say), each attempt would begin a new one and nothing could ever resume.
 #
-# Starting again mends a machine that broke. It does not mend a config with a mistake, a loss that is no longer a number, or a batch that does not fit the
-# memory: ten more attempts would end in the same way, and cost ten times as much. Those end the call, with a sentence. And an attempt that finds the budget
-# spent when it begins does not begin.
+# What another attempt cannot mend ends the call, with a sentence: a config with a mistake, a loss that is no longer a number, a batch that does not fit the
+# memory, a spent budget. An error that we do not know is tried once more; if that attempt, too, comes to no new checkpoint, it was no accident.
 
 
 # %%
@@ -218,58 +319,79 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
     Args:
         config_text: A config as YAML.
         run_dir: The run's folder, named by the caller, so that every attempt finds the same one.
-        budget: Dollars, over all attempts, after which the run stops at its next checkpoint; None for no limit.
+        budget: Dollars, over all attempts, after which the run saves and stops; None for no limit.
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
         What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
     """
-    import torch
-
     from slm.config import load_config
     from slm.cost import dollars_per_hour
-    from slm.trainer import TrainingDiverged
-    from slm.trainer import train as train_here
 
-    path = unpack(config_text, Path(run_dir).name)
-    config = load_config(path)
+    config = load_config(unpack(config_text, Path(run_dir).name))
+    here = modal.is_local()  # your own computer is not for rent, and has no volume
     if rate is None:
-        rate = 0.0 if modal.is_local() else dollars_per_hour(config)  # your own computer is not for rent
-    meter, problem = Meter(run_dir, rate), ""
-
-    def save(what: str) -> dict[str, float]:
-        spent = meter.save()
-        if not modal.is_local():
-            volume.commit()  # until here a file is safe from this process; from here on, from this machine
-            print(f"{what} on the volume; {spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far")
-        return spent
-
-    def stop_if_spent(dollars: float) -> None:
-        done = f"step_{config.training.max_steps:08d}.pt" in checkpoints(run_dir) or Path(run_dir, "model").is_dir()
-        if budget is not None and dollars >= budget and not done:
-            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${budget:.2f}; a larger budget goes on from here")
-
-    def checkpoint_written() -> None:
-        stop_if_spent(save("checkpoint")["dollars"])
-
+        rate = 0.0 if here else dollars_per_hour(config)
+    call = modal.current_function_call_id() or ""
+    meter = Meter(run_dir, rate, budget, config.training.max_steps, call, (lambda: None) if here else volume.commit)
+    problem = meter.in_vain()
     try:
-        save("meter")
-        stop_if_spent(meter.before())
-        if config.modal.gpu_count > 1 and not modal.is_local():
-            train_on_ranks(config.modal.gpu_count, path, run_dir, checkpoint_written)
-        else:
-            train_here(config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=rate)
-    except (BudgetSpent, TrainingDiverged, ValueError, torch.OutOfMemoryError) as error:  # another attempt would too
-        problem = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
-        print(f"{run_dir} stops: {problem}")
+        if not problem:
+            problem = attempt(config, run_dir, meter)
+    except BaseException as error:
+        meter.entry["error"] = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
+        problem = meter.in_vain()
+        if not isinstance(error, Exception) or not problem:
+            raise
     finally:
         meter.save()
-        if not modal.is_local():
-            volume.commit()
+    if problem:
+        print(f"{run_dir} stops: {problem}")
     result = {**report(run_dir), "problem": problem}
     if not result["finished"] and not problem:
         raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")  # a normal return would count as finished
     return result
+
+
+def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
+    """One attempt to train to the end; returns what no further attempt can solve, or an empty string."""
+    import torch
+
+    from slm.trainer import TrainingDiverged
+    from slm.trainer import train as train_here
+
+    def stop_if_spent(dollars: float) -> None:
+        if meter.is_spent(dollars):
+            raise BudgetSpent(f"it has cost ${dollars:.2f} of ${meter.budget:.2f}; a larger budget goes on from here")
+
+    def checkpoint_written() -> None:
+        spent = meter.save()  # until here a file is safe from this process; from here on, from this machine
+        if not modal.is_local():
+            so_far = f"{spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far"
+            print(f"checkpoint on the volume; {so_far}, about ${meter.at_the_end():.2f} at the end")
+        stop_if_spent(spent["dollars"])
+
+    try:
+        meter.save()
+        stop_if_spent(meter.before())
+        with meter.watching():
+            if config.modal.gpu_count > 1 and not modal.is_local():
+                train_on_ranks(config, run_dir, checkpoint_written)
+            else:
+                train_here(
+                    config, run_dir=run_dir, on_checkpoint=checkpoint_written, dollars_per_hour=meter.dollars_per_hour
+                )
+        if meter.interrupted:
+            stop_if_spent(meter.save()["dollars"])
+    except torch.OutOfMemoryError:
+        return OUT_OF_MEMORY
+    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end so too
+        return str(error)
+    except KeyboardInterrupt:
+        if not meter.interrupted:
+            raise
+        return f"it has cost ${meter.save()['dollars']:.2f} of ${meter.budget:.2f}; a larger budget goes on from here"
+    return ""
 
 
 # %% [markdown]
@@ -286,15 +408,21 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
 
 # %%
 #| export
-def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: Callable[[], None]) -> None:
+def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[], None]) -> None:
     """Train with one process for each GPU, and call `on_checkpoint` when a checkpoint has been written.
 
     Raises:
         ValueError: a rank ended with a mistake that another attempt would repeat, or with a full memory.
         RuntimeError: it ended in any other way than with success.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [*torchrun, "-m", "slm", "train", str(config_path), "--run-dir", run_dir]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={config.modal.gpu_count}",
+    ]
+    command = [*torchrun, "-m", "slm", "train", str(unpack(as_text(config), config.name)), "--run-dir", run_dir]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     known, final = checkpoints(run_dir), []
 
@@ -327,13 +455,8 @@ def train_on_ranks(ranks: int, config_path: Path, run_dir: str, on_checkpoint: C
         )
 
 
-def checkpoints(run_dir: str | Path) -> list[str]:
-    """Names of the finished checkpoints in a run folder."""
-    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
-
-
 def report(run_dir: str | Path) -> dict[str, Any]:
-    """What a run came to: name, whether it is finished, step, validation loss, and what it cost so far."""
+    """What a run came to: name, whether it is finished, step, validation loss, MFU, and what it cost so far."""
     folder = Path(run_dir)
     metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
@@ -345,6 +468,7 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "finished": (folder / "model").is_dir(),
         "step": rows[-1]["step"] if rows else 0,
         "val_loss": losses[-1] if losses else None,
+        "mfu": next((row["perf/mfu"] for row in reversed(rows) if row.get("perf/mfu") is not None), None),
         "attempts": len(attempts),
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "dollars": sum(attempt["dollars"] for attempt in attempts),
@@ -357,34 +481,87 @@ def report(run_dir: str | Path) -> dict[str, Any]:
 # Tokenising a corpus needs no GPU, and downloading one needs nothing at all, so neither should happen on a machine that costs dollars an hour. `prepare` does both
 # in a CPU container, into the volume; the trainer then finds the finished token files. Called again, it returns at once.
 #
+# A corpus of many files goes to many containers. `prepare_part.map(range(n))` is a loop whose rounds run at the same time, each in a container of its own, and sixteen containers for an hour cost what one costs for sixteen.
+# Each makes one part, `prepare` joins them (chapter 5), and a part that is there when the command is typed again is not made again. A few files are not worth the container starts, and a limit on the number of documents cannot be divided: both stay in one container.
+#
 # `generate` is the other end: it loads a trained model from the volume and writes. Both are ordinary functions that happen to have a decorator.
 
 
 # %%
 #| export
-@app.function(image=image, volumes={DATA: volume}, timeout=6 * 60 * 60, startup_timeout=20 * 60, cpu=4.0)
-def prepare(config_text: str) -> list[str]:
-    """Tokenise the config's training and validation text into the volume; returns the token files."""
+FEW_FILES = 8  # a corpus of fewer is prepared in one container
+MOST_PARTS = 16  # containers at once
+
+
+@app.function(
+    image=image,
+    volumes={DATA: volume},
+    timeout=6 * 60 * 60,
+    startup_timeout=20 * 60,
+    cpu=4.0,
+    retries=modal.Retries(max_retries=2, initial_delay=0.0),
+)
+def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
+    """Tokenise the k-th of n parts of a split into the volume; returns what is wrong with its text, or nothing."""
     from slm.config import load_config
     from slm.data import prepare_tokens
+    from slm.tokenizer import TokenizerUnavailable
 
     data = load_config(unpack(config_text, "prepare")).data
-    limits = (data.text_column, data.max_documents, data.val_fraction, data.streaming)
-    splits = (data.train_split, data.val_split)
-    paths = [prepare_tokens(data.dataset, split, data.tokenizer, data.cache_dir, *limits) for split in splits]
-    volume.commit()
-    return [str(path) for path in paths]
+    text = (data.dataset, split, data.tokenizer, data.cache_dir, data.text_column)
+    try:
+        prepare_tokens(*text, val_fraction=data.val_fraction, part=(k, n))
+    except (ValueError, TokenizerUnavailable) as error:
+        return str(error)
+    finally:
+        volume.commit()
+    return ""
+
+
+@app.function(
+    image=image,
+    volumes={DATA: volume},
+    timeout=6 * 60 * 60,
+    startup_timeout=20 * 60,
+    cpu=4.0,
+    retries=modal.Retries(max_retries=2, initial_delay=0.0),
+)
+def prepare(config_text: str) -> str:
+    """Tokenise the config's training and validation text into the volume; returns what is wrong with it, or nothing."""
+    from slm.config import load_config
+    from slm.data import count_shards, join_tokens, prepare_tokens
+    from slm.tokenizer import TokenizerUnavailable
+
+    data = load_config(unpack(config_text, "prepare")).data
+    try:
+        for split in (data.train_split, data.val_split):
+            text = (data.dataset, split, data.tokenizer, data.cache_dir, data.text_column)
+            shards = 1 if modal.is_local() else count_shards(*text, data.max_documents, data.val_fraction)
+            if shards < FEW_FILES:
+                prepare_tokens(*text, data.max_documents, data.val_fraction, data.streaming)
+                continue
+            n = min(shards, MOST_PARTS)
+            print(f"{data.dataset}, {split}: {shards} files in {n} parts, each in a container of its own")
+            made = prepare_part.map(range(n), kwargs={"n": n, "split": split, "config_text": config_text})
+            if problems := list(filter(None, made)):  # after all have ended, so that none runs on unseen
+                return str(problems[0])
+            volume.reload()  # what the other containers have committed
+            join_tokens(n, *text, data.val_fraction)
+    except (ValueError, TokenizerUnavailable) as error:  # it says in one sentence what is wrong
+        return str(error)
+    finally:
+        volume.commit()
+    return ""
 
 
 @app.function(image=image, volumes={DATA: volume}, timeout=20 * 60, cpu=2.0)
 def generate(run: str, prompt: str = "Once upon a time", max_tokens: int = 200, seed: int = 0) -> str:
     """Continue `prompt` with the trained model of a run on the volume; prints and returns the text."""
     from slm.generation import generate as continue_text
-    from slm.gpt import GPT
-    from slm.tokenizer import get_tokenizer
+    from slm.trainer import load_run
 
-    folder = Path(DATA, "runs", run, "model")
-    text = continue_text(GPT.from_pretrained(folder), get_tokenizer(folder), prompt, max_tokens, seed=seed)
+    found = load_run(Path(DATA, "runs", run))  # finished or not: the newest weights there are
+    text = continue_text(found.model, found.tokenizer, prompt, max_tokens, seed=seed)
     assert isinstance(text, str)  # one prompt, one text
     print(text)
     return text
@@ -414,14 +591,16 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
 
     expected, limit = estimate(config), config.modal.max_dollars
     for key, value in (("dataset", config.data.dataset), ("tokenizer", config.data.tokenizer)):
-        if value not in ("stories", "gpt2") and Path(value).exists():
+        a_file = value.startswith((".", "~", "/")) or value.endswith((".txt", ".jsonl", ".parquet", ".tiktoken"))
+        here = a_file or glob.has_magic(value) or Path(value).exists()
+        if here and value not in ("stories", "gpt2") and not value.startswith(f"{DATA}/"):
             raise Refused(
                 f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
                 f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
             )
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
-    if limit is not None and expected.dollars[1] > limit and not yes_spend:
+    if expected.dollars[1] > limit and not yes_spend:
         raise Refused(f"{verdict(config)[1]} To spend up to ${expected.dollars[1]:.2f} all the same, say --yes-spend.")
     return expected
 
@@ -460,8 +639,9 @@ def secrets(config: "RunConfig") -> list[modal.Secret]:
 # returns its id at once; `get` waits for the result. (`remote` does both, but gives up after 24 hours, and leaves you without the id.)
 #
 # `app.run(detach=True)` keeps the app alive when this process ends, so a closed laptop or a lost connection stops nothing. The price of that: an
-# interrupt here does not stop the training either, so the commands that do are printed. `modal run modal_app.py --config …` comes through here: it detaches
-# by itself, and needs no `--detach`.
+# interrupt here does not stop the training either, so the commands that do are printed, and the call's id is noted. It serves a second purpose: who thinks that a run has died with
+# the laptop, and starts the same command again, would pay twice for one run. While the noted call is alive, a second launch is refused. `modal run modal_app.py --config …` comes
+# through here: it detaches by itself, and needs no `--detach`.
 
 
 # %%
@@ -475,13 +655,40 @@ class Launched:
     run: str
     result: dict[str, Any] | None = None  # what `train` returned, if it was waited for
 
+    @property
+    def call(self) -> modal.FunctionCall:
+        """The call itself: `get(timeout=…)` waits for its result, `cancel()` stops it."""
+        return modal.FunctionCall.from_id(self.call_id)
+
+    def is_running(self) -> bool:
+        """Whether the call is waiting for a machine, or running, or about to be tried again."""
+        try:
+            self.call.get(timeout=0)
+        except TimeoutError:
+            return True
+        except Exception:  # failed, cancelled, or so old that Modal has forgotten it
+            return False
+        return False
+
     def __str__(self) -> str:
         return (
             f"call    {self.call_id}\n"
             f"follow  modal app logs {self.app_id}   or   modal run modal_app.py::status --run {self.run}\n"
-            f"stop    modal app stop {self.app_id}\n"
+            f"stop    modal run modal_app.py::stop --run {self.run}   or   modal app stop {self.app_id}\n"
             f"fetch   modal run modal_app.py::fetch --run {self.run}"
         )
+
+
+def find(run: str) -> Launched | None:
+    """The last launch of a run, as noted on this computer, or else on the volume by the run itself."""
+    note = Path("runs/modal", run, "launched.json")
+    if note.exists():
+        return Launched(**json.loads(note.read_text()))
+    try:
+        attempts = json.loads(b"".join(volume.read_file(f"runs/{run}/attempts.json")))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        return None
+    return Launched(attempts[-1].get("app", ""), attempts[-1]["call"], run) if attempts[-1].get("call") else None
 
 
 def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bool = True) -> Launched:
@@ -490,7 +697,7 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     Args:
         config: What to train, and in its `modal` section on what.
         run: The run's name; the config's, if empty.
-        yes_spend: Go beyond `modal.max_dollars`, both in the prediction and during the run.
+        yes_spend: Go beyond `modal.max_dollars`, as far as the slow end of the prediction and no further.
         wait: Show the logs until the run has ended, and compare its cost with the prediction.
 
     Raises:
@@ -499,19 +706,24 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     from slm.cost import cost_table
 
     print(cost_table(config))
-    expected = check(config, yes_spend)
+    expected, run = check(config, yes_spend), run or config.name
     options: dict[str, Any] = {"gpu": config.modal.gpu, "timeout": config.modal.timeout, "secrets": secrets(config)}
     options |= {"cpu": config.modal.cpu, "memory": config.modal.memory_mib}
     text = as_text(config, cache_dir=f"{DATA}/tokens")
-    run_dir = f"{DATA}/runs/{run or config.name}"
-    budget = None if yes_spend else config.modal.max_dollars
+    budget = max(config.modal.max_dollars, expected.dollars[1]) if yes_spend else config.modal.max_dollars
+    if (before := find(run)) and before.is_running():
+        raise Refused(f"{run} is being trained already; twice would cost twice. To follow, stop or fetch it:\n{before}")
     launched = None
     with app.run(detach=True):
         if config.data.dataset != "stories":  # the grammar needs seconds, and nothing is downloaded
             print("Preparing tokens on a CPU; if you leave before a GPU is rented, the same command goes on from here.")
-            prepare.spawn(text).get()
-        call = train.with_options(**options).spawn(text, run_dir, budget)
-        launched = Launched(str(app.app_id), call.object_id, Path(run_dir).name)
+            if problem := prepare.spawn(text).get():
+                raise Refused(problem)
+        call = train.with_options(**options).spawn(text, f"{DATA}/runs/{run}", budget)
+        launched = Launched(str(app.app_id), call.object_id, run)
+        note = Path("runs/modal", run, "launched.json")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(asdict(launched)))
         print(launched)
         if wait:
             print("Interrupting now stops the watching, not the training.")
@@ -520,6 +732,10 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
         raise Refused("interrupted before a GPU was rented; the same command begins again")
     if launched.result:
         print(reconcile(expected, launched.result))
+    elif wait:
+        print(
+            "Only the watching has stopped. The run goes on, and so does its bill: see above how to follow or stop it."
+        )
     return launched
 
 
@@ -529,11 +745,12 @@ def reconcile(expected: "Estimate", result: dict[str, Any]) -> str:
     problem = f": {result['problem']}" if result.get("problem") else ""
     spent, attempts = result["seconds"] / 3600, result["attempts"]
     hours, dollars = (f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars))
+    reached = "" if result["mfu"] is None else f", {result['mfu']:.0%} MFU"
     return (
         f"{result['run']}: {state} at step {result['step']}, validation loss {result['val_loss']}{problem}\n"
         f"{'':<10}{'hours':>22}{'dollars':>22}\n"
         f"{'predicted':<10}{hours:>22}{dollars:>22}   on {expected.name}\n"
-        f"{'actual':<10}{spent:>22.3g}{result['dollars']:>22.3g}   in {attempts} attempt{'s' * (attempts > 1)}"
+        f"{'actual':<10}{spent:>22.3g}{result['dollars']:>22.3g}   in {attempts} attempt{'s' * (attempts > 1)}{reached}"
     )
 
 
@@ -557,7 +774,7 @@ def give_up(error: Exception) -> NoReturn:
 
 @launcher.local_entrypoint()
 def main(config: str, run: str = "", yes_spend: bool = False) -> None:
-    """Train a config file on Modal; `--yes-spend` goes beyond its modal.max_dollars."""
+    """Train a config file on Modal; `--yes-spend` raises its modal.max_dollars to the slow end of the prediction."""
     from slm.config import ConfigError, load_config
 
     try:
@@ -594,14 +811,29 @@ def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "
     return Path(to)
 
 
+LARGE = ("checkpoints", "wandb", "samples", "model")  # what `status` leaves on the volume
+
+
 def show_status(run: str) -> None:
-    """Print how far a run is and what it has cost."""
+    """Print how far a run is, what it has cost, and whether it is running."""
+    found = find(run)
+    running = found is not None and found.is_running()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            downloaded = download(run, Path(folder, run), skip=("checkpoints", "wandb", "samples", "model"))
-            print(json.dumps(report(downloaded), indent=2))
+            download(run, Path(folder, run), skip=LARGE)
         except Refused as error:
-            give_up(error)
+            if not running:  # one that runs has perhaps not begun
+                give_up(error)
+        print(json.dumps({**report(Path(folder, run)), "running": running}, indent=2))
+
+
+def stop_run(run: str) -> None:
+    """Cancel a run; what it did since its last checkpoint is lost, and the same command goes on from there."""
+    found = find(run)
+    if found is None or not found.is_running():
+        give_up(Refused(f"{run} is not running"))
+    found.call.cancel()
+    print(f"{run} is stopped; the command that launched it goes on from its last checkpoint")
 
 
 def fetch_run(run: str, to: str = "") -> None:
@@ -619,7 +851,7 @@ def command(function: Callable[..., None]) -> modal.App:
     return commands
 
 
-status, fetch = command(show_status), command(fetch_run)
+status, stop, fetch = command(show_status), command(stop_run), command(fetch_run)
 
 # %% [markdown]
 # ## Use it
@@ -628,6 +860,7 @@ status, fetch = command(show_status), command(fetch_run)
 # token on this computer (`modal setup` puts one there, once), and your word. Leave `LAUNCH` as it is, and the same function runs here.
 
 # %%
+import contextlib
 import warnings
 
 from modal.config import config as modal_settings
@@ -660,45 +893,66 @@ expected = modal_app.check(config)
 
 # %%
 if ON_MODAL:
-    launched = modal_app.launch(config, run="chapter_09", wait=False)
+    modal_app.launch(config, run="chapter_09", wait=False)
 else:
     shutil.rmtree("runs/chapter_09", ignore_errors=True)
     modal_app.train.local(modal_app.as_text(config), "runs/chapter_09")
 
 # %% [markdown]
-# The call has a life of its own. Interrupt this notebook, restart the kernel, open it on another computer: `modal.FunctionCall.from_id` with the printed id finds the call again, and
-# the run's metrics lie on the volume. So following is reading: ask for the result with a short patience, and look at the metrics while it is not there.
+# ### Follow
+#
+# The call has a life of its own. Interrupt this notebook, restart the kernel, open it on another computer: `find` looks up the call's id, in a note on this computer or in the run's folder on the volume, and Modal knows the call by its id.
+# So following is reading: wait for the result with a short patience, and draw what lies on the volume while it is not there. The next cell needs only the cells above it that import and define, not the launch.
 
 # %%
+from IPython.display import clear_output, display
+
 from course.figures.chapter_09 import loss_curve
 
-folder, fetched = Path("runs/chapter_09"), "runs/modal/chapter_09"
-while ON_MODAL:
-    try:
-        modal.FunctionCall.from_id(launched.call_id).get(timeout=10)
-        folder = modal_app.download("chapter_09", fetched)
-        break
-    except TimeoutError:
+folder = Path("runs/modal/chapter_09" if ON_MODAL else "runs/chapter_09")
+try:
+    while ON_MODAL and (call := modal_app.find("chapter_09")):
         try:
-            small = modal_app.download("chapter_09", fetched, skip=("checkpoints", "wandb", "samples", "model"))
-            print(modal_app.report(small))
-        except modal_app.Refused:
-            print("not started yet")
+            call.call.get(timeout=10)
+            break
+        except TimeoutError:
+            clear_output(wait=True)
+            print(f"{call.call_id} is waiting or running")
+            with contextlib.suppress(modal_app.Refused):  # nothing is there yet
+                modal_app.download("chapter_09", folder, skip=modal_app.LARGE)
+                print(modal_app.report(folder))
+                display(loss_curve(folder))
+except KeyboardInterrupt:
+    print("Only the watching has stopped. The run goes on, and so does its bill: run this cell again, or the next one.")
+if ON_MODAL:
+    modal_app.download("chapter_09", folder)
 loss_curve(folder)
 
 # %% [markdown]
+# ### Stop
+#
+# Interrupting the kernel never stops a detached run; this does. What was trained since the last checkpoint is lost, the rest is on the volume, and the launch cell goes on from there. The budget stops more gently: the trainer finishes its step and saves.
+
+# %%
+STOP = False  # True ends the run, finished or not
+if ON_MODAL and STOP:
+    modal_app.stop_run("chapter_09")
+
+# %% [markdown]
+# ### Fetch and generate
+#
 # The model came back with the run's folder, and loads like any other. After 60 steps it has many of the words, and no story yet.
 
 # %%
 from slm.generation import generate as continue_text
-from slm.gpt import GPT
-from slm.tokenizer import get_tokenizer
+from slm.trainer import load_run
 
-print(
-    continue_text(GPT.from_pretrained(folder / "model"), get_tokenizer(str(folder / "model")), "Once upon a time", 60)
-)
+trained = load_run(folder)
+print(continue_text(trained.model, trained.tokenizer, "Once upon a time", 60))
 
 # %% [markdown]
+# ### Reconcile
+#
 # And the bill, against the prediction. At home an hour costs nothing.
 
 # %%
@@ -750,7 +1004,7 @@ def refusal(*overrides: str) -> str:
     return "nothing"
 
 
-for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", "data.dataset=README.md"):
+for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", "data.dataset=texts/*.txt"):
     print(f"{change}\n    {refusal(change)}\n")
 
 # %% [markdown]
@@ -760,11 +1014,14 @@ for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", 
 # |---|---|---|
 # | **Preemption**: the machine is needed elsewhere | in the log `stopped after step …`, then `continuing`, with no more than a new container's start between them | nothing; no retry is used up |
 # | **The time limit** passes | the attempt is shown as timed out, and the log says `continuing` at the last checkpoint; one retry fewer | nothing, if a checkpoint is written more often than every `modal.timeout` seconds; otherwise it starts at the same step each time |
+# | **The time limit is too short** for a single checkpoint, or the container is killed for its memory | three attempts that end where they began, and then a result that says so | a longer `modal.timeout`, a smaller `training.checkpoint_every`, more `modal.memory_mib` |
+# | **An error nobody foresaw** | a traceback, one more attempt, and, if that comes no further, the end of the call with the error's name | read the traceback; the same command goes on from the last checkpoint |
 # | **The secret is missing** | one line that says how to create it, before anything is built | create it, or set `wandb.enabled: false` |
 # | **Detach was forgotten**, in a launch of your own: `with app.run():` around a `spawn` | the block ends at once and takes the app with it; the call shows as cancelled, the volume is empty | `app.run(detach=True)`, as in `launch` |
 # | **Data on the GPU's clock** | a progress bar of a download, in the log of a function that has a GPU | fill the volume first, as `prepare` does |
 # | **The memory is full** | the log says `the GPU's memory is full`, and what to change; the call ends, with no retry | change it, and launch under another `--run` |
-# | **The budget is spent** | the log says what it has cost, and `a larger budget goes on from here` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
+# | **Launched twice** | the second launch is refused, and names the call that is running | follow it, or stop it first |
+# | **The budget is spent**, at a checkpoint or anywhere else | within half a minute the run saves and stops; the log says what it has cost, and `a larger budget goes on from here` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
 # | **The package changed** in a running notebook | the container gets the new `slm`, the notebook still has the old one | restart the kernel |
 #
 # The meter counts from the function's first line to its last, the bill from the container's start: expect the invoice to be a little above the last table. `modal billing report` shows it.
@@ -786,13 +1043,14 @@ def my_most_dollars(timeout: int, retries: int, dollars_per_hour: float) -> floa
 check.most_dollars(my_most_dollars)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_most_dollars(timeout, retries, dollars_per_hour):
 #     return (1 + retries) * timeout / 3600 * dollars_per_hour
 # ```
-# With ten retries that is eleven times what the time limit suggests: the reason for a budget that the run itself keeps.
-# ````
+# With ten retries that is eleven times what the time limit suggests: the reason for a budget that the run itself keeps, and for giving up on attempts in vain.
+# </details>
 #
 # **2. A budget that refuses.** Choose the GPU on which the whole run costs least, among those that are done in time. If there is none within the budget, raise a
 # ValueError that says what the cheapest would cost.
@@ -807,7 +1065,8 @@ def my_choose_gpu(gpus: dict[str, tuple[float, float]], max_dollars: float, max_
 check.choose_gpu(my_choose_gpu)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_choose_gpu(gpus, max_dollars, max_hours):
 #     in_time = {name: hours * price for name, (hours, price) in gpus.items() if hours <= max_hours}
@@ -818,7 +1077,7 @@ check.choose_gpu(my_choose_gpu)
 #         raise ValueError(f"the cheapest, {cheapest}, costs ${in_time[cheapest]}, above ${max_dollars}")
 #     return cheapest
 # ```
-# ````
+# </details>
 #
 # **3. Survive.** Write one attempt of a run: call `work(0)`, `work(1)`, … up to `steps - 1`, and return `steps`. `work` may be interrupted at any time, and the container
 # is then lost with everything in `folder` that `commit()` has not secured. The next attempt must neither lose a step that was secured nor do it twice.
@@ -833,7 +1092,8 @@ def my_attempt(folder: Path, steps: int, work: Callable[[int], None], commit: Ca
 check.attempt(my_attempt)
 
 # %% [markdown]
-# ````{dropdown} Solution
+# <details><summary>Solution</summary>
+#
 # ```python
 # def my_attempt(folder, steps, work, commit):
 #     saved = folder / "step.txt"
@@ -844,7 +1104,7 @@ check.attempt(my_attempt)
 #     return steps
 # ```
 # There is no `except`: an interruption that is caught and not raised again looks like success.
-# ````
+# </details>
 #
 # ## What you have now
 #

@@ -3,14 +3,16 @@
 Exported from chapters/06_trainer.py; edit it there.
 """
 
+import hashlib
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+
+_FORMAT = "slm checkpoint 1"  # stands in every file; another layout of the state gets another number
 
 
 class CheckpointError(RuntimeError):
@@ -31,8 +33,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            torch.save(dict(state), file)
+        torch.save({"format": _FORMAT, "state": dict(state)}, part)
+        with open(part, "r+b") as file:
+            file.write(_sha256(file, part.stat().st_size))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -51,19 +54,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: It is empty, cut short, altered, or not a checkpoint.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint of ours.
     """
     path = Path(path)
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        if size <= 32 or _sha256(file, size - 32) != file.read():
+            raise CheckpointError(f"{path} is cut short, altered or not a checkpoint: the checksum at its end is wrong")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds something besides tensors, numbers and texts; it is not loaded") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} was not written by this version of slm")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def _sha256(file: BinaryIO, size: int) -> bytes:
+    """The digest of a file's first `size` bytes; the file is left behind them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    for start in range(0, size, 1 << 22):
+        digest.update(file.read(min(1 << 22, size - start)))
+    return digest.digest()
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

@@ -15,9 +15,14 @@ from collections.abc import Sequence
 
 def _train(arguments: argparse.Namespace) -> int:
     from slm.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
     from slm.trainer import train
 
-    train(load_config(arguments.config, arguments.overrides), run_dir=arguments.run_dir)
+    train(config, run_dir=arguments.run_dir)
     return 0
 
 
@@ -65,8 +70,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([cost.report(config, prices) for config in configs], indent=2))
         return 0
-    for config in configs:
-        print(cost.cost_table(config, prices), end="\n\n")
+    print(cost.cost_table(configs, prices), end="\n\n")
     print(f"Prices of {prices.date}, {prices.source}; ${prices.free_dollars_per_month:g} a month are free.")
     print(cost.ASSUMPTIONS)
     return 0
@@ -82,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/stories_cpu.yaml")
     train.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="change single settings")
     train.add_argument("--run-dir", metavar="DIR", help="the run's folder (runs/<name of the config> if not given)")
+    train.add_argument("--print-config", action="store_true", help="print the config with its defaults; train nothing")
     train.set_defaults(command=_train)
 
     generate = commands.add_parser("generate", help="write a text with a trained model")

@@ -196,7 +196,9 @@ def _problem(error: Any, source: str) -> str:
     known = list(sections if len(path) < 2 else sections[path[0]].model_fields)
     where = f"{source}: {'.'.join(path[:2])}"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], known, 1)
+        elsewhere = {key: f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
+        near = [] if path[-1] in elsewhere else difflib.get_close_matches(path[-1], known, 1)
+        near = near or [elsewhere[key] for key in difflib.get_close_matches(path[-1], elsewhere, 1)]
         hint = f"did you mean {near[0]!r}?" if near else f"allowed here are {', '.join(known)}"
         return f"{where} is not a key; {hint}"
     if kind == "missing":
@@ -205,6 +207,7 @@ def _problem(error: Any, source: str) -> str:
         shown = "" if isinstance(given, Mapping | BaseModel) else f" = {given!r}"
         return f"{where}{shown}: {error['ctx']['error']}"
     allowed = error["msg"].removeprefix("Input should be ").removesuffix(" or null")
+    allowed = allowed.replace("String should have at least 1 character", "a text that is not empty")
     if path == ["model"] or kind in ("model_type", "dict_type"):
         allowed = "a section with keys of its own"
     return f"{where} = {given!r} is not allowed; it must be {allowed}"

@@ -1,14 +1,15 @@
 """Cost.
 
 What a training run costs, known before it starts. You count operations by hand and by machine, measure what your
-own computer does with them, turn both into hours and dollars on every GPU that Modal rents, and export `slm.cost`.
-At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
+own computer does with them, turn both into hours and dollars on every GPU that Modal rents, and into the loss that
+they buy, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
 
 Exported from chapters/08_cost.py; edit it there.
 """
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -63,6 +64,13 @@ class Memory(BaseModel):
         return self.weights + self.optimizer + max(after_loss, self.gradients)
 
 
+def count_parameters(config: GPTConfig) -> int:
+    """Numbers that training finds; the output matrix is the token embedding and counts once."""
+    L, D, F = config.n_layers, config.d_model, config.d_ff
+    layer = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases and the two norms
+    return L * layer + (config.vocab_size + config.context_length) * D + 2 * D
+
+
 def count_memory(
     config: GPTConfig,
     batch_size: int,
@@ -88,15 +96,17 @@ def count_memory(
     half = dtype != "float32"
     b, tokens = 2 if half else 4, batch_size * T
     layer_weights = L * (4 * D * D + 2 * D * F)
-    parameters = layer_weights + L * (9 * D + F) + (V + T) * D + 2 * D
+    parameters = count_parameters(config)
     per_layer = 8 * D + 6 * b * D + 2 * b * F + 4 * H + 16  # bytes per token; at the end, sums of attention and norms
     if half and device == "cpu":
         per_layer += b * H * T
     if config.dropout:
         per_layer += 2 * D
-    chunk = min(tokens, max(1, 2 ** (22 if device == "cpu" else 27) // V))  # rows of logits at a time
+    block, copies = (2**25, 2**22) if device == "cpu" else (2**29, 2**28)  # bytes of logits, and of 32-bit copies
+    logits = b * V * -(-tokens // max(1, -(-tokens * V * b // block)))  # of so many rows that they fit into a block
     output = V * D  # the output matrix, of which the loss makes the gradient
-    loss = 12 * tokens * D + (8 + b * half) * output + 4 * chunk * V + (b * half) * chunk * V
+    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits + min(2 * copies, 8 * tokens * V)
+    behind_it = 12 * tokens * D + 8 * output  # the gradients, and once more multiplied by what comes from above
     gradients = 4 * parameters
     return Memory(
         weights=4 * parameters + 2 * layer_weights * half,
@@ -104,7 +114,7 @@ def count_memory(
         gradients=gradients + 4 * output,  # for a moment the embedding's gradient exists twice: as input and as output
         earlier_gradients=gradients if accumulate else 0,
         activations=tokens * (L * per_layer + (4 + bool(config.dropout)) * D),
-        loss=loss,
+        loss=max(in_the_loss, behind_it),
     )
 
 
@@ -326,7 +336,10 @@ def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
 
 
 def _remedy(config: RunConfig, prices: Prices) -> str:
-    """The batch size and the steps with which a config would fit its own GPU, checked; empty if there are none."""
+    """The batch size and the steps with which a config would fit its own GPU, checked; empty if there are none.
+
+    Steps that all belong to the warm-up are no remedy: no config may have them.
+    """
     changes: dict[str, int] = {}
 
     def changed() -> RunConfig:
@@ -337,7 +350,8 @@ def _remedy(config: RunConfig, prices: Prices) -> str:
         changes["batch_size"] = found.largest_batch
     if all(changes.values()) and not _fits(changed(), estimate(changed(), prices)):
         changes["max_steps"] = max_steps_that_fit(changed(), prices)
-    if not all(changes.values()) or not _fits(changed(), estimate(changed(), prices)):
+    too_few = changes.get("max_steps", config.training.max_steps) <= config.training.warmup_steps
+    if too_few or not all(changes.values()) or not _fits(changed(), estimate(changed(), prices)):
         return ""
     return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
 
@@ -365,24 +379,35 @@ def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
     return False, f"{told} " + (f"Fits if {', or '.join(ways)}." if ways else "It fits on no other GPU either.")
 
 
-def cost_table(config: RunConfig, prices: Prices = MODAL) -> str:
-    """The run on every GPU of the price table, and the verdict on the config's own, as text for a terminal."""
-    model, tokens = config.model, config.training.max_steps * tokens_per_step(config)
-    flops = count_flops_per_token(model)
-    lines = [
-        f"{config.name}: {config.training.max_steps:,} steps of {tokens_per_step(config):,} tokens, "
-        f"{flops / 1e9:.3f} GFLOPs per token, {tokens * flops:.2e} in all",
-        f"{'GPU':<17}{'type':<10}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}{'hours':>14}{'dollars':>16}",
-    ]
-    for row in estimate_all(config, prices):
-        own = "*" if row.gpu == prices.find(config.modal.gpu_name).name else " "
-        memory = f"{row.memory_gb:.1f}{' ' if row.fits_memory else '!'} of {row.capacity_gb:3g}"
-        speed = f"{row.tokens_per_second[1] / 1000:,.0f}-{row.tokens_per_second[0] / 1000:,.0f}"
-        hours, dollars = (f"{pair[0]:.2f}-{pair[1]:.2f}" for pair in (row.hours, row.dollars))
-        batch = f"{'≥ ' if row.largest_batch == LARGEST_BATCH else ''}{row.largest_batch:,}"
-        numbers = f"{memory:>15}{batch:>11}{speed:>16}{hours:>14}{dollars:>16}"
-        lines.append(f"{own}{row.name:<16}{row.dtype:<10}{numbers}")
-    lines.append(verdict(config, prices)[1])
+_HEADER = (
+    f"{'GPU':<17}{'type':<10}{'MFU, %':>8}{'memory, GB':>15}{'max batch':>11}{'1000 tokens/s':>16}"
+    f"{'hours':>14}{'dollars':>16}"
+)
+
+
+def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
+    memory = f"{row.memory_gb:.1f}{' ' if row.fits_memory else '!'} of {row.capacity_gb:3g}"
+    mfu = "-".join(f"{100 * share:.0f}" for share in prices.find(row.gpu).mfu)
+    speed = f"{row.tokens_per_second[1] / 1000:,.0f}-{row.tokens_per_second[0] / 1000:,.0f}"
+    hours, dollars = (f"{pair[0]:.2f}-{pair[1]:.2f}" for pair in (row.hours, row.dollars))
+    batch = f"{'≥ ' if row.largest_batch == LARGEST_BATCH else ''}{row.largest_batch:,}"
+    numbers = f"{mfu:>8}{memory:>15}{batch:>11}{speed:>16}{hours:>14}{dollars:>16}"
+    return f"{'*' if own else ' '}{row.name:<16}{row.dtype:<10}{numbers}"
+
+
+def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
+    """One table of one or more runs on every GPU of the price table, each with the verdict on its own, as text."""
+    lines = [_HEADER]
+    for config in [configs] if isinstance(configs, RunConfig) else configs:
+        tokens, flops = config.training.max_steps * tokens_per_step(config), count_flops_per_token(config.model)
+        own = prices.find(config.modal.gpu_name).name
+        lines += [
+            "",
+            f"{config.name}: {count_parameters(config.model):,} parameters, {config.training.max_steps:,} steps of "
+            f"{tokens_per_step(config):,} tokens, {flops / 1e9:.3f} GFLOPs per token, {tokens * flops:.2e} in all",
+            *(_table_row(row, row.gpu == own, prices) for row in estimate_all(config, prices)),
+            verdict(config, prices)[1],
+        ]
     return "\n".join(lines)
 
 
@@ -399,13 +424,19 @@ ASSUMPTIONS = (
 def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
     """All that is known about a config's cost, ready for JSON."""
     honest, sentence = verdict(config, prices)
+    found, training = estimate(config, prices), config.training
+    accumulate = training.gradient_accumulation_steps > 1
+    memory = count_memory(config.model, training.batch_size, found.dtype, "cuda", accumulate, training.optimizer)
     return {
         "config": config.name,
+        "parameters": count_parameters(config.model),
         "steps": config.training.max_steps,
         "tokens": config.training.max_steps * tokens_per_step(config),
         "flops_per_token": count_flops_per_token(config.model),
         "prices": {"date": prices.date, "source": prices.source},
-        "gpu": estimate(config, prices).name,
+        "free_dollars_per_month": prices.free_dollars_per_month,
+        "gpu": found.name,
+        "memory_bytes": memory.model_dump(),
         "fits": honest,
         "verdict": sentence,
         "max_steps_that_fit": max_steps_that_fit(config, prices),

@@ -65,6 +65,8 @@ class Grammar:
         self.rows: dict[str, list[tuple[float, Row]]] = {}
         for key, lines in rules.items():
             rule, *columns = key.split()
+            if isinstance(lines, str):
+                raise ValueError(f"rule {rule}: its lines are one text; put them into a list")
             if rule in self.rows or not rule.isupper():
                 raise ValueError(f"rule {rule}: a rule's name must be in capitals, and there only once")
             if not lines:
@@ -97,7 +99,7 @@ class Grammar:
                 found.update(others.split("-")[1:])
                 if not name.isupper():
                     found.add(name[0].lower() + name[1:])
-                if not rule.isupper():
+                if not rule.isupper() and not source:
                     continue
                 if rule not in self.rows:
                     raise ValueError(f"{template!r} names the rule {rule}, but there is none of that name")
@@ -159,7 +161,10 @@ class Grammar:
         assert slot is not None
         name, source, others, _ = slot.groups()
         space, rest = template[: slot.start()], template[slot.end() :]
-        taken = {row for variable, _, row in drawn if variable in (others or "").split("-")[1:]}
+        different = set(others.split("-")[1:]) if others else set()
+        taken = {row for variable, _, row in drawn if variable in different}
+        if unknown := different - {variable for variable, _, _ in drawn}:
+            raise ValueError(f"{slot[0]} must differ from {min(unknown)}, but nothing was drawn for that before")
         rows = [(weight, row) for weight, row in self.rows[source or name] if row not in taken]
         if not rows:
             raise ValueError(f"{slot[0]}: every line of rule {source} is taken")
@@ -632,7 +637,7 @@ class ReferenceLines:
         uniform: Who knows nothing: every token is as likely as any other.
         unigram: Who knows how frequent each token is.
         bigram: Who also knows the token before.
-        floor: Who knows the grammar. No model can do better.
+        floor: Who knows the grammar. On average over all stories no model can do better.
         tokens_per_story: Expected number of tokens of a story, its end included.
         bytes_per_story: Expected number of bytes of a story.
     """

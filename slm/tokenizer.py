@@ -116,6 +116,8 @@ class Tokenizer(tiktoken.Encoding):
     Args:
         name: What to call it.
         ranks: The rank of each token's bytes: all 256 bytes and the merges, numbered from 0. The end of text is next.
+
+    `encode` takes special tokens in a text as text; tiktoken's other methods do with `disallowed_special=()`.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:

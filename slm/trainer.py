@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.checkpoint import CheckpointError, load_latest, prune_checkpoints, save_checkpoint
+from slm.checkpoint import CheckpointError, list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
 from slm.gpt import GPT
@@ -183,6 +183,7 @@ class Trainer:
         self.use_wandb, self.wandb_id = use_wandb and self.rank == 0, uuid.uuid4().hex[:8]
         self.wandb_run: Any = None
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
+        self.skipped = 0  # steps that float16 skipped because a gradient overflowed
         self.best: tuple[float, int] | None = None  # validation loss and step of the best checkpoint
         self.metrics: list[dict[str, Any]] = []
         self._pending: list[Tensor] = []  # loss and gradient norm of each step since the last training row
@@ -238,6 +239,7 @@ class Trainer:
         overflow = (
             self.scaler.is_enabled() and not norm.isfinite()
         )  # in float16 a step that happens, and is skipped whole
+        self.skipped += bool(overflow)
         for optimizer in self.optimizers:
             if not overflow:
                 self.scaler.step(optimizer)
@@ -297,6 +299,7 @@ class Trainer:
 
         Raises:
             TrainingDiverged: A loss or gradient since the last one is not finite, so this one would be worthless.
+            CheckpointError: The disk is full or not writable; earlier checkpoints are as they were.
         """
         pending = self._finite()
         on_device = None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state()
@@ -312,6 +315,7 @@ class Trainer:
             "step": self.step,
             "tokens_seen": self.tokens_seen,
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "best": self.best and list(self.best),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -328,7 +332,10 @@ class Trainer:
             with open(metrics, "rb") as file:
                 os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
         folder = self.run_dir / "checkpoints"
-        save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+        try:
+            save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+        except OSError as error:
+            raise CheckpointError(f"step {self.step} was not saved: {error}; {self._last_good()}") from error
         prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
         if self.on_checkpoint:
             self.on_checkpoint()
@@ -365,7 +372,8 @@ class Trainer:
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens_seen, self.seconds = state["step"], state["tokens_seen"], state["seconds"]
-        self.best, self.wandb_id = state["best"] and tuple(state["best"]), state["wandb_id"]
+        self.skipped, self.wandb_id = state["skipped"], state["wandb_id"]
+        self.best = state["best"] and tuple(state["best"])
         self._pending = [torch.tensor(pair, device=self.device) for pair in state["pending"]]
         random = state["random"][self.rank]
         torch.set_rng_state(random["cpu"])
@@ -416,14 +424,17 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
                 step = self.step - len(pairs) + i
-                saved = [] if self.run_dir is None else sorted((self.run_dir / "checkpoints").glob("step_*.pt"))
                 rate = learning_rate(step, self.training)
                 raise TrainingDiverged(
                     f"the {what} at step {step} (learning rate {rate:.2g}); "
-                    + (f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet")
-                    + "; a lower training.learning_rate or a longer warm-up is the usual cure"
+                    f"{self._last_good()}; a lower training.learning_rate or a longer warm-up is the usual cure"
                 )
         return pairs
+
+    def _last_good(self) -> str:
+        """Which checkpoint a run that has failed can go on from, for its error message."""
+        saved = [] if self.run_dir is None else list_checkpoints(self.run_dir / "checkpoints")
+        return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
 
     def train(self) -> list[dict[str, Any]]:
         """Train to `max_steps`, or until SIGINT or SIGTERM; from the run folder's newest checkpoint, if there is one.
@@ -440,6 +451,8 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         resumed = self.resume()
         self._start_wandb()
+        if resumed is not None and self.verbose:
+            print(f"going on after step {self.step:,}, from {resumed}")
         if resumed is None:
             self._log({"model/parameters": self.model.count_parameters()})
         if isinstance(self.train_loader, TokenLoader):
@@ -488,7 +501,7 @@ class Trainer:
             row["perf/mfu"] = tokens_per_s * flops / (self.peak_flops * self.world)
             shown["MFU"] = f"{row['perf/mfu']:.0%}"
         if self.scaler.is_enabled():
-            row["train/loss_scale"] = self.scaler.get_scale()
+            row |= {"train/loss_scale": self.scaler.get_scale(), "train/skipped_steps": self.skipped}
         if self.dollars_per_hour is not None:
             shown["$"] = f"{self.dollars_per_hour * self.seconds / 3600:.2f}"
         self._log(row)
@@ -504,9 +517,8 @@ class Trainer:
         """Evaluate, remember the best step that has a checkpoint, write a sample."""
         loss = self.evaluate()
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the validation loss became {loss} at step {self.step}; lower training.learning_rate"
-            )
+            what = f"the validation loss became {loss} at step {self.step}; {self._last_good()}"
+            raise TrainingDiverged(f"{what}; lower training.learning_rate")
         if saved and (self.best is None or loss < self.best[0]):
             self.best = loss, self.step
         self._tick()

@@ -15,6 +15,8 @@ timing = __import__("timing")
 TINY = {
     "training_step.py": ["--rounds", "1", "--steps", "1", "--layers", "1", "--only", "float32"],
     "generation.py": ["--rounds", "1", "--tokens", "2"],
+    "trainer_overhead.py": ["--rounds", "1", "--steps", "2"],
+    "checkpoint.py": ["--rounds", "1", "--layers", "1", "--width", "64"],
 }
 
 

@@ -1,5 +1,6 @@
 """Chapter 6's checks are themselves checked: each planted bug is caught with its own message."""
 
+import copy
 import math
 
 import pytest
@@ -122,6 +123,71 @@ ACCUMULATE_BUGS = {
     "at once where": lambda model, x, y, rows: model.loss(x, y).backward(),
     "off by": accumulate_with(lambda *a: 2 * by_targets(*a)),
 }
+
+
+def save_all(model, optimizer, step):
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return copy.deepcopy(state | {"random": torch.get_rng_state(), "step": step})
+
+
+def load_all(state, model, optimizer, *, parts=("model", "optimizer", "random")):
+    if "model" in parts:
+        model.load_state_dict(state["model"])
+    if "optimizer" in parts:
+        optimizer.load_state_dict(state["optimizer"])
+    if "random" in parts:
+        torch.set_rng_state(state["random"])
+    return state["step"]
+
+
+def load_without(part):
+    parts = [kept for kept in ("model", "optimizer", "random") if kept != part]
+    return lambda *arguments: load_all(*arguments, parts=parts)
+
+
+def load_reseeded(state, model, optimizer):
+    step = load_all(state, model, optimizer)
+    torch.manual_seed(0)
+    return step
+
+
+RESUME_BUGS = {
+    "should return a dictionary": (lambda model, optimizer, step: None, load_all),
+    "saving changes the run": (lambda *a: (save_all(*a), torch.rand(1))[0], load_all),
+    "live tensors": (
+        lambda model, optimizer, step: {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "step": step,
+        },
+        load_all,
+    ),
+    "weights are not back": (save_all, load_without("model")),
+    "running averages are not back": (save_all, load_without("optimizer")),
+    "random numbers go on from another place": (save_all, load_without("random")),
+    "a seed says where they began": (save_all, load_reseeded),
+    "number of steps done": (save_all, lambda *a: load_all(*a) + 1),
+    "in training mode": (
+        save_all,
+        lambda state, model, optimizer: (model.eval(), load_all(state, model, optimizer))[1],
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "pair"), RESUME_BUGS.items())
+def test_planted_bug_of_a_resume_is_named(message, pair):
+    verdict = check.resume(*pair)
+    assert not verdict.passed
+    assert message in verdict.message
+
+
+def test_a_resume_that_is_right_passes_and_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    assert check.resume(save_all, load_all).passed
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 CASES = [(check.schedule, m, b) for m, b in SCHEDULE_BUGS.items()]
 CASES += [(check.adamw, m, b) for m, b in ADAMW_BUGS.items()]
 CASES += [(check.accumulate, m, b) for m, b in ACCUMULATE_BUGS.items()]

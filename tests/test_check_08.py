@@ -77,6 +77,35 @@ STEPS_BUGS = {
 }
 
 
+def best_buy(models, gpus, dollars, law, *, key=min, hour=3600, pick=lambda model, gpu: True):
+    def loss(pair):
+        (parameters, flops_per_token), (speed, price) = models[pair[0]], gpus[pair[1]]
+        return law(parameters, dollars / price * hour * speed / flops_per_token)
+
+    return key(((m, g) for m in models for g in gpus if pick(m, g)), key=loss)
+
+
+BEST_BUY_BUGS = {
+    "lowest price per hour": lambda m, g, d, law: (best_buy(m, g, d, law)[0], min(g, key=lambda gpu: g[gpu][1])),
+    "chose the fastest GPU": lambda m, g, d, law: (best_buy(m, g, d, law)[0], max(g, key=lambda gpu: g[gpu][0])),
+    "for a dollar; 'best' does more": lambda m, g, d, law: (best_buy(m, g, d, law)[0], "fair"),
+    "chose the largest model": lambda m, g, d, law: (max(m, key=lambda name: m[name][0]), "best"),
+    "sees the most tokens": lambda m, g, d, law: (min(m, key=lambda name: m[name][1]), "best"),
+    "Are the seconds seconds": lambda m, g, d, law: ("large", "best"),
+    "as for $5": lambda m, g, d, law: best_buy(m, g, 5.0, law),
+    "wrong way round": lambda *a: best_buy(*a)[::-1],
+    "return the pair": lambda *a: best_buy(*a)[0] and 3.2,
+    "two of the names": lambda *a: ("small", "H100"),
+}
+
+
+@pytest.mark.parametrize("message", BEST_BUY_BUGS)
+def test_best_buy_bug_is_named(message):
+    verdict = check.best_buy(BEST_BUY_BUGS[message])
+    assert not verdict.passed
+    assert message in verdict.message
+
+
 @pytest.mark.parametrize("message", GATED_BUGS)
 def test_gated_flops_bug_is_named(message):
     verdict = check.gated_flops(GATED_BUGS[message])
@@ -102,12 +131,14 @@ def stub(*arguments):
     raise NotImplementedError("your turn")
 
 
-@pytest.mark.parametrize("name", ["gated_flops", "bill", "steps_within"])
+@pytest.mark.parametrize("name", ["gated_flops", "bill", "steps_within", "best_buy"])
 def test_stub_is_told_apart(name):
     assert "still the stub" in getattr(check, name)(stub).message
 
 
-@pytest.mark.parametrize("name, solution", [("gated_flops", flops), ("bill", bill), ("steps_within", steps)])
+@pytest.mark.parametrize(
+    "name, solution", [("gated_flops", flops), ("bill", bill), ("steps_within", steps), ("best_buy", best_buy)]
+)
 def test_solution_passes(name, solution):
     verdict = getattr(check, name)(solution)
     assert verdict.passed, verdict.message

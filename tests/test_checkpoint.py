@@ -1,5 +1,6 @@
 """slm.checkpoint: whole or not at all, and damage is noticed and named."""
 
+import hashlib
 import os
 import random
 import re
@@ -51,18 +52,44 @@ def test_one_flipped_bit_in_the_weights_is_named(tmp_path):
     at = content.find(torch.arange(500.0, 501.0).numpy().tobytes())
     content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="altered"):
         load_checkpoint(path)
 
 
-def test_a_foreign_file_and_code_are_refused(tmp_path):
+def test_a_flipped_bit_anywhere_is_named(tmp_path):
+    """Also where a checksum of the archive's parts would not see it: in names, sizes, offsets and attributes."""
     path = tmp_path / "step_00000001.pt"
-    path.write_text("not a checkpoint")
-    with pytest.raises(CheckpointError):
+    save_checkpoint(path, {"step": 3, "weights": torch.arange(4.0)})
+    content = path.read_bytes()
+    for at in range(0, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))} is cut short, altered or not a checkpoint"):
+            load_checkpoint(path)
+
+
+def sealed(path, content):
+    """A file of PyTorch's with a right checksum at its end, whatever it holds."""
+    torch.save(content, path)
+    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+
+
+def test_foreign_files_and_code_are_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "step_00000001.pt"
+    path.write_text("not a checkpoint, but long enough to hold a checksum at its end")
+    with pytest.raises(CheckpointError, match="not a checkpoint: the checksum") as caught:
         load_checkpoint(path)
-    torch.save({"function": os.system}, path)
-    with pytest.raises(CheckpointError):
+    assert "\n" not in str(caught.value)
+    torch.save({"weights": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint: the checksum"):
         load_checkpoint(path)
+    sealed(path, {"function": os.system})
+    with pytest.raises(CheckpointError, match="something besides tensors, numbers and texts") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    for content in (torch.ones(2), {"step": 3}, {"format": "slm checkpoint 0", "state": {}}):
+        sealed(path, content)
+        with pytest.raises(CheckpointError, match="not written by this version of slm"):
+            load_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "none.pt")
 
@@ -74,7 +101,7 @@ def test_the_newest_good_one_is_used(tmp_path, capsys):
     os.truncate(tmp_path / "step_00000030.pt", 50)
     path, state = load_latest(tmp_path)
     assert state["step"] == 2 and path.name == "step_00000002.pt"
-    assert "step_00000030.pt is damaged" in capsys.readouterr().out
+    assert "step_00000030.pt is cut short" in capsys.readouterr().out
     for path in list_checkpoints(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the 3"):
@@ -100,6 +127,27 @@ def test_a_failing_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, {"step": 2})
     assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from slm.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # writes beyond a megabyte fail, as on a full disk
+try:
+    save_checkpoint(sys.argv[1], {"step": 2, "weights": torch.ones(1_000_000)})
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_the_last_good_one(tmp_path):
+    path = tmp_path / "step_00000001.pt"
+    save_checkpoint(path, {"step": 1})
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("OSError"), done.stdout + done.stderr
+    assert load_checkpoint(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

@@ -128,6 +128,18 @@ def test_a_wrong_setting_is_one_sentence(config, capsys, overrides, sentence):
     assert not list(Path("runs").glob("*/config.yaml"))
 
 
+def test_print_config_prints_what_would_be_trained_and_trains_nothing(config, capsys, tmp_path):
+    assert cli.main(["train", config, "training.max_steps=77", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "weight_decay: 0.1" in printed  # a default
+    (tmp_path / "again.yaml").write_text(printed)
+    again = slm.load_config(tmp_path / "again.yaml")
+    assert again.as_dict() == slm.load_config(config, ["training.max_steps=77"]).as_dict()
+    assert not Path("runs").exists()
+    probe = f"import sys; from slm.cli import main; main(['train', {config!r}, '--print-config']); print('torch' in sys.modules)"
+    assert python("-c", probe).stdout.splitlines()[-1] == "False"
+
+
 def test_a_missing_config_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "nowhere.yaml"]) == 2

@@ -6,7 +6,16 @@ import pytest
 import torch
 import yaml
 
-from slm.config import ConfigError, ModalConfig, TrainingConfig, load_config, make_config
+from slm.config import (
+    ConfigError,
+    DataConfig,
+    ModalConfig,
+    TrainingConfig,
+    WandbConfig,
+    _ModelSection,
+    load_config,
+    make_config,
+)
 from slm.gpt import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +92,7 @@ BAD = [
     ("model.dropout", None, "model.dropout = None"),
     ("model", None, "config: model = None is not allowed; it must be a section with keys of its own"),
     ("model", [1, 2], "config: model = [1, 2] is not allowed; it must be a section"),
-    ("data.dataset", "", "data.dataset = '' is not allowed"),
+    ("data.dataset", "", "data.dataset = '' is not allowed; it must be a text that is not empty"),
     ("data.dataset", 7, "data.dataset = 7 is not allowed; it must be a valid string"),
     ("data.packing", "tight", "data.packing = 'tight' is not allowed; it must be 'stream' or 'documents'"),
     ("data.val_fraction", 1, "data.val_fraction = 1 is not allowed; it must be less than 1"),
@@ -130,6 +139,38 @@ def test_each_mistake_gets_one_line(path, value, sentence):
         make_config(changed(path, value))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SECTIONS = {"model": _ModelSection, "data": DataConfig, "training": TrainingConfig}
+SECTIONS |= {"wandb": WandbConfig, "modal": ModalConfig}
+KEYS = [(section, key) for section, fields in SECTIONS.items() for key in fields.model_fields]
+
+
+def generated():
+    """Mistakes made from the schema itself, so that no key is forgotten: what is written where, and what must be said."""
+    for section, key in KEYS:
+        typo = key + key[-1]
+        yield f"{section}.{typo}", 1, f"config: {section}.{typo} is not a key; did you mean '{key}'?"
+        yield f"{section}.{key}", {"a": 1}, f"config: {section}.{key} = {{'a': 1}} is not allowed; it must be "
+        if [other for _, other in KEYS].count(key) == 1:
+            other = "wandb" if section != "wandb" else "data"
+            yield f"{other}.{key}", 1, f"config: {other}.{key} is not a key; did you mean '{section}.{key}'?"
+
+
+@pytest.mark.parametrize(("path", "value", "sentence"), list(generated()), ids=lambda part: str(part)[:40])
+def test_every_key_misspelt_misplaced_or_of_the_wrong_kind_is_named(path, value, sentence):
+    with pytest.raises(ConfigError) as caught:
+        make_config(changed(path, value))
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_generated_mistakes_of_a_section_are_told_at_once():
+    for section, fields in SECTIONS.items():
+        with pytest.raises(ConfigError) as caught:
+            make_config({**GOOD, section: dict.fromkeys(fields.model_fields, {"a": 1})})
+        lines = str(caught.value).splitlines()
+        assert [line.split(" = ")[0] for line in lines] == [f"config: {section}.{key}" for key in fields.model_fields]
 
 
 def test_missing_keys_and_sections_are_named():

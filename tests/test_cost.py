@@ -126,6 +126,7 @@ def peak_bytes(config, batch):
         ((1000, 64, 6, 6, 384, 1536), 1),
         ((20000, 64, 2, 4, 128, 512), 4),
         ((500, 64, 2, 2, 64, 256), 64),
+        ((50257, 64, 2, 2, 64, 256), 8),
     ],
 )
 def test_peak_is_within_15_percent_of_the_measured_one(shape, batch):
@@ -139,6 +140,7 @@ def test_weights_and_optimizer_are_the_parameters(shape):
     with torch.device("meta"):
         model = GPT(config)
     memory = cost.count_memory(config, 1, "float32")
+    assert cost.count_parameters(config) == model.count_parameters()
     assert memory.weights == 4 * model.count_parameters()
     assert memory.optimizer == 8 * model.count_parameters()
     matrices = sum(p.numel() for name, p in model.blocks.named_parameters() if p.dim() == 2)
@@ -356,7 +358,11 @@ def test_columns_of_several_gpus_and_the_largest_batch_of_the_search():
 def test_what_fits_nowhere_is_said():
     honest, sentence = cost.verdict(run_config({"max_steps": 10**9}, {"timeout": 400}))
     assert not honest
-    assert sentence.endswith("Fits if max_steps ≤ 52.") or "no other GPU" in sentence
+    assert 0 < cost.max_steps_that_fit(run_config({"max_steps": 10**9}, {"timeout": 400})) < 100
+    assert sentence.endswith("It fits on no other GPU either.")  # so few steps would all be warm-up
+    short = cost.verdict(run_config({"max_steps": 10**9, "warmup_steps": 3}, {"timeout": 400}))[1]
+    steps = int(short.partition("Fits if max_steps ≤ ")[2].rstrip("."))
+    assert cost.verdict(run_config({"max_steps": steps, "warmup_steps": 3}, {"timeout": 400}))[0]
     impossible = run_config({"max_steps": 10**9}, {"timeout": 200})
     assert cost.max_steps_that_fit(impossible) == 0
     assert cost.verdict(impossible)[1].endswith("It fits on no other GPU either.")
@@ -382,11 +388,19 @@ def test_shipped_configs_keep_their_promises(name, request):
 def test_table_has_a_line_for_each_gpu_and_marks():
     text = cost.cost_table(run_config({"batch_size": 40}))
     lines = text.splitlines()
-    assert len(lines) == 3 + len(cost.MODAL.gpus)
-    assert [line for line in lines if line.startswith("*")] == [lines[2]]
-    assert "! of  16" in lines[2]
-    assert len({len(line) for line in lines[1:-1]}) == 1  # columns line up
+    assert len(lines) == 4 + len(cost.MODAL.gpus)
+    assert [line for line in lines if line.startswith("*")] == [lines[3]]
+    assert "! of  16" in lines[3] and " 25-35 " in lines[3]
+    assert len({len(line) for line in [lines[0], *lines[3:-1]]}) == 1  # columns line up
     assert lines[-1] == cost.verdict(run_config({"batch_size": 40}))[1]
+    assert lines[2].startswith("run: 124,439,808 parameters, 10,000 steps of 163,840 tokens, 0.854 GFLOPs")
+
+
+def test_several_configs_are_one_table():
+    one, other = run_config(), run_config({"max_steps": 5_000})
+    text = cost.cost_table([one, other])
+    assert text.count("hours") == 1
+    assert text == cost.cost_table(one) + cost.cost_table(other).removeprefix(cost.cost_table([]))
 
 
 def test_report_is_what_the_functions_say():
@@ -395,4 +409,7 @@ def test_report_is_what_the_functions_say():
     assert found["tokens"] == 10_000 * 8 * 4 * 1024
     assert found["fits"] is cost.verdict(config)[0]
     assert found["estimates"][0] == cost.estimate(config).model_dump()
+    assert found["parameters"] == 124_439_808 and found["free_dollars_per_month"] == 30
+    peak = cost.Memory(**found["memory_bytes"]).peak
+    assert peak / 1e9 == cost.estimate(config).memory_gb
     assert found["prices"]["date"] == cost.MODAL.date

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 import modal_app
+from slm import trainer
 from slm.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +87,7 @@ def test_image_has_everything_that_training_needs():
 
 
 def test_expensive_run_is_refused(tmp_path):
-    config = load_config("configs/gpt_124m.yaml", ["modal.max_dollars=1"])
+    config = load_config(ROOT / "configs/gpt_124m.yaml", ["modal.max_dollars=1"])
     with pytest.raises(modal_app.Refused, match=r"Needs up to .* \$.*--yes-spend"):
         modal_app.check(config)
     assert modal_app.check(config, yes_spend=True).dollars[1] > 1
@@ -139,6 +141,13 @@ def test_missing_config_is_one_sentence(tmp_path, capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["texts/*.txt", "missing.jsonl", "./texts", "~/texts", "/elsewhere/texts"])
+def test_path_that_no_container_can_see_is_refused(tmp_path, name):
+    with pytest.raises(modal_app.Refused, match=r"data\.dataset.*modal volume put"):
+        modal_app.check(load_config(tiny(tmp_path, data={"dataset": name})))
+    modal_app.check(load_config(tiny(tmp_path, data={"dataset": "/data/text/*.txt"})))
+
+
 def test_shipped_configs_would_be_launched():
     for name in ("gpt_124m", "gpt_350m", "gpt_774m"):
         assert modal_app.check(load_config(f"configs/{name}.yaml")).fits_memory, name
@@ -166,7 +175,7 @@ class Recorder:
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """Everything that `launch` asks Modal for, in order."""
     log = []
     running = SimpleNamespace(app_id="ap-1", run=lambda detach: log.append(("run", detach)) or contextlib.nullcontext())
@@ -174,6 +183,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(modal_app, "train", Recorder(log, "train"))
     monkeypatch.setattr(modal_app, "prepare", Recorder(log, "prepare"))
     monkeypatch.setattr(modal_app.modal.Secret, "hydrate", lambda self: self)
+    monkeypatch.setattr(modal_app, "volume", Volume(tmp_path / "volume"))
+    monkeypatch.chdir(tmp_path)
     return log
 
 
@@ -196,9 +207,13 @@ def test_config_decides_gpu_time_and_machine(tmp_path, asked, capsys):
     assert launched == modal_app.Launched("ap-1", "fc-train", "tiny")
 
 
-def test_yes_spend_lifts_the_limit_during_the_run_too(tmp_path, asked):
-    modal_app.launch(load_config(tiny(tmp_path)), run="other", yes_spend=True)
-    assert asked[-1][1][1:] == ("/data/runs/other", None)
+def test_yes_spend_lifts_the_limit_to_what_was_predicted_and_no_further(tmp_path, asked):
+    config = load_config(tiny(tmp_path, modal={**TINY["modal"], "max_dollars": 0.01}))
+    modal_app.launch(config, run="other", yes_spend=True)
+    predicted = modal_app.check(config, yes_spend=True).dollars[1]
+    assert predicted > 0.01 and asked[-1][1][1:] == ("/data/runs/other", predicted)
+    modal_app.launch(load_config(tiny(tmp_path)), run="another", yes_spend=True)
+    assert asked[-1][1][1:] == ("/data/runs/another", 1.0)
 
 
 def test_downloads_are_prepared_before_a_gpu_is_asked_for(tmp_path, asked):
@@ -208,7 +223,7 @@ def test_downloads_are_prepared_before_a_gpu_is_asked_for(tmp_path, asked):
 
 def test_refused_launch_asks_for_nothing(tmp_path, asked):
     with pytest.raises(modal_app.Refused):
-        modal_app.launch(load_config("configs/gpt_124m.yaml", ["modal.max_dollars=1"]))
+        modal_app.launch(load_config(ROOT / "configs/gpt_124m.yaml", ["modal.max_dollars=1"]))
     assert asked == []
 
 
@@ -350,6 +365,132 @@ def test_interrupted_run_does_not_count_as_done(tmp_path, monkeypatch):
     assert modal_app.report(tmp_path / "run")["attempts"] == 1  # it cost something all the same
 
 
+def slow_training(monkeypatch, seconds=30.0):
+    """Training that never comes to a checkpoint, and that Ctrl-C stops as it stops the trainer."""
+
+    def train(config, run_dir, **rest):
+        with trainer._stop_signals() as signals:
+            until = time.monotonic() + seconds
+            while not signals and time.monotonic() < until:
+                time.sleep(0.01)
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr("slm.trainer.train", train)
+
+
+def test_meter_is_written_while_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(modal_app, "TICK", 0.05)
+    slow_training(monkeypatch, seconds=0.5)
+    secured = []
+    meter = modal_app.Meter(tmp_path, 3.6, secure=lambda: secured.append(modal_app.report(tmp_path)["seconds"]))
+    assert modal_app.attempt(load_config(tiny(tmp_path)), str(tmp_path), meter) == ""
+    assert len(secured) > 4 and secured == sorted(secured) and secured[-1] > 0.3
+
+
+def test_meter_goes_on_when_it_could_not_be_secured_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(modal_app, "TICK", 0.05)
+    calls = []
+
+    def secure():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("no network")
+
+    with modal_app.Meter(tmp_path, 3.6, secure=secure).watching():
+        time.sleep(0.4)
+    assert len(calls) > 2 and "ConnectionError: no network" in capsys.readouterr().out
+
+
+def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(modal_app, "TICK", 0.1)
+    slow_training(monkeypatch)
+    began = time.monotonic()
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=0.0005, rate=3.6)  # half a second
+    assert time.monotonic() - began < 10
+    assert "of $0.00; a larger budget goes on" in result["problem"] and not result["finished"]
+    assert 0.0005 <= result["dollars"] < 0.002
+
+
+def test_budget_stops_what_is_no_training_step(tmp_path, monkeypatch):
+    """A download, say: there Ctrl-C is an exception."""
+    monkeypatch.setattr(modal_app, "TICK", 0.1)
+    monkeypatch.setattr("slm.trainer.train", lambda config, run_dir, **rest: time.sleep(30))
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=0.0005, rate=3.6)
+    assert "a larger budget goes on" in result["problem"]
+
+
+def test_process_that_hangs_is_ended(tmp_path):
+    code = f"""
+import signal, time, modal_app
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+modal_app.TICK, modal_app.PATIENCE = 0.05, 3
+with modal_app.Meter({str(tmp_path)!r}, 3.6, budget=1e-9).watching():
+    time.sleep(30)
+"""
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
+    assert time.monotonic() - began < 20 and modal_app.report(tmp_path)["dollars"] > 0
+
+
+def test_finished_training_may_save_whatever_it_has_cost(tmp_path):
+    meter = modal_app.Meter(tmp_path, 3.6, budget=1.0, max_steps=12)
+    assert meter.is_spent(2.0) and not meter.is_spent(0.5)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000012.pt").touch()
+    assert not meter.is_spent(2.0)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "expected"), [([], 3, 0.5 + 1.0 + 9 / 3), (["step_00000003.pt"], 6, 0.5 + 1.0 + 6 / 3)]
+)
+def test_cost_at_the_end_follows_from_the_steps_of_this_attempt(tmp_path, begun, now, expected):
+    (tmp_path / "attempts.json").write_text('[{"seconds": 10.0, "dollars": 0.5}]')
+    meter = modal_app.Meter(tmp_path, 2.0, max_steps=12)
+    meter.entry |= {"from": begun, "to": [f"step_{now:08d}.pt"], "dollars": 1.0}
+    assert meter.at_the_end() == pytest.approx(expected)
+
+
+def test_reconciliation_names_prediction_cost_and_mfu(tmp_path):
+    expected = modal_app.check(load_config(tiny(tmp_path)))
+    result = modal_app.report(tmp_path / "none") | {"seconds": 7200.0, "dollars": 1.25, "attempts": 2, "mfu": 0.371}
+    first, _, predicted, actual = modal_app.reconcile(expected, result).splitlines()
+    assert "not finished at step 0" in first and predicted.endswith("on T4")
+    assert actual.split() == ["actual", "2", "1.25", "in", "2", "attempts,", "37%", "MFU"]
+
+
+A = {"call": "fc-1", "from": [], "to": [], "error": "", "seconds": 1.0, "dollars": 0.0}
+IN_VAIN = {
+    "one error": ([A | {"error": "KeyError: 1"}], ""),
+    "two errors": ([A | {"error": "KeyError: 1"}, A | {"error": "KeyError: 2"}], "ended with KeyError: 2"),
+    "two errors with progress": ([A | {"error": "KeyError: 1"}, A | {"error": "KeyError: 2", "to": ["x"]}], ""),
+    "two errors of two calls": ([A | {"error": "KeyError: 1", "call": "fc-0"}, A | {"error": "KeyError: 2"}], ""),
+    "two time-outs": ([A, A], ""),
+    "three time-outs": ([A, A, A], "modal.timeout"),
+    "three time-outs with progress": ([A, A, A | {"to": ["x"]}], ""),
+    "three of a count without calls": ([{"seconds": 1.0, "dollars": 0.0}] * 3, ""),
+}
+
+
+@pytest.mark.parametrize("case", IN_VAIN)
+def test_attempts_in_vain_are_told(tmp_path, case):
+    attempts, words = IN_VAIN[case]
+    (tmp_path / "attempts.json").write_text(json.dumps(attempts))
+    found = modal_app.Meter(tmp_path, 1.0, call="fc-1").in_vain()
+    assert words in found and bool(words) == bool(found)
+    assert modal_app.Meter(tmp_path, 1.0, call="fc-2").in_vain() == ""  # a new launch has its own attempts
+    assert modal_app.Meter(tmp_path, 1.0).in_vain() == ""
+
+
+def test_unknown_error_is_tried_again_once(tmp_path, monkeypatch):
+    tried = training_that(monkeypatch, RuntimeError("boom"))
+    monkeypatch.setattr(modal_app.modal, "current_function_call_id", lambda: "fc-1")
+    with pytest.raises(RuntimeError, match="boom"):
+        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
+    result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))  # the second ends the call
+    assert "two attempts in a row" in result["problem"] and "RuntimeError: boom" in result["problem"]
+    assert len(tried) == 2
+
+
 def test_meter_adds_up_over_attempts(tmp_path, monkeypatch):
     clock = iter([0.0, 1800.0, 10_000.0, 13_600.0])
     monkeypatch.setattr(modal_app.time, "monotonic", lambda: next(clock))
@@ -382,11 +523,14 @@ def ranks(monkeypatch, tmp_path):
 
 def test_ranks_are_started_with_the_command_that_one_would_type(ranks, tmp_path):
     started, written = ranks("time.sleep(2)"), []
-    modal_app.train_on_ranks(8, Path("x.yaml"), str(tmp_path), lambda: written.append(1))
-    assert started[0][0][1:] == [
+    config = load_config(tiny(tmp_path, modal={"gpu": "H100:8"}))
+    modal_app.train_on_ranks(config, str(tmp_path), lambda: written.append(1))
+    command = started[0][0]
+    assert command[1:-3] == [
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=8"),
-        *("-m", "slm", "train", "x.yaml", "--run-dir", str(tmp_path)),
+        *("-m", "slm", "train"),
     ]
+    assert load_config(command[-3]) == config and command[-2:] == ["--run-dir", str(tmp_path)]
     assert written == [1]
 
 
@@ -397,14 +541,23 @@ def test_spent_budget_stops_the_ranks(ranks, tmp_path):
         raise modal_app.BudgetSpent
 
     with pytest.raises(modal_app.BudgetSpent):
-        modal_app.train_on_ranks(2, Path("x.yaml"), str(tmp_path), spent)
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), spent)
     assert started[0][1].returncode is not None and started[0][1].returncode != 0
+
+
+def test_meter_stops_the_ranks_before_their_first_checkpoint(ranks, tmp_path, monkeypatch):
+    monkeypatch.setattr(modal_app, "TICK", 0.1)
+    started = ranks("time.sleep(60)")
+    meter = modal_app.Meter(tmp_path, 3.6, budget=0.001)
+    with pytest.raises(KeyboardInterrupt), meter.watching():
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), lambda: None)
+    assert meter.interrupted and started[0][1].returncode  # they were asked to finish, and waited for
 
 
 def test_failed_ranks_are_an_error(ranks, tmp_path):
     ranks("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="exit code 3"):
-        modal_app.train_on_ranks(2, Path("x.yaml"), str(tmp_path), lambda: None)
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -414,14 +567,14 @@ def test_failed_ranks_are_an_error(ranks, tmp_path):
 def test_failure_of_a_rank_that_would_repeat_is_told_apart(ranks, tmp_path, capsys, line, words):
     ranks(f"import sys; print({line!r}, file=sys.stderr); sys.exit(1)")
     with pytest.raises(ValueError, match=words):
-        modal_app.train_on_ranks(2, Path("x.yaml"), str(tmp_path), lambda: None)
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), lambda: None)
     assert line in capsys.readouterr().err  # it is in the log all the same
 
 
 def test_mistake_of_real_ranks_is_a_mistake(tmp_path):
     with pytest.raises(ValueError, match="vocab_size = 300 is too small"):
-        path = tiny(tmp_path, model={**TINY["model"], "vocab_size": 300})
-        modal_app.train_on_ranks(2, path, str(tmp_path / "run"), lambda: None)
+        path = tiny(tmp_path, model={**TINY["model"], "vocab_size": 300}, modal={"gpu": "H100:2"})
+        modal_app.train_on_ranks(load_config(path), str(tmp_path / "run"), lambda: None)
 
 
 # --- back from the volume
@@ -445,7 +598,7 @@ class Volume:
         ]
 
     def read_file(self, path):
-        yield (self.folder / path).read_bytes()
+        yield (self.folder / path).read_bytes()  # FileNotFoundError, as Modal's
 
 
 @pytest.fixture
@@ -457,6 +610,7 @@ def volume(tmp_path, monkeypatch):
     (run / "metrics.jsonl").write_text('{"step": 2, "val/loss": 3.5}\n{"step": 4}\n')
     (run / "attempts.json").write_text('[{"seconds": 10.0, "dollars": 0.5}]')
     monkeypatch.setattr(modal_app, "volume", Volume(tmp_path / "volume"))
+    monkeypatch.chdir(tmp_path)
 
 
 def test_fetch_brings_everything_but_checkpoints(volume, tmp_path, capsys):
@@ -475,10 +629,134 @@ def test_status_reports_from_the_volume(volume, capsys):
         "finished": True,
         "step": 4,
         "val_loss": 3.5,
+        "mfu": None,
         "attempts": 1,
         "seconds": 10.0,
         "dollars": 0.5,
+        "running": False,
     }
+
+
+class Call:
+    """A call in the cloud that runs for ever, or has ended."""
+
+    def __init__(self, running):
+        self.running, self.cancelled = running, False
+
+    def get(self, timeout):
+        if self.running:
+            raise TimeoutError
+
+    def cancel(self):
+        self.cancelled = True
+
+
+@pytest.fixture
+def call(monkeypatch):
+    calls = {"fc-on": Call(True), "fc-off": Call(False)}
+    monkeypatch.setattr(modal_app.modal.FunctionCall, "from_id", calls.get)
+    return calls
+
+
+def test_run_is_found_again_from_any_computer(volume, tmp_path):
+    assert modal_app.find("x") is None  # its only attempt does not know its call
+    (tmp_path / "volume/runs/x/attempts.json").write_text('[{"call": "fc-0"}, {"call": "fc-on", "app": "ap-1"}]')
+    assert modal_app.find("x") == modal_app.Launched("ap-1", "fc-on", "x")
+    assert modal_app.find("y") is None
+
+
+def test_launch_leaves_a_note_that_finds_the_call(tmp_path, asked):
+    launched = modal_app.launch(load_config(tiny(tmp_path)), wait=False)
+    assert modal_app.find("tiny") == launched
+
+
+def test_run_that_is_running_is_not_launched_twice(tmp_path, asked, call):
+    (tmp_path / "runs/modal/tiny").mkdir(parents=True)
+    note = tmp_path / "runs/modal/tiny/launched.json"
+    for found, refused in (("fc-on", True), ("fc-off", False)):
+        note.write_text(json.dumps({"app_id": "ap-1", "call_id": found, "run": "tiny"}))
+        with pytest.raises(modal_app.Refused, match="already.*\n.*fc-on") if refused else contextlib.nullcontext():
+            modal_app.launch(load_config(tiny(tmp_path)))
+        assert ("train" in [name for name, _ in asked]) is not refused
+
+
+def test_stop_cancels_what_runs(volume, call, tmp_path, capsys):
+    path = tmp_path / "volume/runs/x/attempts.json"
+    path.write_text('[{"call": "fc-on"}]')
+    modal_app.stop_run("x")
+    assert call["fc-on"].cancelled and "goes on from its last checkpoint" in capsys.readouterr().out
+    path.write_text('[{"call": "fc-off"}]')
+    with pytest.raises(SystemExit):
+        modal_app.stop_run("x")
+    assert "x is not running" in capsys.readouterr().err
+
+
+def test_status_of_a_run_that_waits_for_a_machine(volume, call, tmp_path, capsys):
+    (tmp_path / "runs/modal/new").mkdir(parents=True)
+    (tmp_path / "runs/modal/new/launched.json").write_text('{"app_id": "ap-1", "call_id": "fc-on", "run": "new"}')
+    modal_app.show_status("new")
+    said = json.loads(capsys.readouterr().out)
+    assert (said["running"], said["step"], said["finished"]) == (True, 0, False)
+
+
+def test_text_that_cannot_be_prepared_is_refused_before_a_gpu_is_asked_for(tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(Recorder, "get", lambda self: "no such data set" if self.name == "prepare" else None)
+    with pytest.raises(modal_app.Refused, match="no such data set"):
+        modal_app.launch(load_config(tiny(tmp_path, data={"dataset": "nobody/nothing"})))
+    assert "train" not in [name for name, _ in asked]
+
+
+def test_prepare_says_what_is_wrong_with_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(modal_app.volume, "commit", lambda: None)
+    text = text_of(tmp_path, data={"dataset": str(tmp_path / "missing.txt")})
+    assert modal_app.prepare.local(text) == f"{tmp_path}/missing.txt does not exist."
+    assert modal_app.prepare.local(text_of(tmp_path)) == ""
+    assert len(list((tmp_path / "tokens").glob("*.tokens"))) == 2
+
+
+@pytest.fixture
+def containers(monkeypatch):
+    """`prepare` as in a container, its parts one after the other; returns what was asked of `prepare_part.map`."""
+    asked, part = [], modal_app.prepare_part
+
+    def run(ks, kwargs):
+        asked.append((len(ks), kwargs["split"]))
+        return (part.local(k, **kwargs) for k in ks)
+
+    monkeypatch.setattr(modal_app, "prepare_part", SimpleNamespace(map=run))
+    monkeypatch.setattr(modal_app, "volume", SimpleNamespace(commit=lambda: None, reload=lambda: None))
+    monkeypatch.setattr(modal_app.modal, "is_local", lambda: False)
+    return asked
+
+
+def folder_of(tmp_path, files):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(files):
+        (folder / f"{i:02}.txt").write_text(f"Mia has {i} kites and a boat. " * 20)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("files", "parts"), [(7, None), (8, 8), (20, 16)])
+def test_many_files_are_prepared_in_parts_and_a_few_are_not(tmp_path, containers, files, parts):
+    text = text_of(tmp_path, data={"dataset": folder_of(tmp_path, files), "max_documents": None})
+    assert modal_app.prepare.local(text) == ""
+    assert containers == ([(parts, "train"), (parts, "validation")] if parts else [])
+    assert len(list((tmp_path / "tokens").glob("*.tokens"))) == 2
+    assert modal_app.prepare.local(text) == "" and len(containers) == (2 if parts else 0)  # it is there
+
+
+def test_a_limit_on_documents_is_not_divided(tmp_path, containers):
+    text = text_of(tmp_path, data={"dataset": folder_of(tmp_path, 12), "max_documents": 5})
+    assert modal_app.prepare.local(text) == "" and containers == []
+
+
+def test_what_is_wrong_with_a_part_is_said_before_anything_is_joined(tmp_path, containers):
+    folder = folder_of(tmp_path, 10)
+    (Path(folder) / "03.txt").write_bytes(b"\xff" * 200)
+    said = modal_app.prepare.local(text_of(tmp_path, data={"dataset": folder, "max_documents": None}))
+    assert "03.txt is not UTF-8 text" in said and "\n" not in said
+    assert not [file for file in (tmp_path / "tokens").glob("*.tokens") if ".part-" not in file.name]
 
 
 def test_unknown_run_is_one_sentence(volume, capsys):

@@ -75,6 +75,23 @@ def train(config, run_dir=None, on_checkpoint=None, **rest):
 """
 
 
+CRASH_ALWAYS = """
+
+
+def train(*_, **__):
+    raise RuntimeError("boom")
+"""
+KILLED_ONCE = CRASH_ONCE.replace('raise RuntimeError("boom")', "os.kill(os.getpid(), signal.SIGKILL)")
+NO_CHECKPOINT = """
+
+
+def train(*_, **__):
+    with _stop_signals() as signals:
+        while not signals:
+            time.sleep(0.1)
+"""
+
+
 class Project:
     """A copy of what a user has, and a way to run commands in it."""
 
@@ -91,6 +108,17 @@ class Project:
         path = self.folder / f"{name}.yaml"  # not under configs/: it lies on this computer only
         path.write_text(yaml.safe_dump(merged))
         return path.name
+
+    def look_every_second(self):
+        """Let the meter tick each second."""
+        path = self.folder / "modal_app.py"
+        code = path.read_text()
+        assert code.count("TICK = 30.0") == 1
+        path.write_text(code.replace("TICK = 30.0", "TICK = 1.0"))
+
+    def attempts(self, run="tiny"):
+        """What the meter noted."""
+        return json.loads((self.state / "volumes" / "slm-data" / "runs" / run / "attempts.json").read_text())
 
     def append(self, module, code):
         with (self.folder / "slm" / module).open("a") as file:
@@ -147,6 +175,12 @@ def result(report, call=-1):
     return report["calls"][call]["inputs"][0]["result"]
 
 
+def errors(report):
+    """What the servers refused, but for the question whether a new run was launched before."""
+    asked = ("VolumeGetFile2", "NOT_FOUND")
+    return [error for error in report["rpc_errors"] if (error["rpc"], error["status"]) != asked]
+
+
 def variant(report):
     (function,) = [function for function in report["functions"] if function.get("variant_of")]
     return function
@@ -159,7 +193,7 @@ def test_plain_launch_trains_to_the_end(plain):
     run = project.state / "volumes" / "slm-data" / "runs" / "tiny"
     assert list((run / "checkpoints").glob("step_*.pt")) and (run / "model").is_dir()
     assert project.metrics()[-1][0] == TINY["training"]["max_steps"]
-    assert report["unimplemented_rpcs"] == {} and report["rpc_errors"] == []
+    assert report["unimplemented_rpcs"] == {} and errors(report) == []
 
 
 def test_function_asks_for_what_the_config_says(plain):
@@ -194,6 +228,8 @@ def test_launch_prints_what_one_needs_next(plain):
         "modal app logs ap-",
         "modal app stop ap-",
         "::fetch --run tiny",
+        "::stop --run tiny",
+        "so far, about $",  # at each checkpoint
         "predicted",
         "actual",
         "finished at step 60",
@@ -245,14 +281,14 @@ def test_refused_before_anything_is_built(project, case):
 
 def test_secret_is_not_asked_for_without_need(project):
     report = project.run(f"modal run modal_app.py --config {project.config()}", "--no-exec", "--no-default-secrets")
-    assert variant(report)["secrets"] == [] and report["rpc_errors"] == []
+    assert variant(report)["secrets"] == [] and errors(report) == []
 
 
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
         (["--preempt", "6,6"], SLOW, ["PREEMPTED", "PREEMPTED", "SUCCESS"]),
-        (["--timeout-override", "8"], SLOW.replace("sleep(2)", "sleep(1)"), ["TIMEOUT"]),
+        (["--timeout-override", "20"], SLOW.replace("sleep(2)", "sleep(5)"), ["TIMEOUT"]),
         ([], CRASH_ONCE, ["FAILURE", "SUCCESS"]),
     ],
     ids=["preempted twice", "timeout", "exception"],
@@ -276,6 +312,14 @@ def test_closed_laptop_stops_nothing(project, plain, detach):
     assert project.metrics() == plain[0].metrics()
 
 
+def test_interrupt_stops_the_watching_and_says_so(project):
+    project.append("trainer.py", SLOW)
+    command = f"exec modal run modal_app.py --config {project.config()}"
+    report = project.run(command, "--interrupt-client-after", "12")
+    assert "Only the watching has stopped" in report["output"], report["output"]
+    assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+
+
 def test_two_gpus_are_two_ranks(project):
     report = project.run(f"modal run modal_app.py --config {project.config(modal={'gpu': 'H100:2'})}")
     assert report["exit_code"] == 0, report["output"]
@@ -294,6 +338,26 @@ def test_own_text_on_the_volume_is_prepared_on_a_cpu(project):
     assert report["exit_code"] == 0, report["output"]
     assert result(report, 0)["status"] == result(report, 1)["status"] == "SUCCESS"
     assert list((project.state / "volumes" / "slm-data" / "tokens").glob("*.tokens"))
+
+
+def test_many_files_on_the_volume_are_prepared_in_parallel(project):
+    folder = project.folder / "own"
+    folder.mkdir()
+    for i in range(9):
+        sentences = (f"Mia has {n} kites and a boat. Leo has {n + i}." for n in range(80))
+        (folder / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences))
+    config = project.config(data={"dataset": "/data/text/own", "max_documents": None})
+    upload = "modal volume create slm-data; modal volume put slm-data own /text/own"
+    report = project.run(f"{upload} && modal run modal_app.py --config {config}")
+    assert report["exit_code"] == 0, report["output"]
+    assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    functions = {function["id"]: function for function in report["functions"]}
+    mapped = [call for call in report["calls"] if functions[call["function_id"]]["name"] == "prepare_part"]
+    assert [len(call["inputs"]) for call in mapped] == [9, 9]  # train and validation
+    assert {each["result"]["status"] for call in mapped for each in call["inputs"]} == {"SUCCESS"}
+    assert not any(functions[call["function_id"]]["gpu"] for call in mapped)
+    tokens = project.state / "volumes" / "slm-data" / "tokens"
+    assert len(list(tokens.glob("*.tokens"))) == len(list(tokens.glob("*.json"))) == 2  # joined, and made once
 
 
 def test_spent_budget_stops_at_a_checkpoint(project):
@@ -318,6 +382,52 @@ def test_full_memory_is_not_tried_again(project):
     report = project.run(f"modal run modal_app.py --config {project.config()}")
     assert report["exit_code"] == 1 and "lower training.batch_size" in report["output"], report["output"]
     assert attempts(report) == ["SUCCESS"]
+
+
+def test_error_that_comes_again_is_not_paid_for_eleven_times(project):
+    project.append("trainer.py", CRASH_ALWAYS)
+    report = project.run(f"modal run modal_app.py --config {project.config()}")
+    assert report["exit_code"] == 1 and "RuntimeError: boom" in report["output"], report["output"]
+    assert attempts(report) == ["FAILURE", "SUCCESS"]  # the second one says why there is no third
+    assert "two attempts in a row" in result(report)["value"]
+
+
+def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project):
+    project.append("trainer.py", NO_CHECKPOINT)
+    report = project.run(f"modal run modal_app.py --config {project.config()}", "--timeout-override", "5")
+    assert attempts(report) == ["TIMEOUT", "TIMEOUT", "TIMEOUT", "SUCCESS"], report["output"]
+    assert report["exit_code"] == 1 and "modal.timeout" in result(report)["value"]
+
+
+def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(project):
+    project.append("trainer.py", NO_CHECKPOINT)
+    project.look_every_second()
+    text = f'"$(cat {project.config()})"'
+    report = project.run(f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 3e-4")
+    assert attempts(report) == ["SUCCESS"] and "a larger budget goes on from here" in report["output"], report["output"]
+    assert 3e-4 <= project.attempts()[0]["dollars"] < 2e-3
+
+
+def test_seconds_of_a_killed_attempt_are_counted(project, plain):
+    project.append("trainer.py", KILLED_ONCE)
+    project.look_every_second()
+    report = project.run(f"modal run modal_app.py --config {project.config()}")
+    assert attempts(report)[-1] == "SUCCESS" and len(attempts(report)) == 2, report["output"]
+    assert [attempt["seconds"] > 0 for attempt in project.attempts()] == [True, True]
+    assert project.metrics() == plain[0].metrics()
+
+
+def test_second_launch_of_a_running_run_is_refused_and_stop_stops_it(project):
+    project.append("trainer.py", SLOW)
+    launch = f"modal run modal_app.py --config {project.config()}"
+    killed = f"timeout --signal KILL 9 {launch}"  # the laptop is closed
+    stop = "modal run modal_app.py::stop --run tiny"
+    status = "modal run modal_app.py::status --run tiny"
+    report = project.run(f"{killed}; {launch}; echo second $?; {status}; {stop}; sleep 6; {status}")
+    said = report["output"]
+    assert "tiny is being trained already" in said and "second 2" in said, said
+    assert "tiny is stopped" in said and '"running": true' in said and '"running": false' in said, said
+    assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
 
 
 def test_chapter_launches_where_there_is_a_token(project):

@@ -188,6 +188,8 @@ def test_lines_refuse_a_grammar_that_glues_words():
         ({"STORY": ["{x=PET}{x}"], "PET name kind": ["Tim"]}, "'Tim' has 1 columns, but 2 are named"),
         ({"STORY": ["a {b c} d"]}, "brace that belongs to no slot"),
         ({"STORY": []}, "rule STORY has no lines"),
+        ({"STORY": "abc"}, "rule STORY: its lines are one text; put them into a list"),
+        ({"STORY": ["{x=foo}{x}"]}, "names the rule foo, but there is none"),
         ({"TALE": ["a"]}, "names the rule STORY, but there is none"),
         ({"story": ["a"]}, "must be in capitals"),
         ({"STORY": ["a"], "STORY name kind": ["b|c"]}, "there only once"),
@@ -205,6 +207,7 @@ def test_malformed_rules_are_refused_at_once(rules, message):
         ({"STORY": ["{x} and {x=PET}"], "PET": ["a"]}, "{x} is printed in '{x} and {x=PET}', but nothing was drawn"),
         ({"STORY": ["{x=PET}{x.age}"], "PET name kind": ["a|b"]}, "rule PET has only the columns name, kind"),
         ({"STORY": ["{x=PET}{y=PET-x}{y}"], "PET": ["a"]}, "every line of rule PET is taken"),
+        ({"STORY": ["{x=PET-y}{x}"], "PET": ["a"]}, "{x=PET-y} must differ from y, but nothing was drawn for that"),
     ],
 )
 def test_malformed_slots_are_named_when_they_are_reached(rules, message):

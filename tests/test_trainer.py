@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from slm import stories
-from slm.checkpoint import CheckpointError, load_latest
+from slm.checkpoint import CheckpointError, load_checkpoint, load_latest
 from slm.config import ConfigError, TrainingConfig, make_config
 from slm.data import TextDataset, TokenLoader
 from slm.gpt import GPT, GPTConfig
@@ -187,6 +186,24 @@ def test_accumulation_equals_the_large_batch_with_unequal_targets(cache):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+def test_accumulated_gradient_is_the_whole_batch_s_to_a_millionth(loader_of):
+    """Parts with 64, 3 and 30 targets; the gradient that the optimizer sees against autograd's of the whole batch."""
+    x, y = next(iter(loader_of(batch_size=6)))
+    y = y.clamp(min=0)  # (B, T): every position counts, but
+    y[2:4, 2:], y[3, 1:], y[4:, 15:] = -100, -100, -100
+    parts = list(zip(x.split(2), y.split(2), strict=True))
+    options = {**QUICK, "gradient_accumulation_steps": 3, "grad_clip": 0.0, "warmup_steps": 0}
+    trainer = Trainer(model_of(dropout=0.0), parts, None, {"training": options}, device="cpu", verbose=False)
+    whole, seen = model_of(dropout=0.0), []
+    nn.functional.cross_entropy(whole(x).flatten(0, 1), y.flatten()).backward()
+    trainer.optimizers[0].register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    )
+    trainer.update(iter(parts))
+    expected = torch.cat([p.grad.flatten() for p in whole.parameters()])
+    assert (seen[0] - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_clipping_bounds_the_gradient(loader_of, monkeypatch):
     seen = []
     original = nn.utils.clip_grad_norm_
@@ -219,6 +236,25 @@ def test_float16_on_the_cpu_skips_a_step_that_overflows(loader_of):
     assert trainer.scaler.get_scale() < scale
     trainer.update(batches)
     assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.skipped == 1
+
+
+def test_skipped_steps_are_logged_and_counted_on_after_a_resume(cache, tmp_path, monkeypatch):
+    original = Trainer.update
+
+    def overflowing(self, batches, stop=False):
+        hook = self.model.norm.weight.register_hook(lambda gradient: gradient * (math.inf if self.step % 3 == 1 else 1))
+        try:
+            return original(self, batches, stop)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Trainer, "update", overflowing)
+    c = config(cache, dtype="float16")
+    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    run = train(c, run_dir=tmp_path / "run", verbose=False)
+    assert run.finished
+    assert losses(run.metrics, "train/skipped_steps") == [(step + 1) // 3 for step in range(1, 13)]
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
@@ -426,33 +462,99 @@ def test_continuing_from_an_older_checkpoint_repeats_the_lost_steps_exactly(cach
     (tmp_path / "torn/model").rmdir()
     equal_runs(train(c, run_dir=tmp_path / "torn"), whole)
     printed = capsys.readouterr().out
-    assert "step_00000012.pt is damaged" in printed and "continuing" in printed
+    assert "step_00000012.pt is cut short" in printed and "continuing" in printed
+    assert "going on after step 8, from" in printed
 
 
-SCRIPT = """
-import sys
+KILLER = """
+import json, os, pathlib, random, signal, sys, time
 from slm.config import load_config
 from slm.trainer import train
-train(load_config(sys.argv[1]), run_dir=sys.argv[2])
+
+config, folder, chance = load_config(sys.argv[1]), pathlib.Path(sys.argv[2]), random.Random(0)
+rows = folder / "metrics.jsonl"
+
+
+def checkpoints():
+    return sorted(path.name for path in folder.glob("checkpoints/step_*.pt"))
+
+
+for kill in range(int(sys.argv[3]) + 1):
+    child = os.fork()  # everything is imported already, so a start takes no time
+    if child == 0:
+        train(config, run_dir=folder, verbose=False)
+        os._exit(0)
+    saved = checkpoints()
+    if kill < int(sys.argv[3]):
+        limit = time.monotonic() + 60
+        while kill % 5 and checkpoints() == saved and time.monotonic() < limit:  # every fifth dies while it starts
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    reached = rows.read_text().count("train/loss") if rows.exists() else 0
+    parts = [path.name for path in folder.glob("checkpoints/*.part")]
+    print(json.dumps({"started from": saved[-1:], "ended": ended, "rows": reached, "half-written": parts}), flush=True)
 """
 
 
-def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(cache, tmp_path):
-    c = config(cache, max_steps=160, checkpoint_every=5, eval_every=40, gradient_accumulation_steps=2, dtype="bfloat16")
+def equal(a, b):
+    """Whether two checkpoints' contents are the same to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "workers", "kills"), [("float32", "adamw", 0, 20), ("bfloat16", "muon", 2, 4)]
+)
+def test_killed_many_times_it_ends_as_if_nothing_had_happened(cache, tmp_path, dtype, optimizer, workers, kills):
+    """SIGKILL at random moments: before the first checkpoint, in a step, while saving. Weights, optimizers, metrics."""
+    steps = {"max_steps": 300, "checkpoint_every": 2, "eval_every": 100, "log_every": 3, "warmup_steps": 20}
+    steps |= {"gradient_accumulation_steps": 2, "dtype": dtype, "optimizer": optimizer}
+    c = config(cache, data={"num_workers": workers}, **steps)
+    train(config(cache), run_dir=tmp_path / "first", verbose=False)  # so that the tokens are there
     (tmp_path / "quick.yaml").write_text(c.to_yaml())
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "quick.yaml"), str(tmp_path / "torn")]
-    chance, kills = random.Random(0), 0
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        process.stdout.readline()  # it has started
-        time.sleep(chance.uniform(0.0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "quick.yaml"), str(tmp_path / "torn"), str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    equal_runs(load_run(tmp_path / "torn"), train(c, run_dir=tmp_path / "whole", verbose=False))
+    print(done.stdout)
+    log = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["ended"] for line in log] == [-signal.SIGKILL] * kills + [0]
+    assert len({tuple(line["started from"]) for line in log}) > kills // 2
+    whole = train(c, run_dir=tmp_path / "whole", verbose=False)
+    assert whole.finished
+    equal_runs(load_run(tmp_path / "torn"), whole)
+    ends = [load_checkpoint(tmp_path / run / "checkpoints/step_00000300.pt") for run in ("torn", "whole")]
+    for state in ends:
+        for own in ("seconds", "wandb_id", "metrics_bytes"):  # seconds differ in length when printed
+            del state[own]
+    assert equal(*ends)
+
+
+def test_a_full_disk_is_told_in_one_sentence_with_the_last_good_checkpoint(cache, tmp_path, monkeypatch):
+    original = os.fsync
+
+    def full(descriptor):
+        if (tmp_path / "run/checkpoints/step_00000008.pt.part").exists():
+            raise OSError(28, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    last = (
+        r"step 8 was not saved: \[Errno 28\] No space left on device; the last good checkpoint is .*step_00000004.pt$"
+    )
+    with pytest.raises(CheckpointError, match=last):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    monkeypatch.undo()
+    equal_runs(
+        train(config(cache), run_dir=tmp_path / "run", verbose=False),
+        train(config(cache), run_dir=tmp_path / "whole", verbose=False),
+    )
 
 
 def test_an_unfinished_run_can_be_read(cache, tmp_path):
@@ -546,22 +648,41 @@ def test_a_tokenizer_that_does_not_fit_is_refused(cache, tmp_path):
 # ------------------------------------------------------------------ several processes, Weights & Biases
 
 
-def test_two_processes_give_the_losses_of_one(cache, tmp_path):
+JOB = """
+import os, signal, sys
+from slm.config import load_config
+from slm.trainer import Trainer, train
+
+plain, (config, folder, *last) = Trainer.update, sys.argv[1:]
+
+
+def update(self, batches, stop=False):
+    if last and self.step == int(last[0]) and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, batches, stop)
+
+
+Trainer.update = update
+train(load_config(config), run_dir=folder, verbose=False)
+"""
+
+
+def test_two_processes_give_the_losses_of_one_and_survive_a_killed_rank(cache, tmp_path):
+    """Rank 1 is shot at step 9; the job ends and names it; the same command goes on from step 8 to the same losses."""
     c = config(cache, model={"dropout": 0.0}, batch_size=4, eval_batches=None)
     single = train(c, run_dir=tmp_path / "one", verbose=False)
     half = config(cache, model={"dropout": 0.0}, batch_size=2, eval_batches=None)
     (tmp_path / "quick.yaml").write_text(half.to_yaml())
-    (tmp_path / "job.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(tmp_path / "job.py"),
-    ]
-    command += [str(tmp_path / "quick.yaml"), str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    (tmp_path / "job.py").write_text(JOB)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(tmp_path / "job.py"), str(tmp_path / "quick.yaml"), str(tmp_path / "two")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    shot = subprocess.run([*command, "9"], capture_output=True, text=True, env=environment)
+    assert shot.returncode != 0
+    cause = shot.stderr.partition("Root Cause")[2]
+    assert "rank      : 1" in cause and "SIGKILL" in cause, shot.stderr
+    assert not (tmp_path / "two/model").exists() and (tmp_path / "two/checkpoints/step_00000008.pt").exists()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     double = load_run(tmp_path / "two")
     assert losses(double.metrics) == pytest.approx(losses(single.metrics), abs=1e-5)

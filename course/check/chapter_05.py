@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -113,6 +114,18 @@ def split_documents(fn: Callable[[list[str], float], tuple[list[str], list[str]]
     assert not moved, (
         f"When 500 documents are added, {moved} old ones change sides. A rank among all documents depends on the others; a threshold on a hash does not."
     )
+    hashed: list[type] = []
+    real = hash
+
+    def watched(value: object) -> int:
+        hashed.append(type(value))
+        return real(value)
+
+    with mock.patch("builtins.hash", watched):
+        fn(list(texts), 0.2)
+    assert not {str, bytes} & set(hashed), (
+        "Another Python process makes another split. `hash` of a text changes each time Python starts: take one from hashlib."
+    )
     elsewhere = _split_elsewhere(fn, texts)
     assert elsewhere is None or set(elsewhere) == set(validation), (
         "Another Python process makes another split. `hash` of a text changes each time Python starts: take one from hashlib."
@@ -163,7 +176,12 @@ def rows_of_step(fn: Callable[[int, int, int, int], np.ndarray]) -> str:
     assert not np.array_equal(other[:n_rows], epochs[1]), (
         "Seed 1 begins with seed 0's second epoch: seed + epoch mixes the two. Seed the generator with both, [seed, epoch]."
     )
-    large = [np.asarray(fn(n_rows, 130, 0, step)) for step in range(5)]  # 13 epochs
+    try:
+        large = [np.asarray(fn(n_rows, 130, 0, step)) for step in range(5)]  # 13 epochs
+    except (IndexError, ValueError) as error:
+        raise AssertionError(
+            f"With a batch larger than an epoch ({n_rows} rows, B = 130) it fails ({type(error).__name__}): such a batch reaches over more than one end."
+        ) from None
     whole = all(batch.shape == (130,) for batch in large)
     assert whole and (np.sort(np.concatenate(large).reshape(-1, n_rows)) == np.arange(n_rows)).all(), (
         f"With a batch larger than an epoch ({n_rows} rows, B = 130), rows are lost or doubled: it reaches over more than one end."

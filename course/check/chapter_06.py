@@ -1,7 +1,9 @@
 """Checks of chapter 6's exercises."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,3 +182,68 @@ def accumulate(fn: Callable[[GPT, Tensor, Tensor, int], None]) -> str:
         f"The gradient is off by {(found - whole).norm() / whole.norm():.0%} of its length. Each part's mean should be weighted by its share of the counted targets."
     )
     return "The parts add up to the whole batch's gradient."
+
+
+@exercise
+def resume(
+    save: Callable[[GPT, torch.optim.Optimizer, int], dict[str, Any]],
+    load: Callable[[dict[str, Any], GPT, torch.optim.Optimizer], int],
+) -> str:
+    """Check a `save(model, optimizer, step)` and a `load(state, model, optimizer)` that continue a run exactly."""
+
+    def fresh(seed: int) -> tuple[GPT, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(vocab_size=20, context_length=8, n_layers=1, n_heads=2, d_model=8, d_ff=16, dropout=0.3))
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def train(model: GPT, optimizer: torch.optim.Optimizer, steps: range) -> Tensor:
+        for step in steps:
+            x, y = torch.randint(20, (2, 3, 8), generator=torch.Generator().manual_seed(step))  # (B, T) each
+            model.loss(x, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return weights_of(model)
+
+    with torch.random.fork_rng():
+        model, optimizer = fresh(1)
+        train(model, optimizer, range(3))
+        weights, random = weights_of(model), torch.get_rng_state()
+        averages = copy.deepcopy(optimizer.state_dict()["state"])
+        state = save(model, optimizer, 3)
+        assert isinstance(state, dict), f"my_save should return a dictionary; yours returns {type(state).__name__}."
+        assert torch.equal(torch.get_rng_state(), random), "my_save draws random numbers, so saving changes the run."
+        taken = copy.deepcopy(state)
+        whole = train(model, optimizer, range(3, 6))
+        assert _equal(state, taken), (
+            "The dictionary changed while the run went on: state_dict() hands out the live tensors. Copy them: copy.deepcopy(…)."
+        )
+        model, optimizer = fresh(2)
+        done = load(taken, model, optimizer)
+        after = torch.get_rng_state()
+        assert torch.equal(weights_of(model), weights), "The weights are not back: model.load_state_dict(…)."
+        assert _equal(optimizer.state_dict()["state"], averages), (
+            "AdamW's running averages are not back, so the first steps go off in another direction: save optimizer.state_dict() too."
+        )
+        assert torch.equal(after, random), (
+            "The random numbers go on from another place, so dropout draws other masks. Save torch.get_rng_state(); a seed says where they began, not where they are."
+        )
+        assert done == 3, f"my_load should return the number of steps done, 3; yours returns {done!r}."
+        assert torch.equal(train(model, optimizer, range(3, 6)), whole), (
+            "All parts are back, and yet the weights differ after three more steps. Does my_load leave the model in training mode?"
+        )
+    return "The run goes on to the last bit."
+
+
+def weights_of(model: GPT) -> Tensor:
+    """All weights of a model in one vector, copied."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from course.check.verdict import exercise
 
@@ -124,3 +125,52 @@ def steps_within(fn: Callable[[float, float, float, float, float], int]) -> str:
         )
         assert got == int(seconds / slow), f"{limits} it should be {int(seconds / slow)} steps; yours is {got}."
     return "The smaller limit, at the slow end, rounded down."
+
+
+def _law(parameters: float, tokens: float) -> float:
+    return 1.5 + 400 / parameters**0.34 + 400 / tokens**0.28
+
+
+MODELS = {"tiny": (1e7, 7e7), "small": (1.2e8, 8.5e8), "large": (7e8, 5e9), "huge": (7e9, 5e10)}
+GPUS = {"frugal": (1.6e13, 0.6), "fair": (4e13, 0.8), "best": (3e14, 4.0), "fast": (6e14, 9.5)}
+Buyer = Callable[[dict[str, tuple[float, float]], dict[str, tuple[float, float]], float, Callable[..., float]], Any]
+
+
+@exercise
+def best_buy(fn: Buyer) -> str:
+    """Check a `best_buy(models, gpus, dollars, law) -> (model, gpu)`."""
+    answer = fn(MODELS, GPUS, 5.0, _law)
+    assert isinstance(answer, tuple | list) and len(answer) == 2, (
+        f"It returned {answer!r}; return the pair (model, gpu)."
+    )
+    model, gpu = answer
+    assert (gpu, model) not in [(m, g) for m in MODELS for g in GPUS], (
+        "The pair is the wrong way round: first the model, then the GPU."
+    )
+    assert model in MODELS and gpu in GPUS, f"It returned {answer!r}; return two of the names that it was given."
+    assert gpu != "frugal", (
+        "You chose the GPU with the lowest price per hour. What counts is FLOPs for a dollar: FLOP/s divided by the price."
+    )
+    assert gpu != "fast", (
+        "You chose the fastest GPU. Another one does more work for a dollar, and nobody set a time limit."
+    )
+    assert gpu == "best", (
+        f"The GPU {gpu!r} does {GPUS[gpu][0] / GPUS[gpu][1] * 3600:.2g} FLOPs for a dollar; 'best' does more."
+    )
+    assert model != "huge", (
+        "You chose the largest model. For $5 it sees so few tokens that the law's second term outweighs the first."
+    )
+    assert model != "tiny", (
+        "You chose the model that sees the most tokens. It is too small to use them: the law's first term stays large."
+    )
+    seconds = 5.0 / GPUS["best"][1] * 3600
+    losses = {name: _law(n, seconds * GPUS["best"][0] / flops) for name, (n, flops) in MODELS.items()}
+    right = min(losses, key=losses.__getitem__)
+    assert model == right, (
+        f"For $5 on 'best' the law gives {losses[model]:.2f} for {model!r} and {losses[right]:.2f} for {right!r}. Are the seconds seconds, and the tokens FLOPs divided by FLOPs per token?"
+    )
+    rich = fn(MODELS, GPUS, 5000.0, _law)[0]
+    assert rich != model, (
+        f"For $5000 you choose {rich!r} as for $5. More dollars are more tokens, and these want a larger model."
+    )
+    return f"For $5 {model!r} on {gpu!r}; for a thousand times as much {rich!r}."

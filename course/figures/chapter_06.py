@@ -1,7 +1,10 @@
 """Figures and experiments of chapter 6: what each part of the recipe does, and what a killed process leaves behind."""
 
+import html
+import itertools
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -13,63 +16,163 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.plots import COLORS
-from slm.checkpoint import CheckpointError, load_checkpoint
+from slm import stories
+from slm.gpt import GPT
 from slm.stories import ReferenceLines
-
-SMOOTHING = 0.8
+from slm.tokenizer import Tokenizer
 
 
 def recipe_figure(runs: Mapping[str, Sequence[float]]) -> Figure:
     """Losses of runs that differ in one part of the recipe, smoothed, with the last value beside each."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for (name, losses), color in zip(runs.items(), COLORS, strict=False):
-        smooth = [losses[0]]
-        for loss in losses[1:]:
-            smooth.append(SMOOTHING * smooth[-1] + (1 - SMOOTHING) * loss)
-        axes.plot(smooth, color=color, label=f"{name}: {sum(losses[-10:]) / 10:.2f}")
+        axes.plot(_smooth(losses, 0.8), color=color, label=f"{name}: {sum(losses[-10:]) / 10:.2f}")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(title="mean of the last ten")
     plt.close(figure)
     return figure
 
 
-def loss_figure(metrics: Sequence[Mapping[str, Any]], lines: ReferenceLines) -> Figure:
-    """Training and validation loss against tokens seen, with the lines that the grammar's entropies draw."""
-    figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
-    for key, color, style, label in (
-        ("train/loss", COLORS[0], "-", "training"),
-        ("val/loss", COLORS[1], "o", "validation"),
-    ):
-        rows = [row for row in metrics if key in row]
-        axes.plot(
-            [row["train/tokens_seen"] for row in rows],
-            [row[key] for row in rows],
-            style,
-            color=color,
-            label=label,
-            markersize=5,
-        )
-    for name in ("uniform", "unigram", "bigram", "floor"):
+def staircase_figure(
+    stairs: Mapping[str, Sequence[tuple[float, float]]], metrics: Sequence[Mapping[str, Any]], lines: ReferenceLines
+) -> Figure:
+    """Loss against seconds: smaller models, the full one, its validation losses, and the grammar's computed lines."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    full = [(row["seconds"], row["train/loss"]) for row in metrics if "train/loss" in row]
+    for (name, points), color in zip({**stairs, "full model": full}.items(), COLORS, strict=False):
+        seconds, losses = zip(*points, strict=True)
+        end = sum(losses[-5:]) / 5  # of fifty steps
+        axes.plot(seconds, _smooth(losses, 0.5), color=color, label=f"{name}: {end:.2f}")
+    held_out = [(row["seconds"], row["val/loss"]) for row in metrics if "val/loss" in row]
+    axes.plot(*zip(*held_out, strict=True), "o", color=COLORS[len(stairs)], markersize=4.5, label="on validation text")
+    _reference_lines(axes, lines)
+    axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel="loss (nats per token)")
+    axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
+    axes.minorticks_off()
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.6), title="at the end")
+    plt.close(figure)
+    return figure
+
+
+def _smooth(losses: Sequence[float], smoothing: float) -> list[float]:
+    return list(itertools.accumulate(losses, lambda mean, loss: smoothing * mean + (1 - smoothing) * loss))
+
+
+def _reference_lines(axes: Axes, lines: ReferenceLines) -> None:
+    for name in ("unigram", "bigram", "floor"):
         value = getattr(lines, name)
         axes.axhline(value, color=COLORS[7], linestyle=":", linewidth=1.2)
         axes.annotate(
             f"{name} {value:.2f}",
             (1, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(0, -11 if name == "floor" else 3),
             textcoords="offset points",
             ha="right",
             fontsize=8.5,
         )
-    axes.set(yscale="log", xlabel="tokens processed", ylabel="loss (nats per token)")
-    axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
-    axes.minorticks_off()
-    axes.legend(loc="upper center")
-    plt.close(figure)
-    return figure
+
+
+SMALLER = """
+import json, sys, time, torch
+from torch import nn
+from slm.config import load_config
+from slm.data import create_dataloader
+from slm.gpt import GPT
+from slm.tokenizer import get_tokenizer
+from slm.trainer import Trainer
+
+class Nothing(nn.Module):
+    def forward(self, x, cache=None):
+        return torch.zeros_like(x)
+
+def train(name, steps, of, layers, attention=True):
+    config = load_config("configs/stories_cpu.yaml", [f"training.max_steps={of}", f"model.n_layers={layers}"])
+    loader = create_dataloader("stories", batch_size=config.training.batch_size, context_length=128, packing="documents",
+                               tokenizer=get_tokenizer("stories"), seed=config.training.seed)
+    torch.manual_seed(config.training.seed)
+    model = GPT(config.model)
+    for block in model.blocks:
+        block.attention = block.attention if attention else Nothing()
+    trainer, batches, points = Trainer(model, loader, None, config, device="cpu", verbose=False), iter(loader), []
+    start = time.process_time()
+    while trainer.step < steps:
+        trainer.update(batches)
+        if trainer.step % 10 == 0:
+            points.append((time.process_time() - start, torch.stack(trainer._pending)[:, 0].mean().item()))
+            trainer._pending.clear()
+    if name:
+        print(json.dumps([name, points]), flush=True)
+    return model
+
+torch.set_num_threads(1)
+full = load_config("configs/stories_cpu.yaml")
+torch.save(train("", int(sys.argv[2]), full.training.max_steps, full.model.n_layers).state_dict(), sys.argv[1])
+train("no attention", 700, 700, 1, attention=False)
+train("one layer, short", 800, 800, 1)
+train("two layers, short", 800, 800, 2)
+"""
+
+
+class SmallerModels:
+    """Models with less than the full one has, trained by a second process on a second core.
+
+    Args:
+        steps: Steps after which the full model's beginning is kept as `early`.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._early = Path(self._folder.name) / "early.pt"
+        self._process = _python(SMALLER, str(self._early), str(steps))
+
+    def wait(self, like: GPT) -> tuple[dict[str, list[tuple[float, float]]], GPT]:
+        """Each smaller model's (seconds, loss), and the full model, shaped `like` this one, after its first steps."""
+        printed, _ = self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(printed.decode())
+        early = GPT(like.config)
+        early.load_state_dict(torch.load(self._early, weights_only=True))
+        self._folder.cleanup()
+        return dict(json.loads(line) for line in printed.decode().splitlines()), early.eval()
+
+
+@torch.no_grad()
+def token_surprisals(model: GPT, tokenizer: Tokenizer, text: str) -> tuple[list[str], list[float], list[float]]:
+    """A story's tokens, and for each how surprised the model is and how surprised one has to be, in nats."""
+    ids = [tokenizer.eot_token, *tokenizer.encode(text)]
+    logits = model(torch.tensor([ids[:-1]]))[0]  # (T, V)
+    found = F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none").tolist()  # (T,)
+    pieces = [tokenizer.decode([token]) for token in ids[1:]]
+    characters = iter(stories.surprisal(text))
+    true = [sum(itertools.islice(characters, len(piece))) for piece in pieces]
+    return pieces, found, true
+
+
+def excess_strip(models: Mapping[str, GPT], tokenizer: Tokenizer, text: str) -> HTML:
+    """A story once per model, each token coloured by how far the model's surprisal is above the true one."""
+    rows = []
+    for name, model in models.items():
+        pieces, found, true = token_surprisals(model, tokenizer, text)
+        spans = "".join(
+            f'<span title="model {f:.2f}, true {t:.2f} nats" '
+            f'style="background:rgba(239,68,68,{min(0.85, max(0.0, f - t) / 4):.3f})">{html.escape(piece)}</span>'
+            for piece, f, t in zip(pieces, found, true, strict=True)
+        )
+        excess = sum(found) - sum(true)
+        rows.append(
+            f'<p style="margin:.4em 0 1em"><b>{html.escape(name)}</b>: {sum(found):.0f} nats where {sum(true):.0f} are '
+            f"needed, {excess / len(pieces):+.2f} per token<br>{spans}</p>"
+        )
+    return HTML(f'<div style="line-height:1.9">{"".join(rows)}</div>')
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -104,8 +207,8 @@ def killed_while_saving(kind: str, times: int = 5) -> str:
             process.kill()
             process.communicate()
             try:
-                load_checkpoint(f"{folder}/{i}.pt")
-            except CheckpointError:
+                torch.load(f"{folder}/{i}.pt", weights_only=True)
+            except (RuntimeError, EOFError, pickle.UnpicklingError):
                 unreadable += 1
     return f"{kind}: killed {times} times, {unreadable} files unreadable"
 
@@ -124,34 +227,45 @@ train(load_config(sys.argv[1]), run_dir=sys.argv[2])
 """
 
 
-def shot_and_resumed(shots: int = 2) -> str:
-    """A small run killed at random moments and restarted, against the same run in one go."""
+def shot_and_resumed(shots: int = 2) -> None:
+    """Print what happens to a small run that is killed at random moments and started again, and compare it.
+
+    Beside it the same run goes in one go; at the end weights and metrics of both are held against each other.
+    """
     chance = random.Random(1)
     with tempfile.TemporaryDirectory() as folder:
         config, whole, torn = Path(folder) / "tiny.yaml", Path(folder) / "whole", Path(folder) / "torn"
         config.write_text(TINY, encoding="utf-8")
         in_one_go = _python(TRAIN, str(config), str(whole))
-        steps = []
         for _ in range(shots):
             process, before = _python(TRAIN, str(config), str(torn)), _checkpoints(torn)
             while process.poll() is None and len(_checkpoints(torn) - before) < 2:
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
-            process.communicate()
-            steps.append(max(_checkpoints(torn)))
-        for process in (in_one_go, _python(TRAIN, str(config), str(torn))):
+            printed, _ = process.communicate()
+            _tell(printed)
+            print(f"    killed: exit code {process.returncode}; on disk are {', '.join(sorted(_checkpoints(torn)))}")
+        last = _python(TRAIN, str(config), str(torn))
+        for process in (last, in_one_go):
             printed, _ = process.communicate()
             assert process.returncode == 0, printed.decode()
-        same_weights = (whole / "model/model.safetensors").read_bytes() == (
-            torn / "model/model.safetensors"
-        ).read_bytes()
+            if process is last:
+                _tell(printed)
+        weights = [(run / "model/model.safetensors").read_bytes() for run in (whole, torn)]
         curves = [
             [row.get("train/loss", row.get("val/loss")) for row in map(json.loads, (run / "metrics.jsonl").open())]
             for run in (whole, torn)
         ]
-    resumed = " and ".join(step.removeprefix("step_").removesuffix(".pt").lstrip("0") for step in steps)
-    return f"shot twice, resumed from steps {resumed}: weights identical {same_weights}, {len(curves[0])} rows of metrics identical {curves[0] == curves[1]}"
+    print(f"weights identical: {weights[0] == weights[1]}; {len(curves[0])} losses identical: {curves[0] == curves[1]}")
+
+
+def _tell(printed: bytes) -> None:
+    """Print what a training process said about where it starts and how it ends."""
+    for line in printed.decode().splitlines():
+        if line.startswith(("starting", "continuing", "going on")) or line.endswith("is finished"):
+            words = [Path(word).name if "/" in word else word for word in line.split()]
+            print(" ".join(words))
 
 
 def _checkpoints(run: Path) -> set[str]:

@@ -1,5 +1,7 @@
 """Figures and measurements of chapter 8: where FLOPs go, what this machine reaches, hours against dollars."""
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from course.plots import COLORS, INK
 from slm.config import RunConfig
-from slm.cost import MODAL, count_forward_flops, estimate_all
+from slm.cost import MODAL, OVERHEAD, START_UP, count_forward_flops, count_parameters, estimate, estimate_all
 from slm.gpt import GPT, GPTConfig
 
 SMALL_BATCH = 4  # rows in the steps that are timed
@@ -204,5 +206,76 @@ def roofline(machine: Machine, config: GPTConfig, tokens: int = 256) -> Figure:
     ax.xaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_major_formatter("{x:g}")
     figure.legend(loc="outside right center", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """L(N) = E + a N^-b."""
+
+    E: float
+    a: float
+    b: float
+
+    def __call__(self, n: float) -> float:
+        return self.E + self.a * n**-self.b
+
+
+def fit_power_law(sizes: Sequence[int], losses: Sequence[float], E: float) -> PowerLaw:
+    """The power law with a known E: a straight line through the logarithms, by least squares."""
+    x, y = [math.log(n) for n in sizes], [math.log(loss - E) for loss in losses]
+    slope, intercept = statistics.linear_regression(x, y)
+    return PowerLaw(E, math.exp(intercept), -slope)
+
+
+def scaling(sizes: Sequence[int], losses: Sequence[float], E: float, law: PowerLaw) -> Figure:
+    """Excess loss against parameters, both logarithmic: the fitted points, the last one, and the law."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    fitted = len(sizes) - 1
+    ends = [0.7 * sizes[0], 1.4 * sizes[-1]]
+    ax.plot(ends, [law(n) - E for n in ends], color=INK, label=f"$a\\,N^{{-{law.b:.2f}}}$")
+    for part, color, label in ((slice(fitted), COLORS[0], "fitted"), (slice(fitted, None), COLORS[1], "not fitted")):
+        ax.plot(sizes[part], [loss - E for loss in losses[part]], "o", color=color, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="parameters $N$", ylabel="loss above the floor, nats per token")
+    ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], minor=False)
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.legend()
+    plt.close(figure)
+    return figure
+
+
+GPUS_OF_DOLLARS = ("T4", "L4", "A100-40GB", "H100", "B200")  # dearest work first; the last one's line has the labels
+
+
+def loss_for_dollars(configs: Sequence[RunConfig], law: Callable[[float, float], float]) -> Figure:
+    """Predicted loss of the best of some models against dollars, a line for each of a few GPUs, at the slow end."""
+    figure, ax = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    budgets = [10 ** (i / 40) for i in range(-12, 109)]  # dollars, from 0.5 to 500
+    for gpu, color in zip(GPUS_OF_DOLLARS, COLORS, strict=False):
+        rows = [(config, estimate(config, gpu=gpu)) for config in configs]
+        rows = [(config, row) for config, row in rows if row.largest_batch]
+        points: list[tuple[float, float, str]] = []
+        for dollars in budgets:
+            found = []
+            for config, row in rows:
+                seconds = (3600 * dollars / row.dollars_per_hour - START_UP[1]) / (1 + OVERHEAD)
+                if seconds > 0:
+                    tokens = seconds * row.tokens_per_second[1]
+                    found.append((law(count_parameters(config.model), tokens), config.name))
+            if found:
+                points.append((dollars, *min(found)))
+        ax.plot([dollars for dollars, _, _ in points], [loss for _, loss, _ in points], color=color, label=gpu)
+        for (_, _, before), (dollars, loss, name) in itertools.pairwise(points):
+            if name != before:
+                ax.plot(dollars, loss, "o", color=color, markersize=5)
+                if gpu == GPUS_OF_DOLLARS[-1]:
+                    label = f"from here {name}"
+                    ax.annotate(label, (dollars, loss), (0, -11), textcoords="offset points", fontsize=8, ha="right")
+    ax.set(xscale="log", xlabel="dollars", ylabel="predicted loss, nats per token", xlim=(0.5, 500), ylim=(2.5, 5))
+    ax.xaxis.set_major_formatter("${x:g}")
+    ax.legend(title=f"prices of {MODAL.date}")
     plt.close(figure)
     return figure

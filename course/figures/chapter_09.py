@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from course import ROOT
 from course.plots import COLORS, INK
+from slm.trainer import read_metrics
 
 LANES = ("your computer", "Modal", "container")
 
@@ -106,14 +107,15 @@ def _legend(laps: list[tuple[str, float]]) -> str:
 
 
 def loss_curve(folder: str | Path) -> Figure:
-    """Training and validation loss of a run folder against its steps."""
-    rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    """Training and validation loss of a run folder against its steps, as far as they are there."""
+    rows = read_metrics(folder)
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for key, color in (("train/loss", COLORS[0]), ("val/loss", COLORS[1])):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=color, label=key)
     axes.set(xlabel="step", ylabel="nats per token")
-    axes.legend()
+    if axes.has_data():
+        axes.legend()
     plt.close(figure)
     return figure
