@@ -3,6 +3,7 @@
 import importlib.resources
 import os
 import shutil
+import signal
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "MODAL_CONFIG_PATH": os.devnull}
@@ -37,3 +38,7 @@ def gpt2_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
             shutil.copyfile(source, cache / key)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     return cache
+
+
+# A shell hands an ignored Ctrl-C to what it starts in the background; some tests, and the processes they start, need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
