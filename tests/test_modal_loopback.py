@@ -313,9 +313,9 @@ def test_closed_laptop_stops_nothing(project, plain, detach):
 
 
 def test_interrupt_stops_the_watching_and_says_so(project):
-    project.append("trainer.py", SLOW)
+    project.append("trainer.py", SLOW.replace("sleep(2)", "sleep(5)"))  # launched by then, and not done, on any machine
     command = f"exec modal run modal_app.py --config {project.config()}"
-    report = project.run(command, "--interrupt-client-after", "12")
+    report = project.run(command, "--interrupt-client-after", "18")
     assert "Only the watching has stopped" in report["output"], report["output"]
     assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == TINY["training"]["max_steps"]
 
