@@ -17,10 +17,10 @@ def tokenizer():
     return get_tokenizer("stories")
 
 
-def make_model(vocab_size, context_length=24, seed=0, std=0.3):
+def make_model(vocab_size, context_length=24, seed=0, std=0.3, dropout=0.2):
     """A random model that is sure of some tokens and not of others (with the usual small weights all are alike)."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocab_size, context_length, n_layers=2, n_heads=2, d_model=16, d_ff=32, dropout=0.2))
+    model = GPT(GPTConfig(vocab_size, context_length, n_layers=2, n_heads=2, d_model=16, d_ff=32, dropout=dropout))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model.eval()
@@ -248,7 +248,8 @@ def test_padded_vocabulary_is_never_drawn(model):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_is_put_back_and_dropout_is_off(model, tokenizer, training):
+def test_mode_is_put_back_and_dropout_is_off(tokenizer, training):
+    model = make_model(tokenizer.n_vocab, dropout=0.8)  # so much that a single forgotten step changes the text
     expected = generate(model.eval(), tokenizer, "Once", max_tokens=15)
     assert generate(model.train(training), tokenizer, "Once", max_tokens=15) == expected
     assert model.training is training
@@ -256,7 +257,6 @@ def test_mode_is_put_back_and_dropout_is_off(model, tokenizer, training):
     next(pieces), next(pieces)
     pieces.close()
     assert model.training is training
-    model.eval()
 
 
 def test_a_half_read_stream_does_not_switch_gradients_off(model, tokenizer):
@@ -360,7 +360,7 @@ def test_bfloat16_model_generates(tokenizer):
 
 
 def test_two_streams_in_turns_are_what_they_are_alone_and_dropout_stays_off(tokenizer):
-    model = make_model(tokenizer.n_vocab)
+    model = make_model(tokenizer.n_vocab, dropout=0.8)
     alone = [generate(model.eval(), tokenizer, "Once", max_tokens=n) for n in (4, 12)]
     model.train()
     model.blocks[0].eval()  # a mode of its own, which must survive
@@ -392,6 +392,10 @@ def test_nothing_is_computed_once_all_texts_have_ended(model, tokenizer, monkeyp
     calls, hidden = [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda *a, **k: calls.append(1) or hidden(*a, **k))
     assert len(list(generate_tokens(model, [[1, 2], [3]], max_tokens=3))) == 4 == len(calls)
+    calls.clear()
+    ((first,),) = generate_tokens(model, [[3]], max_tokens=1, temperature=0)
+    assert list(generate_tokens(model, [[3]], max_tokens=9, temperature=0, stop_token=first)) == [[first]]
+    assert len(calls) == 2  # one for each of the two
     calls.clear()
     assert list(generate_tokens(model, [[1] * 9, [3]], max_tokens=0)) == [] == calls
 
