@@ -46,6 +46,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +59,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.checkpoint import CheckpointError, list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
+from slm.checkpoint import (
+    CheckpointError,
+    copy_to_cpu,
+    list_checkpoints,
+    load_latest,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
-from slm.gpt import GPT
+from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import Tokenizer, get_tokenizer
 
 # %%
@@ -83,16 +92,16 @@ from slm.gpt_config import GPTConfig
 #| export checkpoint
 """Checkpoints that are whole or not there, and that are checked before they are used."""
 
-import hashlib
 import os
 import pickle
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-_FORMAT = "slm checkpoint 1"  # stands in every file; another layout of the state gets another number
+_FORMAT = "slm checkpoint 2"  # stands in every file; another layout of the state gets another number
 
 # %% [markdown]
 # ## The idea
@@ -102,7 +111,6 @@ _FORMAT = "slm checkpoint 1"  # stands in every file; another layout of the stat
 
 # %%
 from slm import stories
-from slm.gpt import GPTConfig
 
 tokenizer = get_tokenizer("stories")
 loader = create_dataloader("stories", batch_size=8, context_length=128, tokenizer=tokenizer, packing="documents")
@@ -277,7 +285,10 @@ print(f"auto picks {choose_dtype(cpu)} here")
 # alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is another run.
 #
 # So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. Disks and
-# cables also change a bit now and then, and a run that goes on from such a file is wrong without a sign of it. So the last 32 bytes are a SHA-256 of all before them, which `torch.load` passes over and ours looks at first.
+# cables also change a bit now and then, and a run that goes on from such a file is wrong without a sign of it. So the last four bytes are a checksum (CRC-32) of all before them, which `torch.load` passes over and ours looks at first.
+#
+# Writing a gigabyte takes seconds in which a rented GPU would stand still. So the trainer below waits only for a *copy* in memory, `copy_to_cpu`, and another thread writes that while the next steps change the original. Reading
+# maps the file into memory, and its pages are read when they are needed: straight into the model.
 
 
 # %%
@@ -302,7 +313,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     try:
         torch.save({"format": _FORMAT, "state": dict(state)}, part)
         with open(part, "r+b") as file:
-            file.write(_sha256(file, part.stat().st_size))
+            file.write(_checksum(file, part.stat().st_size))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -317,7 +328,10 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, after its checksums; nothing in the file can run code.
+    """Read a checkpoint, after a look at its checksum; nothing in the file can run code.
+
+    Returns:
+        What was saved. Its tensors are on the CPU and are mapped from the file: copy those that you keep.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -326,10 +340,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
-        if size <= 32 or _sha256(file, size - 32) != file.read():
+        if size <= 4 or _checksum(file, size - 4) != file.read():
             raise CheckpointError(f"{path} is cut short, altered or not a checkpoint: the checksum at its end is wrong")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds something besides tensors, numbers and texts; it is not loaded") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -338,13 +352,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _sha256(file: BinaryIO, size: int) -> bytes:
-    """The digest of a file's first `size` bytes; the file is left behind them."""
-    digest = hashlib.sha256()
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """The CRC-32 of a file's first `size` bytes; the file is left behind them."""
+    checksum = 0
     file.seek(0)
     for start in range(0, size, 1 << 22):
-        digest.update(file.read(min(1 << 22, size - start)))
-    return digest.digest()
+        checksum = zlib.crc32(file.read(min(1 << 22, size - start)), checksum)
+    return checksum.to_bytes(4, "little")
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """The same dictionaries and lists with a copy of every tensor, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copy_to_cpu(value) for value in state)
+    return state
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -808,7 +833,7 @@ class Trainer:
         device: Where to train; CUDA, then MPS, then CPU if not said.
         use_wandb: Also log to Weights & Biases.
         run_dir: Folder for metrics, checkpoints and samples; None writes nothing.
-        on_checkpoint: Called after each checkpoint is safely on disk.
+        on_checkpoint: Called after each checkpoint is safely on disk, from the thread that wrote it.
         dollars_per_hour: Price of the machine, to log `cost/usd`.
         verbose: Show the progress bar, or lines where there is no terminal.
 
@@ -851,6 +876,8 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # validation loss and step of the best checkpoint
         self.metrics: list[dict[str, Any]] = []
         self._pending: list[Tensor] = []  # loss and gradient norm of each step since the last training row
+        self._writer = ThreadPoolExecutor(1)  # the thread that writes checkpoints
+        self._writing: Future[None] | None = None  # the checkpoint that it is at
         self._clock = time.perf_counter()
 
         loss: nn.Module = _Loss(model)
@@ -918,6 +945,8 @@ def update(self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False) -
     norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip or math.inf)
     overflow = self.scaler.is_enabled() and not norm.isfinite()  # in float16 a step that happens, and is skipped whole
     self.skipped += bool(overflow)
+    if overflow and self.scaler.get_scale() < 1:  # halved at every overflow, from 65,536: it is not the scale any more
+        raise self._diverged("the gradient overflows float16 whatever the loss scale", self.step)
     for optimizer in self.optimizers:
         if not overflow:
             self.scaler.step(optimizer)
@@ -985,18 +1014,19 @@ def sample(self, max_tokens: int, seed: int = 0) -> str:
 
 
 # %% [markdown]
-# What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice.
+# What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice. At most one checkpoint is
+# being written at a time; what goes wrong in the thread is raised in the loop, at the next step or at the latest when the next one is due.
 
 
 # %%
 #| export
 @course.add_to(Trainer)
 def save(self) -> None:
-    """Write a checkpoint of this step, and delete those that are no longer kept.
+    """Copy this step's state, and let a thread write it to a checkpoint and delete those that are no longer kept.
 
     Raises:
         TrainingDiverged: A loss or gradient since the last one is not finite, so this one would be worthless.
-        CheckpointError: The disk is full or not writable; earlier checkpoints are as they were.
+        CheckpointError: The one before could not be written; earlier checkpoints are as they were.
     """
     pending = self._finite()
     on_device = None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state()
@@ -1007,6 +1037,7 @@ def save(self) -> None:
         dist.all_gather_object(randoms, random)
     if self.run_dir is None or self.rank != 0:
         return
+    self.finish_saving()
     metrics = self.run_dir / "metrics.jsonl"
     state = {
         "step": self.step,
@@ -1025,17 +1056,35 @@ def save(self) -> None:
         "wandb_id": self.wandb_id,
         "config": self.config.as_dict(),
     }
-    if metrics.exists():
-        with open(metrics, "rb") as file:
-            os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
-    folder = self.run_dir / "checkpoints"
+    self._writing = self._writer.submit(self._write, self.run_dir, copy_to_cpu(state))
+
+
+@course.add_to(Trainer)
+def _write(self, run_dir: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, delete those that are no longer kept, and tell. Runs beside the training."""
+    metrics, folder = run_dir / "metrics.jsonl", run_dir / "checkpoints"
     try:
-        save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+        if metrics.exists():
+            with open(metrics, "rb") as file:
+                os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
+        save_checkpoint(folder / f"step_{state['step']:08d}.pt", state)
     except OSError as error:
-        raise CheckpointError(f"step {self.step} was not saved: {error}; {self._last_good()}") from error
-    prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
+        raise CheckpointError(f"step {state['step']} was not saved: {error}; {_last_good(run_dir)}") from error
+    prune_checkpoints(folder, self.training.keep_checkpoints, None if state["best"] is None else state["best"][1])
     if self.on_checkpoint:
         self.on_checkpoint()
+
+
+@course.add_to(Trainer)
+def finish_saving(self) -> None:
+    """Wait for the checkpoint that is being written, if one is.
+
+    Raises:
+        CheckpointError: It could not be written, because the disk is full or not writable.
+    """
+    writing, self._writing = self._writing, None
+    if writing is not None:
+        writing.result()
 
 
 @course.add_to(Trainer)
@@ -1061,7 +1110,7 @@ def resume(self) -> Path | None:
     try:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(copy_to_cpu(saved))  # it keeps what it is given, and the file may go
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this model and optimizer: {str(error).splitlines()[0]}") from error
     self.scaler.load_state_dict(state["scaler"])
@@ -1114,19 +1163,33 @@ def _log(self, row: dict[str, Any]) -> None:
         with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     if self.wandb_run is not None:
-        self.wandb_run.log(row, step=self.step)
+        self.wandb_run.log({key: _for_wandb(value) for key, value in row.items()}, step=self.step)
+
+
+def _for_wandb(value: Any) -> Any:
+    """A histogram as Weights & Biases draws it; everything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    import numpy as np
+    import wandb
+
+    edges = np.linspace(value["low"], value["high"], len(value["counts"]) + 1)
+    return wandb.Histogram(np_histogram=(np.array(value["counts"]), edges))
 
 
 @course.add_to(Trainer)
 def _log_gradients(self) -> None:
-    """Every 100 steps, histograms of the gradients to Weights & Biases."""
-    if self.wandb_run is not None and self.step % 100 == 0:
-        import wandb
-
-        grads = {name: p.grad.float() for name, p in self.model.named_parameters() if p.grad is not None}
-        finite = {name: g[g.isfinite()].cpu().numpy() for name, g in grads.items()}
-        histograms = {f"gradients/{name}": wandb.Histogram(values) for name, values in finite.items() if values.size}
-        self.wandb_run.log(histograms, step=self.step)
+    """Every 100 steps, each gradient's histogram: 32 equal bins from its least to its largest entry."""
+    if self.step % 100 or self.rank != 0:
+        return
+    row: dict[str, Any] = {}
+    for name, parameter in self.model.named_parameters():
+        entries = parameter.grad.float() if parameter.grad is not None else torch.empty(0)
+        entries = entries[entries.isfinite()]  # a float16 step may overflow
+        if entries.numel():
+            low, high = (limit.item() for limit in entries.aminmax())
+            row[f"gradients/{name}"] = {"low": low, "high": high, "counts": entries.histc(32).int().tolist()}
+    self._log(row)
 
 
 @course.add_to(Trainer)
@@ -1140,19 +1203,23 @@ def _finite(self) -> list[list[float]]:
     for i, (loss, norm) in enumerate(pairs):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-            step = self.step - len(pairs) + i
-            rate = learning_rate(step, self.training)
-            raise TrainingDiverged(
-                f"the {what} at step {step} (learning rate {rate:.2g}); "
-                f"{self._last_good()}; a lower training.learning_rate or a longer warm-up is the usual cure"
-            )
+            raise self._diverged(f"the {what}", self.step - len(pairs) + i)
     return pairs
 
 
 @course.add_to(Trainer)
-def _last_good(self) -> str:
+def _diverged(self, what: str, step: int) -> TrainingDiverged:
+    """The error that ends a run; it names the last good checkpoint, once that one is written."""
+    if self._writing is not None:
+        wait_for([self._writing])
+    cure = "a lower training.learning_rate or a longer warm-up is the usual cure"
+    rate = learning_rate(min(step, self.training.max_steps - 1), self.training)
+    return TrainingDiverged(f"{what} at step {step} (learning rate {rate:.2g}); {_last_good(self.run_dir)}; {cure}")
+
+
+def _last_good(run_dir: Path | None) -> str:
     """Which checkpoint a run that has failed can go on from, for its error message."""
-    saved = [] if self.run_dir is None else list_checkpoints(self.run_dir / "checkpoints")
+    saved = [] if run_dir is None else list_checkpoints(run_dir / "checkpoints")
     return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
 
 
@@ -1192,7 +1259,7 @@ def train(self) -> list[dict[str, Any]]:
 
     Raises:
         TrainingDiverged: The loss became nan or infinite.
-        CheckpointError: The run folder's checkpoints cannot be read.
+        CheckpointError: The run folder's checkpoints cannot be read, or a new one not be written.
     """
     t = self.training
     if self.run_dir is not None:
@@ -1211,8 +1278,11 @@ def train(self) -> list[dict[str, Any]]:
     bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
     stop, seen, since = False, self.tokens_seen, time.perf_counter()
     self._clock = since
-    with _stop_signals() as signals:
+    with _stop_signals() as signals, contextlib.ExitStack() as at_end:
+        at_end.callback(lambda: wait_for([self._writing] if self._writing else []))  # also after an error
         while self.step < t.max_steps and not stop:
+            if self._writing is not None and self._writing.done():
+                self.finish_saving()
             stop = self.update(batches, stop=bool(signals))
             bar.update()
             every = (t.log_every, t.eval_every, t.checkpoint_every)
@@ -1226,6 +1296,7 @@ def train(self) -> list[dict[str, Any]]:
                 self.save()
             if any(due):
                 seen, since = self.tokens_seen, time.perf_counter()
+        self.finish_saving()
     bar.close()
     if self.wandb_run is not None:
         self.wandb_run.finish()
@@ -1269,8 +1340,7 @@ def _look(self, bar: tqdm, saved: bool) -> None:
     """Evaluate, remember the best step that has a checkpoint, write a sample."""
     loss = self.evaluate()
     if not math.isfinite(loss):
-        what = f"the validation loss became {loss} at step {self.step}; {self._last_good()}"
-        raise TrainingDiverged(f"{what}; lower training.learning_rate")
+        raise self._diverged(f"the validation loss became {loss}", self.step)
     if saved and (self.best is None or loss < self.best[0]):
         self.best = loss, self.step
     self._tick()
@@ -1342,6 +1412,13 @@ class Run:
         return next((row["val/loss"] for row in reversed(self.metrics) if "val/loss" in row), None)
 
 
+def empty_model(config: GPTConfig) -> GPT:
+    """A model for weights that are read next: its own are whatever the memory held, since drawing them takes longer."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return model.to_empty(device="cpu")
+
+
 def load_run(run_dir: str | Path) -> Run:
     """Read a run folder; of an unfinished run, the newest checkpoint.
 
@@ -1360,7 +1437,7 @@ def load_run(run_dir: str | Path) -> Run:
         if found is None:
             first = config.training.checkpoint_every
             raise FileNotFoundError(f"{run_dir} has no checkpoint yet; the first is written at step {first}")
-        model = GPT(config.model)
+        model = empty_model(config.model)
         model.load_state_dict(found[1]["model"])
     tokenizer = get_tokenizer(run_dir / "model") if finished else get_tokenizer(config.data.tokenizer)
     return Run(run_dir, model.eval(), tokenizer, read_metrics(run_dir), config, finished)
@@ -1453,7 +1530,8 @@ def train(
     Args:
         config: What `load_config` gives.
         run_dir: The run folder; `runs/<config.name>` if not said.
-        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk.
+        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk; while training goes
+            on, from another thread.
         dollars_per_hour: Price of the machine, for the metric `cost/usd`.
         verbose: Say what happens, and show progress.
 
@@ -1507,15 +1585,16 @@ def train(
         )  # one process tokenises, the others wait for it
         group.enter_context(_process_group())
         torch.manual_seed(t.seed)
-        model = GPT(config.model)
+        continuing = any((run_dir / "checkpoints").glob("step_*.pt"))
+        model = empty_model(config.model) if continuing else GPT(config.model)
         if dist.is_initialized():
             torch.manual_seed(t.seed + 1 + dist.get_rank())  # every process drops channels of its own
         trainer = Trainer(
             model, *loaders, config, None, _wants_wandb(config), run_dir, on_checkpoint, dollars_per_hour, verbose
         )
-        begun = "continuing" if any((run_dir / "checkpoints").glob("step_*.pt")) else "starting"
         tokens = loaders[0].tokens_per_batch * t.gradient_accumulation_steps * trainer.world
         precision = str(trainer.dtype).removeprefix("torch.")
+        begun = "continuing" if continuing else "starting"
         say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
         say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
         if rank == 0:

@@ -17,6 +17,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.checkpoint import CheckpointError, list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
+from slm.checkpoint import (
+    CheckpointError,
+    copy_to_cpu,
+    list_checkpoints,
+    load_latest,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
-from slm.gpt import GPT
+from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import Tokenizer, get_tokenizer
 
 
@@ -144,7 +153,7 @@ class Trainer:
         device: Where to train; CUDA, then MPS, then CPU if not said.
         use_wandb: Also log to Weights & Biases.
         run_dir: Folder for metrics, checkpoints and samples; None writes nothing.
-        on_checkpoint: Called after each checkpoint is safely on disk.
+        on_checkpoint: Called after each checkpoint is safely on disk, from the thread that wrote it.
         dollars_per_hour: Price of the machine, to log `cost/usd`.
         verbose: Show the progress bar, or lines where there is no terminal.
 
@@ -187,6 +196,8 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # validation loss and step of the best checkpoint
         self.metrics: list[dict[str, Any]] = []
         self._pending: list[Tensor] = []  # loss and gradient norm of each step since the last training row
+        self._writer = ThreadPoolExecutor(1)  # the thread that writes checkpoints
+        self._writing: Future[None] | None = None  # the checkpoint that it is at
         self._clock = time.perf_counter()
 
         loss: nn.Module = _Loss(model)
@@ -240,6 +251,10 @@ class Trainer:
             self.scaler.is_enabled() and not norm.isfinite()
         )  # in float16 a step that happens, and is skipped whole
         self.skipped += bool(overflow)
+        if (
+            overflow and self.scaler.get_scale() < 1
+        ):  # halved at every overflow, from 65,536: it is not the scale any more
+            raise self._diverged("the gradient overflows float16 whatever the loss scale", self.step)
         for optimizer in self.optimizers:
             if not overflow:
                 self.scaler.step(optimizer)
@@ -295,11 +310,11 @@ class Trainer:
         return self.tokenizer.decode(tokens[1:])
 
     def save(self) -> None:
-        """Write a checkpoint of this step, and delete those that are no longer kept.
+        """Copy this step's state, and let a thread write it to a checkpoint and delete those that are no longer kept.
 
         Raises:
             TrainingDiverged: A loss or gradient since the last one is not finite, so this one would be worthless.
-            CheckpointError: The disk is full or not writable; earlier checkpoints are as they were.
+            CheckpointError: The one before could not be written; earlier checkpoints are as they were.
         """
         pending = self._finite()
         on_device = None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state()
@@ -310,6 +325,7 @@ class Trainer:
             dist.all_gather_object(randoms, random)
         if self.run_dir is None or self.rank != 0:
             return
+        self.finish_saving()
         metrics = self.run_dir / "metrics.jsonl"
         state = {
             "step": self.step,
@@ -328,17 +344,31 @@ class Trainer:
             "wandb_id": self.wandb_id,
             "config": self.config.as_dict(),
         }
-        if metrics.exists():
-            with open(metrics, "rb") as file:
-                os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
-        folder = self.run_dir / "checkpoints"
+        self._writing = self._writer.submit(self._write, self.run_dir, copy_to_cpu(state))
+
+    def _write(self, run_dir: Path, state: dict[str, Any]) -> None:
+        """Write a checkpoint, delete those that are no longer kept, and tell. Runs beside the training."""
+        metrics, folder = run_dir / "metrics.jsonl", run_dir / "checkpoints"
         try:
-            save_checkpoint(folder / f"step_{self.step:08d}.pt", state)
+            if metrics.exists():
+                with open(metrics, "rb") as file:
+                    os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
+            save_checkpoint(folder / f"step_{state['step']:08d}.pt", state)
         except OSError as error:
-            raise CheckpointError(f"step {self.step} was not saved: {error}; {self._last_good()}") from error
-        prune_checkpoints(folder, self.training.keep_checkpoints, None if self.best is None else self.best[1])
+            raise CheckpointError(f"step {state['step']} was not saved: {error}; {_last_good(run_dir)}") from error
+        prune_checkpoints(folder, self.training.keep_checkpoints, None if state["best"] is None else state["best"][1])
         if self.on_checkpoint:
             self.on_checkpoint()
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if one is.
+
+        Raises:
+            CheckpointError: It could not be written, because the disk is full or not writable.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def resume(self) -> Path | None:
         """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
@@ -365,7 +395,7 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                optimizer.load_state_dict(copy_to_cpu(saved))  # it keeps what it is given, and the file may go
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path} does not fit this model and optimizer: {str(error).splitlines()[0]}"
@@ -399,19 +429,20 @@ class Trainer:
             with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.wandb_run is not None:
-            self.wandb_run.log(row, step=self.step)
+            self.wandb_run.log({key: _for_wandb(value) for key, value in row.items()}, step=self.step)
 
     def _log_gradients(self) -> None:
-        """Every 100 steps, histograms of the gradients to Weights & Biases."""
-        if self.wandb_run is not None and self.step % 100 == 0:
-            import wandb
-
-            grads = {name: p.grad.float() for name, p in self.model.named_parameters() if p.grad is not None}
-            finite = {name: g[g.isfinite()].cpu().numpy() for name, g in grads.items()}
-            histograms = {
-                f"gradients/{name}": wandb.Histogram(values) for name, values in finite.items() if values.size
-            }
-            self.wandb_run.log(histograms, step=self.step)
+        """Every 100 steps, each gradient's histogram: 32 equal bins from its least to its largest entry."""
+        if self.step % 100 or self.rank != 0:
+            return
+        row: dict[str, Any] = {}
+        for name, parameter in self.model.named_parameters():
+            entries = parameter.grad.float() if parameter.grad is not None else torch.empty(0)
+            entries = entries[entries.isfinite()]  # a float16 step may overflow
+            if entries.numel():
+                low, high = (limit.item() for limit in entries.aminmax())
+                row[f"gradients/{name}"] = {"low": low, "high": high, "counts": entries.histc(32).int().tolist()}
+        self._log(row)
 
     def _finite(self) -> list[list[float]]:
         """Loss and gradient norm of each step since the last training row.
@@ -423,18 +454,16 @@ class Trainer:
         for i, (loss, norm) in enumerate(pairs):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-                step = self.step - len(pairs) + i
-                rate = learning_rate(step, self.training)
-                raise TrainingDiverged(
-                    f"the {what} at step {step} (learning rate {rate:.2g}); "
-                    f"{self._last_good()}; a lower training.learning_rate or a longer warm-up is the usual cure"
-                )
+                raise self._diverged(f"the {what}", self.step - len(pairs) + i)
         return pairs
 
-    def _last_good(self) -> str:
-        """Which checkpoint a run that has failed can go on from, for its error message."""
-        saved = [] if self.run_dir is None else list_checkpoints(self.run_dir / "checkpoints")
-        return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+    def _diverged(self, what: str, step: int) -> TrainingDiverged:
+        """The error that ends a run; it names the last good checkpoint, once that one is written."""
+        if self._writing is not None:
+            wait_for([self._writing])
+        cure = "a lower training.learning_rate or a longer warm-up is the usual cure"
+        rate = learning_rate(min(step, self.training.max_steps - 1), self.training)
+        return TrainingDiverged(f"{what} at step {step} (learning rate {rate:.2g}); {_last_good(self.run_dir)}; {cure}")
 
     def train(self) -> list[dict[str, Any]]:
         """Train to `max_steps`, or until SIGINT or SIGTERM; from the run folder's newest checkpoint, if there is one.
@@ -444,7 +473,7 @@ class Trainer:
 
         Raises:
             TrainingDiverged: The loss became nan or infinite.
-            CheckpointError: The run folder's checkpoints cannot be read.
+            CheckpointError: The run folder's checkpoints cannot be read, or a new one not be written.
         """
         t = self.training
         if self.run_dir is not None:
@@ -463,8 +492,11 @@ class Trainer:
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
         stop, seen, since = False, self.tokens_seen, time.perf_counter()
         self._clock = since
-        with _stop_signals() as signals:
+        with _stop_signals() as signals, contextlib.ExitStack() as at_end:
+            at_end.callback(lambda: wait_for([self._writing] if self._writing else []))  # also after an error
             while self.step < t.max_steps and not stop:
+                if self._writing is not None and self._writing.done():
+                    self.finish_saving()
                 stop = self.update(batches, stop=bool(signals))
                 bar.update()
                 every = (t.log_every, t.eval_every, t.checkpoint_every)
@@ -478,6 +510,7 @@ class Trainer:
                     self.save()
                 if any(due):
                     seen, since = self.tokens_seen, time.perf_counter()
+            self.finish_saving()
         bar.close()
         if self.wandb_run is not None:
             self.wandb_run.finish()
@@ -517,8 +550,7 @@ class Trainer:
         """Evaluate, remember the best step that has a checkpoint, write a sample."""
         loss = self.evaluate()
         if not math.isfinite(loss):
-            what = f"the validation loss became {loss} at step {self.step}; {self._last_good()}"
-            raise TrainingDiverged(f"{what}; lower training.learning_rate")
+            raise self._diverged(f"the validation loss became {loss}", self.step)
         if saved and (self.best is None or loss < self.best[0]):
             self.best = loss, self.step
         self._tick()
@@ -569,6 +601,23 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
+def _for_wandb(value: Any) -> Any:
+    """A histogram as Weights & Biases draws it; everything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    import numpy as np
+    import wandb
+
+    edges = np.linspace(value["low"], value["high"], len(value["counts"]) + 1)
+    return wandb.Histogram(np_histogram=(np.array(value["counts"]), edges))
+
+
+def _last_good(run_dir: Path | None) -> str:
+    """Which checkpoint a run that has failed can go on from, for its error message."""
+    saved = [] if run_dir is None else list_checkpoints(run_dir / "checkpoints")
+    return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+
+
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """While inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second one interrupts."""
@@ -617,6 +666,13 @@ class Run:
         return next((row["val/loss"] for row in reversed(self.metrics) if "val/loss" in row), None)
 
 
+def empty_model(config: GPTConfig) -> GPT:
+    """A model for weights that are read next: its own are whatever the memory held, since drawing them takes longer."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return model.to_empty(device="cpu")
+
+
 def load_run(run_dir: str | Path) -> Run:
     """Read a run folder; of an unfinished run, the newest checkpoint.
 
@@ -635,7 +691,7 @@ def load_run(run_dir: str | Path) -> Run:
         if found is None:
             first = config.training.checkpoint_every
             raise FileNotFoundError(f"{run_dir} has no checkpoint yet; the first is written at step {first}")
-        model = GPT(config.model)
+        model = empty_model(config.model)
         model.load_state_dict(found[1]["model"])
     tokenizer = get_tokenizer(run_dir / "model") if finished else get_tokenizer(config.data.tokenizer)
     return Run(run_dir, model.eval(), tokenizer, read_metrics(run_dir), config, finished)
@@ -726,7 +782,8 @@ def train(
     Args:
         config: What `load_config` gives.
         run_dir: The run folder; `runs/<config.name>` if not said.
-        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk.
+        on_checkpoint: Called after each checkpoint, and once the finished model, is safely on disk; while training goes
+            on, from another thread.
         dollars_per_hour: Price of the machine, for the metric `cost/usd`.
         verbose: Say what happens, and show progress.
 
@@ -780,15 +837,16 @@ def train(
         )  # one process tokenises, the others wait for it
         group.enter_context(_process_group())
         torch.manual_seed(t.seed)
-        model = GPT(config.model)
+        continuing = any((run_dir / "checkpoints").glob("step_*.pt"))
+        model = empty_model(config.model) if continuing else GPT(config.model)
         if dist.is_initialized():
             torch.manual_seed(t.seed + 1 + dist.get_rank())  # every process drops channels of its own
         trainer = Trainer(
             model, *loaders, config, None, _wants_wandb(config), run_dir, on_checkpoint, dollars_per_hour, verbose
         )
-        begun = "continuing" if any((run_dir / "checkpoints").glob("step_*.pt")) else "starting"
         tokens = loaders[0].tokens_per_batch * t.gradient_accumulation_steps * trainer.world
         precision = str(trainer.dtype).removeprefix("torch.")
+        begun = "continuing" if continuing else "starting"
         say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
         say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
         if rank == 0:

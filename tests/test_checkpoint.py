@@ -1,6 +1,5 @@
 """slm.checkpoint: whole or not at all, and damage is noticed and named."""
 
-import hashlib
 import os
 import random
 import re
@@ -8,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
 import torch
 
 from slm.checkpoint import (
     CheckpointError,
+    copy_to_cpu,
     list_checkpoints,
     load_checkpoint,
     load_latest,
@@ -67,10 +68,35 @@ def test_a_flipped_bit_anywhere_is_named(tmp_path):
             load_checkpoint(path)
 
 
+def test_what_was_read_is_its_own(tmp_path):
+    """The tensors are mapped from the file: writing into them must not reach it, and deleting it must not reach them."""
+    path = tmp_path / "step_00000001.pt"
+    save_checkpoint(path, STATE)
+    before = path.read_bytes()
+    first = load_checkpoint(path)
+    weights = first["weights"]
+    expected = weights.clone()
+    weights.add_(1)
+    assert path.read_bytes() == before
+    path.unlink()
+    assert torch.equal(weights, expected + 1)
+
+
+def test_a_copy_shares_nothing_and_loses_nothing():
+    state = {"a": torch.arange(3.0, requires_grad=True), "b": [(torch.ones(2), 1)], "c": None, "d": {"e": "text"}}
+    copy = copy_to_cpu(state)
+    with torch.no_grad():
+        state["a"] += 1
+        state["b"][0][0].zero_()
+    assert torch.equal(copy["a"], torch.arange(3.0)) and not copy["a"].requires_grad
+    assert torch.equal(copy["b"][0][0], torch.ones(2)) and isinstance(copy["b"][0], tuple) and copy["b"][0][1] == 1
+    assert copy["c"] is None and copy["d"] == {"e": "text"}
+
+
 def sealed(path, content):
     """A file of PyTorch's with a right checksum at its end, whatever it holds."""
     torch.save(content, path)
-    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+    path.write_bytes(path.read_bytes() + zlib.crc32(path.read_bytes()).to_bytes(4, "little"))
 
 
 def test_foreign_files_and_code_are_refused_in_one_sentence(tmp_path):

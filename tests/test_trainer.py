@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+import slm.trainer
 from slm import stories
 from slm.checkpoint import CheckpointError, load_checkpoint, load_latest
 from slm.config import ConfigError, TrainingConfig, make_config
@@ -257,6 +260,22 @@ def test_skipped_steps_are_logged_and_counted_on_after_a_resume(cache, tmp_path,
     assert losses(run.metrics, "train/skipped_steps") == [(step + 1) // 3 for step in range(1, 13)]
 
 
+def test_float16_that_overflows_at_every_scale_ends_the_run(cache, tmp_path, monkeypatch):
+    """From 65,536 the scale is halved 17 times before it is below one; then it is not the scale that is at fault."""
+    original = Trainer.update
+
+    def overflowing(self, batches, stop=False):
+        if self.step == 6:
+            self.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", overflowing)
+    c = config(cache, dtype="float16", max_steps=60, log_every=20)
+    overflow = r"the gradient overflows float16 whatever the loss scale at step 23 .* checkpoint is .*step_00000020.pt"
+    with pytest.raises(TrainingDiverged, match=overflow):
+        train(c, run_dir=tmp_path / "run", verbose=False)
+
+
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_float16_skips_all_optimizers_or_none(loader_of, bad):
     """An overflow in the embedding's gradient, AdamW's, must not let Muon step on what clipping made of the rest."""
@@ -365,6 +384,29 @@ def test_a_finished_run_folder_explains_itself(cache, capsys):
     assert again.tokenizer.encode("Once upon a time") == run.tokenizer.encode("Once upon a time")
 
 
+def test_histograms_of_the_gradients_every_hundred_steps(cache, tmp_path, monkeypatch):
+    original, norms = nn.utils.clip_grad_norm_, []
+
+    def watched(parameters, limit):
+        parameters = list(parameters)
+        norms.append([parameter.grad.clone() for parameter in parameters])
+        return original(parameters, limit)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", watched)
+    c = config(cache, max_steps=101, log_every=50, eval_every=101, checkpoint_every=101)
+    run = train(c, run_dir=tmp_path / "run", verbose=False)
+    rows = {row["step"]: row for row in run.metrics if any(key.startswith("gradients/") for key in row)}
+    assert list(rows) == [0, 100]
+    for step, row in rows.items():
+        for (name, parameter), gradient in zip(run.model.named_parameters(), norms[step], strict=True):
+            found = row[f"gradients/{name}"]
+            assert sum(found["counts"]) == parameter.numel()
+            assert found["low"] == gradient.min().item() and found["high"] == gradient.max().item()
+            expected = np.histogram(gradient.double().numpy(), 32, (found["low"], found["high"]))[0]
+            assert np.abs(np.array(found["counts"]) - expected).sum() <= 4  # one at an edge may fall on either side
+    assert read_metrics(tmp_path / "run") == run.metrics
+
+
 def test_only_the_newest_checkpoints_and_the_best_are_kept(cache):
     train(config(cache, keep_checkpoints=1, checkpoint_every=2, eval_every=2), run_dir=cache / "kept", verbose=False)
     rows = [json.loads(line) for line in (cache / "kept/metrics.jsonl").read_text().splitlines()]
@@ -436,7 +478,7 @@ def equal_runs(a, b):
     "options", [{}, {"dtype": "bfloat16", "gradient_accumulation_steps": 2}, {"optimizer": "muon", "log_every": 5}]
 )
 def test_stopped_by_a_signal_and_continued_is_the_same_run(cache, options, tmp_path):
-    c = config(cache, **options)
+    c = config(cache, checkpoint_every=3, **options)
     whole = train(c, run_dir=tmp_path / "whole", verbose=False)
     saves = []
 
@@ -534,6 +576,85 @@ def test_killed_many_times_it_ends_as_if_nothing_had_happened(cache, tmp_path, d
         for own in ("seconds", "wandb_id", "metrics_bytes"):  # seconds differ in length when printed
             del state[own]
     assert equal(*ends)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Checkpoints are written only when this event is set."""
+    original, free = slm.trainer.save_checkpoint, threading.Event()
+
+    def slowly(path, state):
+        assert free.wait(timeout=60)
+        original(path, state)
+
+    monkeypatch.setattr(slm.trainer, "save_checkpoint", slowly)
+    yield free
+    free.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(cache, tmp_path, monkeypatch, slow_disk):
+    """Steps 5 to 8 are done before step 4 is on disk, and the file holds the state after step 4 all the same."""
+    original, there = Trainer.update, []
+
+    def watched(self, batches, stop=False):
+        there.append((self.step, sorted(path.name for path in tmp_path.glob("run/checkpoints/*"))))
+        if self.step == 7:
+            slow_disk.set()
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    run = train(config(cache, keep_checkpoints=9), run_dir=tmp_path / "run", verbose=False)
+    assert [names for step, names in there if step <= 7] == [[]] * 8 and run.finished
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 3
+    monkeypatch.undo()
+    train(config(cache, keep_checkpoints=9), run_dir=tmp_path / "plain", verbose=False)
+    for step in (4, 8, 12):
+        late, plain = (load_checkpoint(tmp_path / run / f"checkpoints/step_{step:08d}.pt") for run in ("run", "plain"))
+        for own in ("seconds", "wandb_id", "metrics_bytes"):
+            del late[own], plain[own]
+        assert equal(late, plain)
+
+
+def test_at_most_one_checkpoint_waits_to_be_written(cache, tmp_path, monkeypatch, slow_disk):
+    original, reached = Trainer.update, []
+
+    def watched(self, batches, stop=False):
+        if not slow_disk.is_set():
+            reached.append(self.step)
+        if self.step == 7:
+            threading.Timer(0.5, slow_disk.set).start()
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    assert train(config(cache), run_dir=tmp_path / "run", verbose=False).finished
+    assert max(reached) == 7  # the checkpoint of step 8 waits for that of step 4
+
+
+def test_what_a_callback_raises_ends_the_run(cache, tmp_path):
+    def refuse():
+        raise ValueError("the budget is spent")
+
+    with pytest.raises(ValueError, match="the budget is spent"):
+        train(config(cache), run_dir=tmp_path / "run", on_checkpoint=refuse, verbose=False)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004.pt"]
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_fails_still_finishes_the_checkpoint_that_it_was_writing(
+    cache, tmp_path, monkeypatch, slow_disk, how
+):
+    original = Trainer.update
+
+    def failing(self, batches, stop=False):
+        if self.step == 6:
+            threading.Timer(0.3, slow_disk.set).start()
+            raise how
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(how):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    assert load_latest(tmp_path / "run/checkpoints")[1]["step"] == 4
 
 
 def test_a_full_disk_is_told_in_one_sentence_with_the_last_good_checkpoint(cache, tmp_path, monkeypatch):
@@ -699,6 +820,12 @@ def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_pa
     monkeypatch.setattr(wandb, "init", lambda **options: seen.append(options) or original(**options))
     c = config(cache)
     train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
-    train(c, run_dir=tmp_path / "run", verbose=False)
+    train(c, run_dir=tmp_path / "run", dollars_per_hour=3.6, verbose=False)
     assert len(seen) == 2 and seen[0]["id"] == seen[1]["id"] and {o["resume"] for o in seen} == {"allow"}
-    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
+    files = [path.read_bytes() for path in (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")]
+    assert len(files) == 2
+    first = ["model/parameters", "gradients/blocks.0.attention.qkv.weight", "histogram"]
+    assert all(key.encode() in files[0] or key.encode() in files[1] for key in first)
+    rows = ["train/loss", "train/lr", "train/grad_norm", "train/tokens_seen", "perf/tokens_per_s", "perf/mfu"]
+    assert all(key.encode() in file for key in rows for file in files)
+    assert any(b"val/loss" in file for file in files) and any(b"cost/usd" in file for file in files)
