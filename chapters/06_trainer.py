@@ -95,7 +95,7 @@ from slm.gpt_config import GPTConfig
 import os
 import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -276,8 +276,22 @@ for dtype in (torch.float32, torch.bfloat16):
 print(f"auto picks {choose_dtype(cpu)} here")
 
 # %% [markdown]
-# The losses agree to the digits that matter, whatever the time says on your machine. The last lever is `torch.compile`, which writes kernels for this very model: on a GPU it pays back its minute of compiling many times over, so `compile: true` is
-# the default there. On a CPU it does not for models of this size, and the trainer leaves it off there; `python benchmarks/trainer_overhead.py --compile` measures both on your machine.
+# The losses agree to the digits that matter, whatever the time says on your machine.
+#
+# **Compiling.** The last lever is `torch.compile`, which writes kernels for this very model. On a GPU it pays back its minute of compiling many times over, so `compile: true` is the default there. On a CPU it needs a C++ compiler,
+# which you may not have, so here is what `benchmarks/trainer_overhead.py --compile` printed on the machine that its first line names:
+
+# %%
+recorded = Path("benchmarks/results/trainer_overhead.md").read_text(encoding="utf-8")
+print(recorded)
+step, compiled = (
+    float(re.search(rf"\| {name} \| ([\d.]+)", recorded)[1]) for name in ("bare loop", "bare loop, compiled")
+)
+took = int(re.search(r"steps took (\d+) s", recorded)[1])
+print(f"paid back after {took / (step - compiled) * 1e3:,.0f} steps" if compiled < step else "never paid back")
+
+# %% [markdown]
+# A run of a few thousand steps ends about where that begins to pay, so on a CPU the trainer does not compile. The same table answers another question: what the trainer below adds to the bare loop, with all its logging, is lost in the noise.
 #
 # ## A checkpoint that survives the power failure
 #
@@ -377,22 +391,32 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("step_*.pt"), reverse=True)
 
 
-def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with its path; None if there are none at all.
+def load_latest(
+    folder: str | Path, unfit: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be used, with its path; None if there are none at all.
 
-    A damaged one is named on standard output and the one before it is tried.
+    One that can't is named on standard output, and the one before it is tried.
+
+    Args:
+        folder: Where the checkpoints `step_*.pt` are.
+        unfit: Says why a checkpoint that can be read can't be used, in words that follow its name; "" if it can.
 
     Raises:
-        CheckpointError: There are checkpoints and none of them can be read.
+        CheckpointError: There are checkpoints and none of them can be used; with the reason for the newest.
     """
-    paths = list_checkpoints(folder)
-    for path in paths:
+    problems: list[str] = []
+    for path in list_checkpoints(folder):
         try:
-            return path, load_checkpoint(path)
+            state = load_checkpoint(path)
+            if not (problem := unfit(state)):
+                return path, state
+            problems.append(f"{path} {problem}")
         except CheckpointError as error:
-            print(f"{error}; trying the one before")
-    if paths:
-        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
+            problems.append(str(error))
+        print(f"{problems[-1]}; trying the one before")
+    if problems:
+        found = f"none of the {len(problems)} checkpoints in {folder} can be used ({problems[0]})"
         raise CheckpointError(f"{found}; move them away to start again")
     return None
 
@@ -451,13 +475,13 @@ class _Section(BaseModel):
 class _ModelSection(_Section):
     """`model:`, the shape; all but dropout must be given."""
 
-    vocab_size: int = Field(ge=1)
-    context_length: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    d_model: int = Field(ge=1)
-    d_ff: int = Field(ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    vocab_size: int = Field(ge=1, description="ids that the tables hold (V); at least the tokenizer's")
+    context_length: int = Field(ge=1, description="tokens that the model can look back on (T)")
+    n_layers: int = Field(ge=1, description="blocks")
+    n_heads: int = Field(ge=1, description="attention heads of each block (H); divides d_model")
+    d_model: int = Field(ge=1, description="channels of the residual stream (D)")
+    d_ff: int = Field(ge=1, description="channels inside the feed-forward network")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of channels and attention weights that is dropped")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_ModelSection":
@@ -475,24 +499,24 @@ class TrainingConfig(_Section):
     )
     learning_rate: float = Field(6e-4, gt=0, description="the peak, reached after the warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
-    warmup_steps: int = Field(100, ge=0)
-    max_steps: int = Field(1000, ge=1)
+    warmup_steps: int = Field(100, ge=0, description="steps in which the rate rises from near zero to its peak")
+    max_steps: int = Field(1000, ge=1, description="steps of the whole run, warm-up included")
     weight_decay: float = Field(0.1, ge=0, description="on matrices and embeddings only")
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the mean gradient")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="memory of the mean squared gradient")
+    adam_eps: float = Field(1e-8, gt=0, description="added to the root of the mean squared gradient")
     use_amp: bool = Field(True, description="16-bit matrix products where the device is good at them; false: float32")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of the matrix products")
     compile: bool = Field(True, description="torch.compile on CUDA, single or distributed; elsewhere it does not pay")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
-    log_every: int = Field(10, ge=1, description="steps")
-    eval_every: int = Field(250, ge=1, description="steps")
+    log_every: int = Field(10, ge=1, description="steps from one training row to the next")
+    eval_every: int = Field(250, ge=1, description="steps from one evaluation to the next")
     eval_batches: int | None = Field(100, ge=1, description="validation batches, the same each time; null takes all")
-    checkpoint_every: int = Field(250, ge=1, description="steps")
+    checkpoint_every: int = Field(250, ge=1, description="steps from one checkpoint to the next")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
     sample_tokens: int = Field(120, ge=0, description="tokens of generated text at each evaluation; 0: none")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the first weights, the order of the text, and dropout")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainingConfig":
@@ -509,10 +533,10 @@ class DataConfig(_Section):
     """`data:`, what is read; `dataset` must be given."""
 
     dataset: str = Field(min_length=1, description="'stories', a Hugging Face hub name, or a path")
-    train_split: str = "train"
-    val_split: str = "validation"
+    train_split: str = Field("train", description="name of the part to train on")
+    val_split: str = Field("validation", description="name of the part that is held out")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="held out where the source has no validation split")
-    text_column: str = "text"
+    text_column: str = Field("text", description="column of the source that holds a document")
     tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or the path of a saved one")
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
@@ -526,11 +550,11 @@ class DataConfig(_Section):
 class WandbConfig(_Section):
     """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE says so, and never prompts."""
 
-    enabled: Literal[True, False, "auto"] = "auto"
-    project: str = "slm"
-    entity: str | None = None
-    name: str | None = None
-    tags: list[str] = Field(default_factory=list)
+    enabled: Literal[True, False, "auto"] = Field("auto", description="true without a login is an error")
+    project: str = Field("slm", description="project that the run appears in")
+    entity: str | None = Field(None, description="user or team; null takes the login's own")
+    name: str | None = Field(None, description="name of the run; null takes that of the config file")
+    tags: list[str] = Field(default_factory=list, description="labels to find the run by")
 
 
 class ModalConfig(_Section):
@@ -538,9 +562,11 @@ class ModalConfig(_Section):
 
     gpu: str = Field("T4", description="a GPU that Modal rents, or several of one kind: 'H100:8'")
     timeout: int = Field(14_400, ge=1, le=86_400, description="seconds per attempt")
-    max_dollars: float = Field(10.0, gt=0, description="refuse to launch above this estimate")
-    cpu: float = Field(2.0, gt=0, le=64, description="cores")
-    memory_mib: int = Field(8_192, ge=1_024, le=344_064)
+    max_dollars: float = Field(
+        10.0, gt=0, description="refuse to launch above this estimate, and stop when it is spent"
+    )
+    cpu: float = Field(2.0, gt=0, le=64, description="cores of the machine beside the GPU")
+    memory_mib: int = Field(8_192, ge=1_024, le=344_064, description="MiB of its memory, not the GPU's")
 
     @field_validator("gpu")
     @classmethod
@@ -1089,24 +1115,18 @@ def finish_saving(self) -> None:
 
 @course.add_to(Trainer)
 def resume(self) -> Path | None:
-    """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
+    """Continue from the newest checkpoint of this run that can be used; its path, or None if there is none at all.
 
     Raises:
-        CheckpointError: There are checkpoints, but none can be read, or it is of another model, text or precision.
+        CheckpointError: There are checkpoints, but all are damaged, or of another config, precision or text.
     """
     if self.run_dir is None:
         return None
-    metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints")
+    metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints", self._unfit)
     if found is None:
         metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
         return None
     path, state = found
-    for what, before, now in (("precision", state["dtype"], str(self.dtype)), ("text", state["data"], self._data())):
-        if before != now:
-            raise CheckpointError(f"{path} belongs to a run with another {what} ({before}, here {now})")
-    if len(state["random"]) != self.world:
-        before = len(state["random"])
-        raise CheckpointError(f"{path} was written by {before} processes; it can't go on with {self.world}")
     try:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -1126,6 +1146,19 @@ def resume(self) -> Path | None:
         os.truncate(metrics, min(metrics.stat().st_size, state["metrics_bytes"]))
         self.metrics = read_metrics(self.run_dir)
     return path
+
+
+@course.add_to(Trainer)
+def _unfit(self, state: dict[str, Any]) -> str:
+    """Why a checkpoint is not one of this run; "" if it is."""
+    if changed := _changed_keys(state["config"], self.config.as_dict()):
+        return f"belongs to a run with another config: {'; '.join(changed)}"
+    for what, before, now in (("precision", state["dtype"], str(self.dtype)), ("text", state["data"], self._data())):
+        if before != now:
+            return f"belongs to a run with another {what} ({before}, here {now})"
+    if (processes := len(state["random"])) != self.world:
+        return f"was written by {processes} processes; it can't go on with {self.world}"
+    return ""
 
 
 @course.add_to(Trainer)
@@ -1160,6 +1193,7 @@ def _log(self, row: dict[str, Any]) -> None:
         row["cost/usd"] = self.dollars_per_hour * self.seconds / 3600
     self.metrics.append(row)
     if self.run_dir is not None and self.rank == 0:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     if self.wandb_run is not None:
@@ -1450,20 +1484,23 @@ def code_fingerprint() -> str:
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
+def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two configs and would make another run, each with both values."""
+    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
+    free |= {"threads", "num_workers", "cache_dir"}
+    return [
+        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
+        for section in ("model", "training", "data")
+        for key, value in now[section].items()
+        if key not in free and before[section].get(key, value) != value
+    ]
+
+
 def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
     """Raise ConfigError if the run folder was made with other settings that matter."""
     if not (run_dir / "config.yaml").is_file():
         return
-    before, now = load_config(run_dir / "config.yaml").as_dict(), config.as_dict()
-    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
-    free |= {"threads", "num_workers", "cache_dir"}
-    changed = [
-        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
-        for section in ("model", "training", "data")
-        for key, value in now[section].items()
-        if key not in free and before[section][key] != value
-    ]
-    if changed:
+    if changed := _changed_keys(load_config(run_dir / "config.yaml").as_dict(), config.as_dict()):
         what = f"{run_dir} holds a run with another config: {'; '.join(changed)}"
         raise ConfigError(f"{what}. Choose another --run-dir, or move that folder away")
 
@@ -1502,18 +1539,24 @@ def _process_group() -> Iterator[None]:
 
 def _wants_wandb(config: RunConfig) -> bool:
     """Whether to log to Weights & Biases: as the config says; with 'auto', if WANDB_MODE or a login says so."""
-    if config.wandb.enabled is False or os.environ.get("WANDB_MODE") == "disabled":
+    mode = os.environ.get("WANDB_MODE")
+    if config.wandb.enabled is False or mode == "disabled":
         return False
-    installed = importlib.util.find_spec("wandb") is not None
-    if config.wandb.enabled is True and not installed:
-        raise ConfigError("wandb.enabled is true, but wandb is not installed: pip install 'slm[train]'")
-    if config.wandb.enabled is True or not installed:
-        return config.wandb.enabled is True
-    if "WANDB_MODE" in os.environ:
+    wanted = "wandb.enabled is true" if config.wandb.enabled is True else f"WANDB_MODE is {mode}" if mode else ""
+    if importlib.util.find_spec("wandb") is None:
+        if wanted:
+            raise ConfigError(f"{wanted}, but wandb is not installed: pip install 'slm[train]'")
+        return False
+    if mode in ("offline", "dryrun"):
         return True
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    logged_in = bool(wandb.login(prompt=False, verify=False))
+    if wanted and not logged_in:
+        raise ConfigError(
+            f"{wanted}, but there is no login: run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
+        )
+    return logged_in
 
 
 # %%

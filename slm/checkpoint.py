@@ -6,7 +6,7 @@ Exported from chapters/06_trainer.py; edit it there.
 import os
 import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,22 +99,32 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("step_*.pt"), reverse=True)
 
 
-def load_latest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, with its path; None if there are none at all.
+def load_latest(
+    folder: str | Path, unfit: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be used, with its path; None if there are none at all.
 
-    A damaged one is named on standard output and the one before it is tried.
+    One that can't is named on standard output, and the one before it is tried.
+
+    Args:
+        folder: Where the checkpoints `step_*.pt` are.
+        unfit: Says why a checkpoint that can be read can't be used, in words that follow its name; "" if it can.
 
     Raises:
-        CheckpointError: There are checkpoints and none of them can be read.
+        CheckpointError: There are checkpoints and none of them can be used; with the reason for the newest.
     """
-    paths = list_checkpoints(folder)
-    for path in paths:
+    problems: list[str] = []
+    for path in list_checkpoints(folder):
         try:
-            return path, load_checkpoint(path)
+            state = load_checkpoint(path)
+            if not (problem := unfit(state)):
+                return path, state
+            problems.append(f"{path} {problem}")
         except CheckpointError as error:
-            print(f"{error}; trying the one before")
-    if paths:
-        found = f"none of the {len(paths)} checkpoints in {folder} can be read"
+            problems.append(str(error))
+        print(f"{problems[-1]}; trying the one before")
+    if problems:
+        found = f"none of the {len(problems)} checkpoints in {folder} can be used ({problems[0]})"
         raise CheckpointError(f"{found}; move them away to start again")
     return None
 

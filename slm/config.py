@@ -32,13 +32,13 @@ class _Section(BaseModel):
 class _ModelSection(_Section):
     """`model:`, the shape; all but dropout must be given."""
 
-    vocab_size: int = Field(ge=1)
-    context_length: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    d_model: int = Field(ge=1)
-    d_ff: int = Field(ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    vocab_size: int = Field(ge=1, description="ids that the tables hold (V); at least the tokenizer's")
+    context_length: int = Field(ge=1, description="tokens that the model can look back on (T)")
+    n_layers: int = Field(ge=1, description="blocks")
+    n_heads: int = Field(ge=1, description="attention heads of each block (H); divides d_model")
+    d_model: int = Field(ge=1, description="channels of the residual stream (D)")
+    d_ff: int = Field(ge=1, description="channels inside the feed-forward network")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of channels and attention weights that is dropped")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_ModelSection":
@@ -56,24 +56,24 @@ class TrainingConfig(_Section):
     )
     learning_rate: float = Field(6e-4, gt=0, description="the peak, reached after the warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
-    warmup_steps: int = Field(100, ge=0)
-    max_steps: int = Field(1000, ge=1)
+    warmup_steps: int = Field(100, ge=0, description="steps in which the rate rises from near zero to its peak")
+    max_steps: int = Field(1000, ge=1, description="steps of the whole run, warm-up included")
     weight_decay: float = Field(0.1, ge=0, description="on matrices and embeddings only")
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the mean gradient")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="memory of the mean squared gradient")
+    adam_eps: float = Field(1e-8, gt=0, description="added to the root of the mean squared gradient")
     use_amp: bool = Field(True, description="16-bit matrix products where the device is good at them; false: float32")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of the matrix products")
     compile: bool = Field(True, description="torch.compile on CUDA, single or distributed; elsewhere it does not pay")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
-    log_every: int = Field(10, ge=1, description="steps")
-    eval_every: int = Field(250, ge=1, description="steps")
+    log_every: int = Field(10, ge=1, description="steps from one training row to the next")
+    eval_every: int = Field(250, ge=1, description="steps from one evaluation to the next")
     eval_batches: int | None = Field(100, ge=1, description="validation batches, the same each time; null takes all")
-    checkpoint_every: int = Field(250, ge=1, description="steps")
+    checkpoint_every: int = Field(250, ge=1, description="steps from one checkpoint to the next")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
     sample_tokens: int = Field(120, ge=0, description="tokens of generated text at each evaluation; 0: none")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the first weights, the order of the text, and dropout")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainingConfig":
@@ -90,10 +90,10 @@ class DataConfig(_Section):
     """`data:`, what is read; `dataset` must be given."""
 
     dataset: str = Field(min_length=1, description="'stories', a Hugging Face hub name, or a path")
-    train_split: str = "train"
-    val_split: str = "validation"
+    train_split: str = Field("train", description="name of the part to train on")
+    val_split: str = Field("validation", description="name of the part that is held out")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="held out where the source has no validation split")
-    text_column: str = "text"
+    text_column: str = Field("text", description="column of the source that holds a document")
     tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or the path of a saved one")
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
@@ -107,11 +107,11 @@ class DataConfig(_Section):
 class WandbConfig(_Section):
     """`wandb:`, Weights & Biases. 'auto' uses it where there is a login or WANDB_MODE says so, and never prompts."""
 
-    enabled: Literal[True, False, "auto"] = "auto"
-    project: str = "slm"
-    entity: str | None = None
-    name: str | None = None
-    tags: list[str] = Field(default_factory=list)
+    enabled: Literal[True, False, "auto"] = Field("auto", description="true without a login is an error")
+    project: str = Field("slm", description="project that the run appears in")
+    entity: str | None = Field(None, description="user or team; null takes the login's own")
+    name: str | None = Field(None, description="name of the run; null takes that of the config file")
+    tags: list[str] = Field(default_factory=list, description="labels to find the run by")
 
 
 class ModalConfig(_Section):
@@ -119,9 +119,11 @@ class ModalConfig(_Section):
 
     gpu: str = Field("T4", description="a GPU that Modal rents, or several of one kind: 'H100:8'")
     timeout: int = Field(14_400, ge=1, le=86_400, description="seconds per attempt")
-    max_dollars: float = Field(10.0, gt=0, description="refuse to launch above this estimate")
-    cpu: float = Field(2.0, gt=0, le=64, description="cores")
-    memory_mib: int = Field(8_192, ge=1_024, le=344_064)
+    max_dollars: float = Field(
+        10.0, gt=0, description="refuse to launch above this estimate, and stop when it is spent"
+    )
+    cpu: float = Field(2.0, gt=0, le=64, description="cores of the machine beside the GPU")
+    memory_mib: int = Field(8_192, ge=1_024, le=344_064, description="MiB of its memory, not the GPU's")
 
     @field_validator("gpu")
     @classmethod

@@ -371,27 +371,18 @@ class Trainer:
             writing.result()
 
     def resume(self) -> Path | None:
-        """Continue from the newest readable checkpoint of the run folder; its path, or None if there is none.
+        """Continue from the newest checkpoint of this run that can be used; its path, or None if there is none at all.
 
         Raises:
-            CheckpointError: There are checkpoints, but none can be read, or it is of another model, text or precision.
+            CheckpointError: There are checkpoints, but all are damaged, or of another config, precision or text.
         """
         if self.run_dir is None:
             return None
-        metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints")
+        metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints", self._unfit)
         if found is None:
             metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
             return None
         path, state = found
-        for what, before, now in (
-            ("precision", state["dtype"], str(self.dtype)),
-            ("text", state["data"], self._data()),
-        ):
-            if before != now:
-                raise CheckpointError(f"{path} belongs to a run with another {what} ({before}, here {now})")
-        if len(state["random"]) != self.world:
-            before = len(state["random"])
-            raise CheckpointError(f"{path} was written by {before} processes; it can't go on with {self.world}")
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -414,6 +405,20 @@ class Trainer:
             self.metrics = read_metrics(self.run_dir)
         return path
 
+    def _unfit(self, state: dict[str, Any]) -> str:
+        """Why a checkpoint is not one of this run; "" if it is."""
+        if changed := _changed_keys(state["config"], self.config.as_dict()):
+            return f"belongs to a run with another config: {'; '.join(changed)}"
+        for what, before, now in (
+            ("precision", state["dtype"], str(self.dtype)),
+            ("text", state["data"], self._data()),
+        ):
+            if before != now:
+                return f"belongs to a run with another {what} ({before}, here {now})"
+        if (processes := len(state["random"])) != self.world:
+            return f"was written by {processes} processes; it can't go on with {self.world}"
+        return ""
+
     def _data(self) -> str | None:
         """A hash of the training tokens, where they come from a token file."""
         dataset = getattr(self.train_loader, "dataset", None)
@@ -426,6 +431,7 @@ class Trainer:
             row["cost/usd"] = self.dollars_per_hour * self.seconds / 3600
         self.metrics.append(row)
         if self.run_dir is not None and self.rank == 0:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
             with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.wandb_run is not None:
@@ -704,20 +710,23 @@ def code_fingerprint() -> str:
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
+def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two configs and would make another run, each with both values."""
+    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
+    free |= {"threads", "num_workers", "cache_dir"}
+    return [
+        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
+        for section in ("model", "training", "data")
+        for key, value in now[section].items()
+        if key not in free and before[section].get(key, value) != value
+    ]
+
+
 def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
     """Raise ConfigError if the run folder was made with other settings that matter."""
     if not (run_dir / "config.yaml").is_file():
         return
-    before, now = load_config(run_dir / "config.yaml").as_dict(), config.as_dict()
-    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
-    free |= {"threads", "num_workers", "cache_dir"}
-    changed = [
-        f"{section}.{key} was {before[section][key]!r} and is now {value!r}"
-        for section in ("model", "training", "data")
-        for key, value in now[section].items()
-        if key not in free and before[section][key] != value
-    ]
-    if changed:
+    if changed := _changed_keys(load_config(run_dir / "config.yaml").as_dict(), config.as_dict()):
         what = f"{run_dir} holds a run with another config: {'; '.join(changed)}"
         raise ConfigError(f"{what}. Choose another --run-dir, or move that folder away")
 
@@ -756,18 +765,24 @@ def _process_group() -> Iterator[None]:
 
 def _wants_wandb(config: RunConfig) -> bool:
     """Whether to log to Weights & Biases: as the config says; with 'auto', if WANDB_MODE or a login says so."""
-    if config.wandb.enabled is False or os.environ.get("WANDB_MODE") == "disabled":
+    mode = os.environ.get("WANDB_MODE")
+    if config.wandb.enabled is False or mode == "disabled":
         return False
-    installed = importlib.util.find_spec("wandb") is not None
-    if config.wandb.enabled is True and not installed:
-        raise ConfigError("wandb.enabled is true, but wandb is not installed: pip install 'slm[train]'")
-    if config.wandb.enabled is True or not installed:
-        return config.wandb.enabled is True
-    if "WANDB_MODE" in os.environ:
+    wanted = "wandb.enabled is true" if config.wandb.enabled is True else f"WANDB_MODE is {mode}" if mode else ""
+    if importlib.util.find_spec("wandb") is None:
+        if wanted:
+            raise ConfigError(f"{wanted}, but wandb is not installed: pip install 'slm[train]'")
+        return False
+    if mode in ("offline", "dryrun"):
         return True
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    logged_in = bool(wandb.login(prompt=False, verify=False))
+    if wanted and not logged_in:
+        raise ConfigError(
+            f"{wanted}, but there is no login: run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
+        )
+    return logged_in
 
 
 def train(

@@ -16,6 +16,7 @@ TINY = {
     "training_step.py": ["--rounds", "1", "--steps", "1", "--layers", "1", "--only", "float32"],
     "generation.py": ["--rounds", "1", "--tokens", "2"],
     "trainer_overhead.py": ["--rounds", "1", "--steps", "2"],
+    "shakespeare.py": ["README.md", "--seconds", "1", "--iterations", "2"],
     "checkpoint.py": ["--rounds", "1", "--layers", "1", "--width", "64"],
 }
 
@@ -56,4 +57,6 @@ def test_each_benchmark_runs(script):
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--threads", "1", *TINY[script]]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("|---|") >= 1 and ("met " in run.stdout or "MISSED" in run.stdout)
+    assert run.stdout.count("|---|") >= 1
+    if script != "shakespeare.py":  # its bars are for 30 and 240 seconds
+        assert "met " in run.stdout or "MISSED" in run.stdout

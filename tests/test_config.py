@@ -240,3 +240,8 @@ def test_shipped_configs_load_and_build(name, parameters):
 
 def test_there_is_no_other_shipped_config():
     assert {path.stem for path in (ROOT / "configs").iterdir()} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("section", [_ModelSection, DataConfig, TrainingConfig, WandbConfig, ModalConfig])
+def test_every_key_says_what_it_is(section):
+    assert all(field.description for field in section.model_fields.values())

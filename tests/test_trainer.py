@@ -407,6 +407,14 @@ def test_histograms_of_the_gradients_every_hundred_steps(cache, tmp_path, monkey
     assert read_metrics(tmp_path / "run") == run.metrics
 
 
+def test_a_single_step_outside_of_train_logs_too(loader_of, tmp_path):
+    trainer = Trainer(
+        model_of(), loader_of(), None, {"training": QUICK}, "cpu", run_dir=tmp_path / "new", verbose=False
+    )
+    trainer.update(iter(loader_of()))
+    assert [row["step"] for row in read_metrics(tmp_path / "new")] == [0]
+
+
 def test_only_the_newest_checkpoints_and_the_best_are_kept(cache):
     train(config(cache, keep_checkpoints=1, checkpoint_every=2, eval_every=2), run_dir=cache / "kept", verbose=False)
     rows = [json.loads(line) for line in (cache / "kept/metrics.jsonl").read_text().splitlines()]
@@ -704,16 +712,19 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
-def test_a_checkpoint_of_another_precision_or_text_is_refused(cache, tmp_path):
+def test_a_checkpoint_of_another_precision_or_text_is_refused(cache, tmp_path, monkeypatch):
     def stopped(c, name):
         run = train(c, run_dir=tmp_path / name, on_checkpoint=interrupt(), verbose=False)
         assert not run.finished
 
-    stopped(config(cache, dtype="bfloat16"), "precision")
-    path = tmp_path / "precision/config.yaml"
-    path.write_text(path.read_text().replace("bfloat16", "float32"))
+    automatic = config(cache, dtype="auto")  # picks another type on another machine
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(slm.trainer, "choose_dtype", lambda *_, dtype=dtype: dtype)
+        if dtype == torch.bfloat16:
+            stopped(automatic, "precision")
     with pytest.raises(CheckpointError, match=r"another precision \(torch.bfloat16, here torch.float32\)"):
-        train(config(cache), run_dir=tmp_path / "precision", verbose=False)
+        train(automatic, run_dir=tmp_path / "precision", verbose=False)
+    monkeypatch.undo()
 
     (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(300)))
     own = config(cache, data={"dataset": str(tmp_path / "own.txt"), "max_documents": None, "packing": "stream"})
@@ -721,6 +732,24 @@ def test_a_checkpoint_of_another_precision_or_text_is_refused(cache, tmp_path):
     (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(400, 700)))
     with pytest.raises(CheckpointError, match="another text"):
         train(own, run_dir=tmp_path / "text", verbose=False)
+
+
+def test_a_foreign_checkpoint_is_named_and_passed_over(cache, tmp_path, capsys):
+    """A file of another config that lies among the run's own, and is newer: the run's newest good one is used."""
+    c = config(cache)
+    whole = train(c, run_dir=tmp_path / "whole", verbose=False)
+    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    for name, other in {"rate": {"learning_rate": 0.1}, "shape": {"model": {"n_layers": 1}}}.items():
+        train(config(cache, **other), run_dir=tmp_path / name, verbose=False)
+    folder = tmp_path / "run/checkpoints"
+    (tmp_path / "rate/checkpoints/step_00000012.pt").rename(folder / "step_00000012.pt")
+    (tmp_path / "shape/checkpoints/step_00000012.pt").rename(folder / "step_00000011.pt")
+    capsys.readouterr()
+    equal_runs(train(c, run_dir=tmp_path / "run"), whole)
+    printed = capsys.readouterr().out
+    changed = "step_00000012.pt belongs to a run with another config: training.learning_rate was 0.1 and is now 0.003; "
+    assert changed in printed and "model.n_layers was 1 and is now 2; trying the one before" in printed
+    assert "going on after step" in printed
 
 
 def test_seconds_count_the_work_before_a_stop(cache, tmp_path):
@@ -809,6 +838,41 @@ def test_two_processes_give_the_losses_of_one_and_survive_a_killed_rank(cache, t
     assert losses(double.metrics) == pytest.approx(losses(single.metrics), abs=1e-5)
     assert losses(double.metrics, "val/loss") == pytest.approx(losses(single.metrics, "val/loss"), abs=1e-5)
     assert double.metrics[-1]["train/tokens_seen"] == single.metrics[-1]["train/tokens_seen"]
+
+
+@pytest.mark.parametrize(
+    ("enabled", "mode", "outcome"),
+    [
+        (True, None, "wandb.enabled is true, but there is no login"),
+        (True, "offline", True),
+        (True, "disabled", False),
+        (False, "offline", False),
+        ("auto", None, False),
+        ("auto", "offline", True),
+        ("auto", "online", "WANDB_MODE is online, but there is no login"),
+    ],
+)
+def test_wandb_is_used_when_asked_for_and_never_prompts(cache, tmp_path, enabled, mode, outcome):
+    """In a process with a terminal, where wandb would ask for a key, and without any login."""
+    (tmp_path / "wandb.yaml").write_text(
+        make_config({"model": MODEL, "data": {"dataset": "stories"}, "wandb": {"enabled": enabled}}).to_yaml()
+    )
+    code = "from slm.config import load_config; from slm.trainer import _wants_wandb; "
+    code += f"print(_wants_wandb(load_config({str(tmp_path / 'wandb.yaml')!r})))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")} | ({"WANDB_MODE": mode} if mode else {})
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
+    )
+    os.close(theirs)
+    printed, _ = process.communicate(timeout=60)
+    said = os.read(ours, 100_000).decode() if process.returncode else ""
+    os.close(ours)
+    if isinstance(outcome, str):
+        assert process.returncode == 1 and outcome in said
+    else:
+        assert process.returncode == 0 and printed.strip() == str(outcome)
 
 
 def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from slm import stories
 from slm.gpt import GPT
 from slm.stories import ReferenceLines
 from slm.tokenizer import Tokenizer
+from slm.trainer import read_metrics
 
 
 def recipe_figure(runs: Mapping[str, Sequence[float]]) -> Figure:
@@ -103,11 +104,11 @@ def train(name, steps, of, layers, attention=True):
     for block in model.blocks:
         block.attention = block.attention if attention else Nothing()
     trainer, batches, points = Trainer(model, loader, None, config, device="cpu", verbose=False), iter(loader), []
-    start = time.process_time()
+    start = time.perf_counter()
     while trainer.step < steps:
         trainer.update(batches)
         if trainer.step % 10 == 0:
-            points.append((time.process_time() - start, torch.stack(trainer._pending)[:, 0].mean().item()))
+            points.append((time.perf_counter() - start, torch.stack(trainer._pending)[:, 0].mean().item()))
             trainer._pending.clear()
     if name:
         print(json.dumps([name, points]), flush=True)
@@ -254,7 +255,7 @@ def shot_and_resumed(shots: int = 2) -> None:
                 _tell(printed)
         weights = [(run / "model/model.safetensors").read_bytes() for run in (whole, torn)]
         curves = [
-            [row.get("train/loss", row.get("val/loss")) for row in map(json.loads, (run / "metrics.jsonl").open())]
+            [row[key] for row in read_metrics(run) for key in ("train/loss", "val/loss") if key in row]
             for run in (whole, torn)
         ]
     print(f"weights identical: {weights[0] == weights[1]}; {len(curves[0])} losses identical: {curves[0] == curves[1]}")
