@@ -26,7 +26,7 @@ from slm import GPT, GPTConfig, Trainer
 from slm.checkpoint import save_checkpoint
 from slm.trainer import empty_model
 
-TRAINING = {"max_steps": 2, "warmup_steps": 0, "checkpoint_every": 1, "eval_every": 2, "dtype": "float32"}
+TRAINING = {"max_steps": 1000, "warmup_steps": 0, "dtype": "float32"}
 
 
 def batches(config: GPTConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -34,9 +34,8 @@ def batches(config: GPTConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(x, y)]
 
 
-def trainer(model: GPT, run_dir: Path, **training: object) -> Trainer:
-    config, settings = model.config, {"training": {**TRAINING, **training}}
-    return Trainer(model, batches(config), None, settings, "cpu", run_dir=run_dir, verbose=False)
+def trainer(model: GPT, run_dir: Path) -> Trainer:
+    return Trainer(model, batches(model.config), None, {"training": TRAINING}, "cpu", run_dir=run_dir, verbose=False)
 
 
 def write_plainly(path: Path, size: int) -> Callable[[], None]:
@@ -73,8 +72,10 @@ def main() -> None:
     config = GPTConfig(50257, 1024, arguments.layers, width // 64, width, 4 * width)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         run_dir = Path(folder) / "run"
-        first = trainer(GPT(config), run_dir, max_steps=1)
-        first.train()
+        first = trainer(GPT(config), run_dir)
+        first.update(iter(batches(config)))
+        first.save()
+        first.finish_saving()
         path = run_dir / "checkpoints" / "step_00000001.pt"
         size = path.stat().st_size
         print(f"{config.n_layers} layers of width {width}: a checkpoint of {size / 1e9:.2f} GB\n")
