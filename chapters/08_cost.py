@@ -19,8 +19,7 @@
 # %% [markdown]
 # # Cost
 #
-# What a training run costs, known before it starts. You count operations by hand and by machine, measure what your own computer does with them, turn both into hours and dollars on every GPU
-# that Modal rents, and into the loss that they buy, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
+# What a training run costs, known before it starts. You count operations by hand and by machine, measure what your own computer does with them, turn both into hours and dollars on every GPU that Modal rents, and into the loss that they buy, and export `slm.cost`. At the end the package gets its door: `slm train`, `slm generate`, `slm cost`.
 #
 # *Runs in about 55 seconds on two cores.*
 
@@ -45,8 +44,7 @@ from slm.gpt_config import GPTConfig
 # %% [markdown]
 # ## The idea
 #
-# A training run is a known number of multiplications. A GPU does a known number of them per second, of which a program reaches a third or a half, and it has a price per second. Two divisions
-# and a product:
+# A training run is a known number of multiplications. A GPU does a known number of them per second, of which a program reaches a third or a half, and it has a price per second. The rest is division:
 #
 # $$\text{hours} = \frac{\text{tokens} \times \text{FLOPs per token}}{3600 \times \text{peak FLOP/s} \times \text{utilisation}}, \qquad \text{dollars} = \text{hours} \times \text{price per hour}$$
 #
@@ -64,12 +62,11 @@ gpt_configs = [load_config(path) for path in sorted(Path("configs").glob("gpt_*.
 hours_and_dollars(gpt_configs)
 
 # %% [markdown]
-# Look at the direction of each cloud. If you paid for speed, the fast GPUs would stand to the upper left: less time, more money. They stand to the lower left. The rest of the chapter builds the numbers behind this figure, one at a time, and checks each.
+# Look at how each model's points lie. If you paid for speed, the fast GPUs would stand to the upper left: less time, more money. They stand to the lower left. The rest of the chapter builds the numbers behind this figure, one at a time, and checks each.
 #
 # ## FLOPs, by hand
 #
-# A FLOP is one floating point multiplication or addition. Multiplying a vector of $m$ numbers by an $m \times n$ matrix takes $mn$ multiplications and as many additions: $2mn$. Nearly all work of a GPT is of this kind, so go through one layer
-# with width $D$, hidden width $F$, and $T$ positions, and count what *one token* costs:
+# A FLOP is one floating point multiplication or addition. Multiplying a vector of $m$ numbers by an $m \times n$ matrix takes $mn$ multiplications and as many additions: $2mn$. Nearly all work of a GPT is of this kind, so go through one layer with width $D$, hidden width $F$, and $T$ positions, and count what *one token* costs:
 #
 # | product | shape | FLOPs per token |
 # |---|---|---|
@@ -176,9 +173,8 @@ for shape in ((512, 64, 2, 2, 64, 256), (1000, 128, 3, 4, 96, 200)):
 # | activations that backward needs | per token and layer, below | grow in the forward pass, shrink in the backward pass |
 # | the loss's working memory | a block of logits, gradients of stream and output matrix | between the two |
 #
-# Our loss never holds all logits (chapter 3), so they do not appear. Which activations are kept follows from the layer's code. Backward needs the input of every product and of every norm. With
-# $b$ bytes per number ($b = 2$ under autocast), per token and layer: two norms keep the float32 stream, $2 \cdot 4D$; their outputs go into products, $2bD$; queries, keys and values, $3bD$; the heads' result, $bD$; and
-# GELU keeps its input and hands its output to the next product, $2bF$. Dropout adds a byte per mask entry.
+# Our loss never holds all logits (chapter 3), so they do not appear. Which activations are kept follows from the layer's code. Backward needs the input of every product and of every norm. With $b$ bytes per number ($b = 2$ under autocast), per token and layer: two norms keep the float32 stream, $2 \cdot 4D$; their outputs go into products, $2bD$; queries, keys and values, $3bD$; the heads' result, $bD$; and GELU keeps
+# its input and hands its output to the next product, $2bF$. Dropout adds a byte per mask entry. The loss has two moments: inside it, a block of logits (at most 32 MB on a CPU, 512 MB elsewhere: chapter 3) beside the gradients of the stream and of the output matrix; right behind it, these gradients twice, as they are and multiplied by what comes from above. The larger counts.
 
 
 # %%
@@ -275,12 +271,11 @@ for shape, batch_size in (
     print(f"predicted {predicted / 1e6:6.1f} MB, measured {measured / 1e6:6.1f} MB: {predicted / measured - 1:+.1%}")
 
 # %% [markdown]
-# A few percent apart. Where the formula is low, there is a reason: it looks at two moments, and the true peak may lie between them, where an operation needs room for itself while it runs. This is one more reason to leave a tenth of the memory free.
+# A few percent apart. The formula adds up what is alive at two moments; in between, single operations need room for themselves and others have given theirs back. This is one more reason to leave a tenth of the memory free.
 #
 # ## From FLOPs to seconds, on your machine
 #
-# How fast is the machine in front of you? One number is its **peak**: FLOP/s in a large matrix product. The other is its **bandwidth**: bytes per second when it only moves numbers. An operation that does few FLOPs per byte
-# waits for memory, however fast the processor is. The roof below is what the two numbers allow, and the points are what the parts of GPT-2 reach, with 256 tokens, and two of them with one.
+# How fast is the machine in front of you? One number is its **peak**: FLOP/s in a large matrix product. The other is its **bandwidth**: bytes per second when it only moves numbers. An operation that does few FLOPs per byte waits for memory, however fast the processor is. The roof below is what the two numbers allow, and the points are what the parts of GPT-2 reach, with 256 tokens, and two of them with one.
 
 # %% tags=["hide-input"]
 from course.figures.chapter_08 import measure_machine, roofline
@@ -292,8 +287,8 @@ print(
 roofline(machine, gpt2)
 
 # %% [markdown]
-# Products of many tokens stand on the right, close to the roof. (The slope was measured by copying; what only reads may stand a little above it.) Norms and GELU sit far left, bound by memory: they are hardly in the count, and yet they take time. And the product for *one* token, which is what generation does, reads a whole matrix to use each
-# number once. This is why no program reaches the peak. The share that it does reach,
+# Products of many tokens stand on the right, close to the roof. (The slope was measured by copying; what only reads may stand a little above it.) Norms and GELU sit far left, bound by memory: they are hardly in the count, and yet they take time. And the product for *one* token, which is what generation does, reads a whole matrix to use each number once. This is why no program reaches the peak. The share that it does
+# reach,
 #
 # $$\text{MFU} = \frac{\text{tokens per second} \times \text{FLOPs per token}}{\text{peak FLOP/s}}$$
 #
@@ -301,8 +296,7 @@ roofline(machine, gpt2)
 #
 # ### Predict, then run
 #
-# A prediction is worth something if it is made before. Time a model of two layers and a model of four, a few steps each: half the difference is a layer, the rest is everything else. From these, predict the seconds of 200 steps of deeper models. Then
-# run them. All times are processor time of the one thread, so that other programs on your machine do not count.
+# A prediction is worth something if it is made before. Time a model of two layers and a model of four, a few steps each: half the difference is a layer, the rest is everything else. From these, predict the seconds of 200 steps of deeper models. Then run them. All times are processor time of the one thread, so that other programs on your machine do not count.
 
 # %%
 from course.figures.chapter_08 import median_seconds, training_step
@@ -319,7 +313,7 @@ print("predicted seconds:", [round(p, 2) for p in predictions])
 import time
 
 for config, predicted in zip(sizes, predictions, strict=True):
-    step = training_step(config)
+    step = training_step(config)  # on 4 rows of 64 tokens
     step()  # the first one allocates
     began = time.process_time()
     for _ in range(steps):
@@ -331,14 +325,12 @@ for config, predicted in zip(sizes, predictions, strict=True):
     )
 
 # %% [markdown]
-# Expect an error of up to a tenth: timed in a short model, a layer is slightly quicker than among many others, and no two minutes of a shared machine are alike. That is the whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and you know the hours. What you can know without renting is the peak and a range for the MFU, and these make the table.
+# Expect an error of up to a tenth, either way: a layer among many is not exactly as fast as one among few, and no two minutes of a shared machine are alike. That is the whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and you know the hours. What you can know without renting is the peak and a range for the MFU, and these make the table.
 #
 # ## Dollars
 #
-# Prices change, so they carry their date and source, and `--prices FILE` replaces them. Modal bills by the second: the GPU, plus the CPU cores and the memory that you reserve (or use, if that is more). The MFU ranges are assumptions, and stated as such. For A100 and H100 they lie near what
-# published training codes reach: on an A100, nanoGPT 30 %, Raschka's tuned loop 39 %, and llm.c, written in CUDA, 60 to 64 %; on an H100, modded-nanogpt's baseline 40 % and nanochat 41 to 46 %. For all other GPUs they are a guess by analogy. All hold for compiled code; without
-# `torch.compile` expect about half. Two peaks belong to each GPU: one for 16-bit products in its matrix units, and a far smaller one for float32. (The 500 of
-# the RTX PRO 6000 is an eighth of its advertised 4,000, which are sparse and in 4 bits.)
+# Prices change, so they carry their date and source, and `--prices FILE` replaces them. Modal bills by the second: the GPU, plus the CPU cores and the memory that you reserve (or use, if that is more). The MFU ranges are assumptions, and stated as such. For A100 and H100 they lie near what published training codes reach: on an A100, nanoGPT 30 %, Raschka's tuned loop 39 %, and llm.c, written in CUDA, 60 to 64 %; on an
+# H100, modded-nanogpt's baseline 40 % and nanochat 41 to 46 %. For all other GPUs they are a guess by analogy. All hold for compiled code; without `torch.compile` expect about half. Two peaks belong to each GPU: one for 16-bit products in its matrix units, and a far smaller one for float32. (The 500 of the RTX PRO 6000 is an eighth of its advertised 4,000, which are sparse and in 4 bits.)
 
 
 # %%
@@ -438,8 +430,7 @@ def load_prices(path: str | Path) -> Prices:
 
 
 # %% [markdown]
-# Everything comes together in `estimate`: one config, one GPU. Each figure has a fast and a slow end, from the two ends of the MFU range. Four more assumptions stand in capitals, so that you can see and change them. Small models
-# need the third, `LAUNCH`: a GPU spends a few microseconds to start each of a layer's many operations, however small they are.
+# Everything comes together in `estimate`: one config, one GPU. Each figure has a fast and a slow end, from the two ends of the MFU range. The other assumptions stand in capitals, so that you can see and change them. Small models need `LAUNCH`: a GPU spends a few microseconds to start each of a layer's many operations, however small they are.
 
 # %%
 #| export
@@ -556,8 +547,7 @@ bounded = estimate(little, gpu="H100").tokens_per_second[0]
 print(f"{little.name} on {h100.name}: {unbounded / 1e6:.0f} million tokens per second, {bounded / 1e6:.1f} with LAUNCH")
 
 # %% [markdown]
-# What the estimate leaves out. Several GPUs exchange their gradients in every step, and that is costed as if it were free. And the optimizer's own work is not counted. For AdamW that is a few operations per parameter. Muon, however,
-# multiplies each matrix of the blocks with itself a few times over. PyTorch's counter says how much that is for the story model, beside the products that are counted:
+# What the estimate leaves out. Several GPUs exchange their gradients in every step, and that is costed as if it were free. And the optimizer's own work is not counted. For AdamW that is a few operations per parameter. Muon, however, multiplies each matrix of the blocks with itself a few times over. PyTorch's counter says how much that is for the story model, beside the products that are counted:
 
 # %% tags=["nbval-check-output"]
 from slm.trainer import make_optimizers
@@ -703,7 +693,7 @@ for row, following in pairwise(estimate_all(gpt_configs[0])):
         print(f"{row.name} to {following.name}: price {price:+.0%}, speed {speed:+.0%}")
 
 # %% [markdown]
-# Why does the smallest config name a T4 all the same, the slowest and dearest in its table? It is the smallest GPU that Modal rents, and its bill stays within the free credit of a month; to take another, change one word, `gpu`. The rule of the faster GPU ends where the model is too small to keep it busy:
+# Why does the smallest config name a T4 all the same, the slowest and dearest in its table? By the hour it is the cheapest, so a first launch that goes wrong costs least on it, and its whole bill stays within the free credit of a month. For the second run change one word, `gpu`. The rule of the faster GPU ends where the model is too small to keep it busy:
 
 # %% tags=["nbval-check-output"]
 for config in [load_config("configs/stories_cpu.yaml"), *gpt_configs]:
@@ -734,16 +724,22 @@ from slm.trainer import Trainer
 
 floor = stories.reference_lines(get_tokenizer("stories")).floor  # E, in nats per token
 source = {"batch_size": 8, "context_length": 128, "tokenizer": "stories", "packing": "documents"}
-schedule = {"batch_size": 8, "optimizer": "muon", "learning_rate": 2e-2, "warmup_steps": 30, "max_steps": 300}
-schedule |= {"eval_every": 300, "eval_batches": 40, "log_every": 300, "use_amp": False}
-sizes, losses = [], []
-for d in (4, 8, 16, 32, 64):
+text = [create_dataloader("stories", split=split, **source) for split in ("train", "validation")]
+schedule = {"batch_size": 8, "optimizer": "muon", "learning_rate": 2e-2, "warmup_steps": 30, "eval_batches": 40}
+schedule |= {"use_amp": False, "log_every": 300, "eval_every": 1000, "checkpoint_every": 1000}
+
+
+def final_loss(model: GPTConfig, steps: int) -> float:
+    """Validation loss after so many steps, in nats per token."""
     torch.manual_seed(0)
-    small = GPTConfig(1024, 128, n_layers=2, n_heads=1, d_model=d, d_ff=4 * d)
-    text = [create_dataloader("stories", split=split, **source) for split in ("train", "validation")]
-    rows = Trainer(GPT(small), *text, {"training": schedule}, device="cpu", verbose=False).train()
-    sizes.append(count_parameters(small))
-    losses.append(next(row["val/loss"] for row in rows if "val/loss" in row))
+    training = {"training": {**schedule, "max_steps": steps}}
+    return Trainer(GPT(model), *text, training, device="cpu", verbose=False).train()[-1]["val/loss"]
+
+
+models = [GPTConfig(1024, 128, n_layers=2, n_heads=1, d_model=d, d_ff=4 * d) for d in (4, 8, 16, 32, 64)]
+sizes, losses = [count_parameters(model) for model in models], [final_loss(model, 300) for model in models]
+targets = sum(int((text[0].batch(step)[1] != -100).sum()) for step in range(300))
+longer = final_loss(models[-1], 600)
 
 # %% tags=["hide-input"]
 from course.figures.chapter_08 import fit_power_law, scaling
@@ -752,16 +748,17 @@ law = fit_power_law(sizes[:4], losses[:4], floor)
 print(f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first four")
 for n, loss in zip(sizes, losses, strict=True):
     told = f"loss {loss:.3f}, law {law(n):.3f}: excess {(loss - floor) / (law(n) - floor) - 1:+.0%}"
-    print(f"{n:>7,} parameters, {300 * 8 * 128 / n:4.1f} tokens each: {told}")
+    print(f"{n:>7,} parameters, {targets / n:4.1f} tokens each: {told}")
+print(f"{sizes[-1]:>7,} parameters, {2 * targets / sizes[-1]:4.1f} tokens each: loss {longer:.3f}")
 scaling(sizes, losses, floor, law)
 
 # %% [markdown]
-# Four points lie within a sixth or so of a line, and not evenly: each step to the right is steeper than the one before. Our text consists of templates, and a model that has them loses little more; language, with its endless rare words, bends less. The fifth point leaves the line upwards. The middle column shows the likely reason: all five saw the same few tokens, sixty for each parameter of the smallest model, less than two for each of the largest. It is not too small for the text, it is undertrained (double `max_steps` for it and see). A law in $N$ alone holds only where the tokens do not run out first; the rule of thumb for language is twenty per parameter (Hoffmann et al. 2022). It fails at the other end, too: towards
-# no parameters at all it goes to infinity, and the loss of a model that knows nothing is $\ln V$.
+# Four points lie within a fifth or so of a line: over more than a tenfold of excess loss. The fifth leaves it upwards. All five saw the same few tokens, and the middle column shows how many that is for each parameter. Is the largest model too large for the text, or undertrained? The last line tells: trained for twice as long, it ends below the law's prediction. A law in $N$ alone holds only where the tokens do not run
+# out first; the rule of thumb for language is twenty per parameter (Hoffmann et al. 2022), and templates need fewer. At the other end the law fails, too: towards no parameters at all it goes to infinity, where the loss of a model that knows nothing is $\ln V$.
 #
 # ## What a dollar buys
 #
-# Money buys tokens, so the law must know both. Hoffmann et al. fitted one to over 400 models on web text; its $E$ is an estimate. With it, a price table becomes a question of loss: for each GPU, which of our three models is the best use of so many dollars, and how good?
+# Money buys parameters and tokens, so the law must know both. Hoffmann et al. fitted one to over 400 models on web text; its $E$ is an estimate. With it, a price table becomes a question of loss: for each GPU, which of our three models is the best use of so many dollars, and how good?
 
 
 # %%
@@ -776,12 +773,13 @@ from course.figures.chapter_08 import loss_for_dollars
 loss_for_dollars(gpt_configs, predicted_loss)
 
 # %% [markdown]
-# Two things. The lines of the GPUs are one line, moved sideways: a GPU that does twice the work for a dollar buys the same loss for half the money, and at the left end only the start-up counts. And a larger budget wants a larger model: a marker stands where the next one takes over. Before it, the large model has seen too few tokens, as ours had above. Read differences off this figure, not values: your text is not theirs.
+# Two things. The lines of the GPUs are one line, moved sideways: a GPU that does twice the work for a dollar buys the same loss for half the money, and at the left end only the start-up counts. And a larger budget wants a larger model: a marker stands where the next one takes over. Before it, the large model has seen too few tokens, as ours had above. Read differences off this figure, not values: your text is not
+# theirs.
 #
 # ## The door
 #
-# A package that is used from a terminal needs one command. `argparse` does the work; two habits make it pleasant. Heavy imports stand *inside* the commands, so that `slm --help` answers at once and not after PyTorch has been loaded. And a mistake of the user is
-# answered with one sentence and exit code 2, while a mistake of the program keeps its traceback. How to tell them apart? A `ValueError` that `slm` itself raises is about what it was asked for; one from deeper down is a bug.
+# A package that is used from a terminal needs one command. `argparse` does the work; two habits make it pleasant. Heavy imports stand *inside* the commands, so that `slm --help` answers at once and not after PyTorch has been loaded. And a mistake of the user is answered with one sentence and exit code 2, while a mistake of the program keeps its traceback. How to tell them apart? A `ValueError` that `slm` itself raises
+# is about what it was asked for; one from deeper down is a bug.
 
 # %%
 #| export cli
@@ -1049,7 +1047,7 @@ main(["cost", "configs/gpt_125m.yaml"])
 # %%
 import subprocess
 
-probe = "import slm.cli, sys; print('torch' in sys.modules)"
+probe = "import sys; from slm import cli; cli._parser().format_help(); print('torch' in sys.modules)"
 began = time.perf_counter()
 loads_torch = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip()
 print(f"loads torch: {loads_torch}; {time.perf_counter() - began:.2f} seconds with Python's own start")

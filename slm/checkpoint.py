@@ -75,7 +75,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _checksum(file: BinaryIO, size: int) -> bytes:
-    """The CRC-32 of a file's first `size` bytes; the file is left behind them."""
+    """The CRC-32 of a file's first `size` bytes; its position is then behind them."""
     checksum = 0
     file.seek(0)
     for start in range(0, size, 1 << 22):

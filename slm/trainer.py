@@ -533,9 +533,8 @@ class Trainer:
         shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}"}
         if self.peak_flops is not None:
             c = self.model.config
-            products = (
-                self.model.count_parameters() - c.context_length * c.d_model
-            )  # positions are added, not multiplied
+            matrices = sum(p.numel() for p in self.model.parameters() if p.dim() == 2)
+            products = matrices - c.context_length * c.d_model  # positions are added, not multiplied
             flops = 6 * products + 12 * c.n_layers * c.d_model * c.context_length  # per token, both ways (chapter 8)
             row["perf/mfu"] = tokens_per_s * flops / (self.peak_flops * self.world)
             shown["MFU"] = f"{row['perf/mfu']:.0%}"

@@ -39,6 +39,10 @@ SCHEDULE_BUGS = {
         peak * (s + 1) / w if s < w else 0.1 * peak + 0.9 * cosine((s - w) / (n - 1 - w), peak)
     ),
     "count progress from the end": lambda s, peak, w, n: peak * (s + 1) / w if s < w else cosine(s / (n - 1), peak),
+    "cosine starts at step warmup - 1": lambda s, peak, w, n: (
+        peak * (s + 1) / w if s < w else cosine((s - w + 1) / (n - w), peak)
+    ),
+    "return the rate, one number": lambda s, peak, w, n: None,
     "Half-way down": lambda s, peak, w, n: peak * (s + 1) / w if s < w else cosine(((s - w) / (n - 1 - w)) ** 2, peak),
 }
 
@@ -55,6 +59,13 @@ def adamw_step(
     mh, vh = (m / (1 - b1**t), v / (1 - b2**t)) if bias else (m, v)
     below = (vh + eps).sqrt() if inside else (vh.sqrt() if root else vh) + eps
     p.add_(sign * lr * mh / below)
+
+
+def corrected_in_place(p, g, m, v, t, lr, b1, b2, eps, decay):
+    p.mul_(1 - lr * decay)
+    m.mul_(b1).add_(g, alpha=1 - b1).div_(1 - b1**t)
+    v.mul_(b2).add_(g * g, alpha=1 - b2).div_(1 - b2**t)
+    p.sub_(lr * m / (v.sqrt() + eps))
 
 
 def planted(**changes):
@@ -76,6 +87,7 @@ def decay_after(p, g, m, v, t, lr, b1, b2, eps, decay):
 
 
 ADAMW_BUGS = {
+    "corrected in place": corrected_in_place,
     "p is unchanged": not_in_place,
     "still zero": forgets_averages,
     "uphill": planted(sign=1),
@@ -152,6 +164,10 @@ def load_reseeded(state, model, optimizer):
 
 
 RESUME_BUGS = {
+    "copy of their state_dict()": (
+        lambda model, optimizer, step: {"model": copy.deepcopy(model), "optimizer": copy.deepcopy(optimizer)},
+        load_all,
+    ),
     "should return a dictionary": (lambda model, optimizer, step: None, load_all),
     "saving changes the run": (lambda *a: (save_all(*a), torch.rand(1))[0], load_all),
     "live tensors": (

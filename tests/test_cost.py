@@ -307,6 +307,14 @@ def test_time_and_money_each_refuse_alone(limits):
     assert cost.verdict(run_config({"max_steps": max(steps, 101)}, limits))[0] == (steps >= 101)
 
 
+def test_the_promise_is_held_against_the_slow_end():
+    fast, slow = cost.estimate(run_config()).hours
+    between = int(3600 * (fast + slow) / 2)
+    assert 3600 * fast < between < 3600 * slow
+    assert not cost.verdict(run_config(modal={"timeout": between, "max_dollars": 1000.0}))[0]
+    assert cost.verdict(run_config(modal={"timeout": int(3600 * slow) + 1, "max_dollars": 1000.0}))[0]
+
+
 def test_another_gpu_is_named_and_is_the_cheapest_that_fits():
     config = run_config({"max_steps": 50_000}, {"timeout": 7200})
     honest, sentence = cost.verdict(config)

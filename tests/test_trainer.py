@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import slm.trainer
 from slm import stories
 from slm.checkpoint import CheckpointError, load_checkpoint, load_latest
 from slm.config import ConfigError, TrainingConfig, make_config
+from slm.cost import count_flops_per_token
 from slm.data import TextDataset, TokenLoader
 from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import get_tokenizer
@@ -405,6 +407,14 @@ def test_histograms_of_the_gradients_every_hundred_steps(cache, tmp_path, monkey
             expected = np.histogram(gradient.double().numpy(), 32, (found["low"], found["high"]))[0]
             assert np.abs(np.array(found["counts"]) - expected).sum() <= 4  # one at an edge may fall on either side
     assert read_metrics(tmp_path / "run") == run.metrics
+
+
+def test_mfu_counts_what_chapter_8_counts(cache, tmp_path):
+    run = train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    trainer = Trainer(run.model, [], None, run.config, "cpu", verbose=False)
+    trainer.peak_flops, trainer.step, trainer._pending = 1e9, 1, [torch.tensor([1.0, 1.0])]
+    trainer._report(tqdm(disable=True), tokens_per_s=1000.0)
+    assert trainer.metrics[-1]["perf/mfu"] == pytest.approx(1000 * count_flops_per_token(run.config.model) / 1e9)
 
 
 def test_a_single_step_outside_of_train_logs_too(loader_of, tmp_path):

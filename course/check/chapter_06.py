@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from course.check.verdict import exercise
 from slm.gpt import GPT, GPTConfig
@@ -16,7 +16,10 @@ from slm.gpt import GPT, GPTConfig
 def schedule(fn: Callable[[int, float, int, int], float]) -> str:
     """Check a `schedule(step, peak, warmup, steps)`."""
     peak, warmup, steps = 2.0, 10, 110
-    rates = [float(fn(step, peak, warmup, steps)) for step in range(steps)]
+    returned = [fn(step, peak, warmup, steps) for step in range(steps)]
+    wrong = next((rate for rate in returned if not isinstance(rate, int | float | Tensor)), 0.0)
+    assert wrong == 0.0, f"It returned {type(wrong).__name__}; return the rate, one number."
+    rates = [float(rate) for rate in returned]
     assert rates[0] != 0, "Step 0 has rate 0, so the first step is wasted: use (step + 1) / warmup."
     assert not math.isclose(max(rates), 1.0) and not math.isclose(rates[0], 0.1 / peak), (
         "The rate never reaches the peak: multiply by it."
@@ -47,8 +50,12 @@ def schedule(fn: Callable[[int, float, int, int], float]) -> str:
     assert math.isclose(rates[-1], 0, abs_tol=1e-9), (
         f"The last step should have rate 0; yours has {rates[-1]:.3g}. Progress runs from 0 at step warmup to 1 at step steps - 1."
     )
+    early = 0.5 * peak * (1 + math.cos(math.pi / (steps - warmup)))
+    assert not math.isclose(rates[warmup], early, rel_tol=1e-6), (
+        "Your cosine starts at step warmup - 1. Step warmup should still have the peak: progress is (step - warmup) / (steps - 1 - warmup)."
+    )
     assert math.isclose(rates[warmup], peak, rel_tol=1e-6), (
-        f"Step warmup should still have the peak, where the cosine starts; yours has {rates[warmup]:.4g}: count progress from the end of the warm-up."
+        f"Step warmup should still have the peak, where the cosine starts; yours has {rates[warmup]:.6f}: count progress from the end of the warm-up."
     )
     assert math.isclose(middle, straight, rel_tol=0.02), (
         f"Half-way down the rate should be half the peak; yours is {middle:.4g}."
@@ -90,6 +97,10 @@ def adamw(fn: Callable[..., None]) -> str:
         "m or v is still zero: update the running averages in place too, or the next step starts from nothing."
     )
     close = lambda found, other: torch.allclose(found, other, atol=1e-5)  # noqa: E731
+    _, m1, v1 = run(0.0, 1)
+    assert not (close(m1, grads[0]) and close(v1, grads[0] ** 2)), (
+        "m and v were corrected in place. They must go on uncorrected: divide into new tensors, m / (1 - beta1**t)."
+    )
     assert not close(p, right(0, 1, uphill=True)), "The step goes uphill: subtract it."
     assert not close(p, right(0, 1, uncorrected=True)), (
         "The averages start at zero and are too small at first: divide them by 1 - beta**t."
@@ -212,6 +223,10 @@ def resume(
         state = save(model, optimizer, 3)
         assert isinstance(state, dict), f"my_save should return a dictionary; yours returns {type(state).__name__}."
         assert torch.equal(torch.get_rng_state(), random), "my_save draws random numbers, so saving changes the run."
+        whole_things = [key for key, value in state.items() if isinstance(value, nn.Module | torch.optim.Optimizer)]
+        assert not whole_things, (
+            f"{whole_things} are whole objects, which no file can hold safely. Put in what they know: a copy of their state_dict()."
+        )
         taken = copy.deepcopy(state)
         whole = train(model, optimizer, range(3, 6))
         assert _equal(state, taken), (
@@ -222,10 +237,10 @@ def resume(
         after = torch.get_rng_state()
         assert torch.equal(weights_of(model), weights), "The weights are not back: model.load_state_dict(…)."
         assert _equal(optimizer.state_dict()["state"], averages), (
-            "AdamW's running averages are not back, so the first steps go off in another direction: save optimizer.state_dict() too."
+            "AdamW's running averages are not back, so the first steps go off in another direction: save optimizer.state_dict() and load it again."
         )
         assert torch.equal(after, random), (
-            "The random numbers go on from another place, so dropout draws other masks. Save torch.get_rng_state(); a seed says where they began, not where they are."
+            "The random numbers go on from another place, so dropout draws other masks. Save torch.get_rng_state(), and set it again; a seed says where they began, not where they are."
         )
         assert done == 3, f"my_load should return the number of steps done, 3; yours returns {done!r}."
         assert torch.equal(train(model, optimizer, range(3, 6)), whole), (
