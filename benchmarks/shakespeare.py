@@ -51,7 +51,7 @@ class Recipe:
 
 # a small corpus is seen a dozen times in the long run: it needs a strong decay, and little of the slower dropout
 SHORT = Recipe(1024, 64, 16, layers=1, width=192, heads=3, rate=1e-2, dropout=0.0, decay=0.1)
-LONG = Recipe(1024, 64, 32, layers=2, width=192, heads=3, rate=1e-2, dropout=0.05, decay=0.3)
+LONG = Recipe(1024, 64, 32, layers=2, width=192, heads=3, rate=1e-2, dropout=0.05, decay=0.6)
 
 
 def window(tokens: Tensor, context: int, batch: int) -> tuple[Tensor, Tensor]:

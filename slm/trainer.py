@@ -34,6 +34,7 @@ from slm.checkpoint import (
     CheckpointError,
     copy_to_cpu,
     list_checkpoints,
+    load_checkpoint,
     load_latest,
     prune_checkpoints,
     save_checkpoint,
@@ -400,15 +401,19 @@ class Trainer:
         torch.set_rng_state(random["cpu"])
         if random["device"] is not None and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(random["device"])
+        if self.rank == 0:
+            for part in (self.run_dir / "checkpoints").glob("*.part"):  # what a killed process left half written
+                part.unlink()
         if self.rank == 0 and metrics.exists():
-            os.truncate(metrics, min(metrics.stat().st_size, state["metrics_bytes"]))
+            kept = metrics.read_bytes()[: state["metrics_bytes"]]
+            os.truncate(metrics, kept.rfind(b"\n") + 1)  # whole rows only, should the file be shorter than it was
             self.metrics = read_metrics(self.run_dir)
         return path
 
     def _unfit(self, state: dict[str, Any]) -> str:
         """Why a checkpoint is not one of this run; "" if it is."""
-        if changed := _changed_keys(state["config"], self.config.as_dict()):
-            return f"belongs to a run with another config: {'; '.join(changed)}"
+        if foreign := _foreign(state, self.config):
+            return foreign
         for what, before, now in (
             ("precision", state["dtype"], str(self.dtype)),
             ("text", state["data"], self._data()),
@@ -619,8 +624,11 @@ def _for_wandb(value: Any) -> Any:
 
 def _last_good(run_dir: Path | None) -> str:
     """Which checkpoint a run that has failed can go on from, for its error message."""
-    saved = [] if run_dir is None else list_checkpoints(run_dir / "checkpoints")
-    return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+    for path in [] if run_dir is None else list_checkpoints(run_dir / "checkpoints"):
+        with contextlib.suppress(CheckpointError):  # a damaged one
+            load_checkpoint(path)
+            return f"the last good checkpoint is {path}"
+    return "there is no checkpoint yet"
 
 
 @contextlib.contextmanager
@@ -692,7 +700,7 @@ def load_run(run_dir: str | Path) -> Run:
     if finished:
         model = GPT.from_pretrained(run_dir / "model")
     else:
-        found = load_latest(run_dir / "checkpoints")
+        found = load_latest(run_dir / "checkpoints", lambda state: _foreign(state, config))
         if found is None:
             first = config.training.checkpoint_every
             raise FileNotFoundError(f"{run_dir} has no checkpoint yet; the first is written at step {first}")
@@ -719,6 +727,14 @@ def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for key, value in now[section].items()
         if key not in free and before[section].get(key, value) != value
     ]
+
+
+def _foreign(state: Mapping[str, Any], config: RunConfig) -> str:
+    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
+    if "config" not in state:
+        return "was not written by a trainer"
+    changed = _changed_keys(state["config"], config.as_dict())
+    return f"belongs to a run with another config: {'; '.join(changed)}" if changed else ""
 
 
 def _refuse_changes(config: RunConfig, run_dir: Path) -> None:

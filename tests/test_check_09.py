@@ -62,7 +62,30 @@ def says_nothing(gpus, max_dollars, max_hours):
         raise ValueError("too expensive") from None
 
 
+def just_in_time_is_late(gpus, max_dollars, max_hours):
+    return choose_gpu_solution(
+        {name: each for name, each in gpus.items() if each[0] < max_hours}, max_dollars, max_hours
+    )
+
+
+def says_a_number_of_its_own(gpus, max_dollars, max_hours):
+    try:
+        return choose_gpu_solution(gpus, max_dollars, max_hours)
+    except ValueError:
+        raise ValueError("the cheapest costs $7.5") from None
+
+
+def budget_for_the_cheapest_of_all(gpus, max_dollars, max_hours):
+    cheapest = min(total(gpus, name) for name in gpus)
+    if cheapest > max_dollars:
+        raise ValueError(f"the cheapest costs ${cheapest}")
+    return choose_gpu_solution(gpus, 1e9, max_hours)
+
+
 CHOOSE_GPU_BUGS = {
+    "A run of 3 hours is done within 3 hours": just_in_time_is_late,
+    "of those that are in time": says_a_number_of_its_own,
+    "a budget of $8 must refuse": budget_for_the_cheapest_of_all,
     "lowest price per hour": lambda g, d, h: min(g, key=lambda name: g[name][1]),
     "You chose the fastest": lambda g, d, h: min(g, key=lambda name: g[name][0]),
     "You chose 'small'": lambda g, d, h: "small",
@@ -155,6 +178,76 @@ def twice(folder, steps, work, commit):
     return steps
 
 
+def tries_again(folder, steps, work, commit):
+    step = saved(folder)
+    while step < steps:
+        try:
+            work(step)
+        except KeyboardInterrupt:
+            continue
+        step += 1
+        save(folder, step)
+        commit()
+    return steps
+
+
+def never_ends(folder, steps, work, commit):
+    step = saved(folder)
+    while True:
+        work(step)
+
+
+def commits_finally(folder, steps, work, commit):
+    try:
+        for step in range(saved(folder), steps):
+            work(step)
+            save(folder, step + 1)
+    finally:
+        commit()
+    return steps
+
+
+def saves_in_except(folder, steps, work, commit):
+    step = saved(folder)
+    try:
+        for step in range(saved(folder), steps):
+            work(step)
+    except KeyboardInterrupt:
+        save(folder, step)
+        commit()
+        raise
+    return steps
+
+
+def commits_every(k):
+    def attempt(folder, steps, work, commit):
+        for step in range(saved(folder), steps):
+            work(step)
+            save(folder, step + 1)
+            if (step + 1) % k == 0 or step + 1 == steps:
+                commit()
+        return steps
+
+    return attempt
+
+
+def saves_the_step(folder, steps, work, commit):
+    for step in range(saved(folder), steps):
+        work(step)
+        save(folder, step)
+        commit()
+    return steps
+
+
+def reads_text(folder, steps, work, commit):
+    path = folder / "step.txt"
+    for step in range(path.read_text() if path.exists() else 0, steps):
+        work(step)
+        save(folder, step + 1)
+        commit()
+    return steps
+
+
 def idle(folder, steps, work, commit):
     return steps
 
@@ -179,7 +272,15 @@ ATTEMPT_BUGS = {
     "commit after it": commits_first,
     "counted before it was done": counts_first,
     "as if all were well": swallows,
-    "should do steps 4 and 5": one_more,
+    "should do the steps from 4 to 5": one_more,
+    "work(4) again and again": tries_again,
+    "Does your loop end": never_ends,
+    "in a finally or an except": commits_finally,
+    "The first commit() came after the interruption": saves_in_except,
+    "1 of 4 steps had been committed": commits_every(3),
+    "2 of 4 steps had been committed": commits_every(2),
+    "After work(i) the count is i + 1": saves_the_step,
+    "A file holds text": reads_text,
     "begin with work(0)": from_one,
     "once each": twice,
     "No step was done": idle,

@@ -4,6 +4,8 @@ import contextlib
 import importlib.metadata
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import yaml
 
 import modal_app
 from slm import trainer
+from slm.checkpoint import CheckpointError
 from slm.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,8 +113,40 @@ def test_model_that_does_not_fit_is_refused_whatever_one_would_spend():
 def test_text_on_this_computer_is_refused(tmp_path):
     text = tmp_path / "own.txt"
     text.write_text("Once.")
-    with pytest.raises(modal_app.Refused, match=r"data\.dataset.*modal volume create slm-data.*modal volume put"):
+    with pytest.raises(modal_app.Refused, match=r"data\.dataset.*modal volume put.*modal volume create slm-data"):
         modal_app.check(load_config(tiny(tmp_path, data={"dataset": str(text)})))
+
+
+@pytest.mark.parametrize("value", ["texts/*.txt", "texts", "texts/a b.txt", "./texts/**/*.txt", "*.jsonl"])
+def test_printed_upload_works_and_the_config_finds_it(tmp_path, monkeypatch, value):
+    here, data = tmp_path / "here", tmp_path / "data"
+    for name in ("texts/a b.txt", "texts/deep/c.txt", "d.jsonl"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("Once.")
+    monkeypatch.chdir(here)
+    with pytest.raises(modal_app.Refused) as refused:
+        modal_app.check(load_config(tiny(tmp_path, data={"dataset": value})))
+    command, path = re.search(r"upload it with `(.+?)` .*write data\.dataset: (.+)$", str(refused.value)).groups()
+    *put, source, target = shlex.split(command)  # one path, which no shell expands
+    assert put == ["modal", "volume", "put", "slm-data"]
+    copy = shutil.copytree if Path(source).is_dir() else shutil.copy
+    (data / target[1:]).parent.mkdir(parents=True)
+    copy(source, data / target[1:])
+    modal_app.check(load_config(tiny(tmp_path, data={"dataset": path})))
+
+    def names(pattern, root):
+        return sorted(found.relative_to(root) for found in Path(root).glob(pattern))
+
+    written = Path(path).relative_to("/data").as_posix()
+    base = f"text/{Path(source).resolve().name}"
+    if "*" in value:
+        assert (
+            [found.relative_to(base) for found in names(written, data)]
+            == [found.relative_to(source) for found in names(Path(value).as_posix(), ".")]
+            != []
+        )
+    else:
+        assert (data / written).exists()
 
 
 def test_tokenizer_on_this_computer_is_refused(tmp_path):
@@ -242,6 +277,23 @@ def test_interrupt_before_the_gpu_is_told(tmp_path, asked, monkeypatch):
         modal_app.launch(load_config(tiny(tmp_path)))
 
 
+def test_preparation_can_be_followed_and_stopped_while_it_is_waited_for(tmp_path, asked, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def run(detach):
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+
+    def wait(self):
+        said = capsys.readouterr().out
+        assert "modal app logs ap-1" in said and "modal app stop ap-1" in said
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(modal_app.app, "run", run)
+    monkeypatch.setattr(Recorder, "get", wait)
+    with pytest.raises(modal_app.Refused, match="the preparation goes on, and `modal app stop ap-1` ends it"):
+        modal_app.launch(load_config(tiny(tmp_path, data={"dataset": "roneneldan/TinyStories"})))
+
+
 def test_secret_only_if_the_config_asks_for_it(tmp_path, asked):
     modal_app.launch(load_config(tiny(tmp_path, wandb={"enabled": True})))
     (secret,) = asked[1][1]["secrets"]
@@ -328,13 +380,42 @@ def test_finished_run_is_returned_though_its_budget_is_spent(tmp_path):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "lower training.batch_size"),
         (ValueError("no such key"), "no such"),
+        (trainer.TrainingDiverged("the loss became nan at step 3"), "became nan"),
+        (CheckpointError("none of the 2 checkpoints can be used"), "none of the 2"),
     ],
-    ids=["memory", "mistake"],
+    ids=["memory", "mistake", "divergence", "checkpoints"],
 )
 def test_failure_that_would_repeat_ends_the_call(tmp_path, monkeypatch, error, words):
     training_that(monkeypatch, error)
     result = modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))  # an exception would be retried
     assert words in result["problem"] and not result["finished"] and result["attempts"] == 1
+
+
+def test_checkpoints_of_another_precision_end_the_call(tmp_path):
+    training = TINY["training"]
+    modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=1e-9, rate=3.6)
+    path = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
+    state = trainer.load_latest(path.parent)[1]
+    trainer.save_checkpoint(path, {**state, "dtype": "torch.float16" if "float16" != state["dtype"] else ""})
+    result = modal_app.train.local(text_of(tmp_path, training=training), str(tmp_path / "run"))
+    assert "another precision" in result["problem"] and not result["finished"]
+
+
+def test_full_disk_may_be_tried_again(tmp_path, monkeypatch):
+    def full(path, state):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    with pytest.raises(CheckpointError, match="was not saved"):
+        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
+    assert "was not saved" in json.loads((tmp_path / "run" / "attempts.json").read_text())[0]["error"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), TimeoutError("slow"), modal.exception.ServiceError("commit")])
+def test_own_error_does_not_look_like_a_failed_question(tmp_path, monkeypatch, error):
+    training_that(monkeypatch, error)
+    with pytest.raises(RuntimeError, match=f"{type(error).__name__}: {error}"):
+        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
 
 
 def test_meter_is_written_before_training_begins(tmp_path, monkeypatch):
@@ -354,8 +435,25 @@ def test_report_of_a_run_that_has_just_begun(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4, "train/lo')
     found = modal_app.report(tmp_path)
     assert (found["finished"], found["step"], found["attempts"], found["dollars"]) == (False, 2, 0, 0)
+    assert (found["checkpoint"], found["budget"], found["problem"]) == (0, None, "")
     (tmp_path / "metrics.jsonl").unlink()
     assert modal_app.report(tmp_path)["step"] == 0
+
+
+def test_report_tells_checkpoint_budget_and_problem(tmp_path):
+    """Also in a copy of the folder without its checkpoints, and no longer once a further attempt has begun."""
+    modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), budget=1e-9, rate=3.60)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7}\n')  # as of a run that was killed later
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", copy, ignore=shutil.ignore_patterns("*.pt"))
+    for folder in (tmp_path / "run", copy):
+        found = modal_app.report(folder)
+        assert (found["step"], found["checkpoint"], found["budget"]) == (7, 4, 1e-9)
+        assert "a larger budget goes on" in found["problem"]
+    modal_app.Meter(tmp_path / "run", 3.6, budget=2.0).save()
+    found = modal_app.report(tmp_path / "run")
+    assert (found["budget"], found["problem"]) == (2.0, "")
 
 
 def test_interrupted_run_does_not_count_as_done(tmp_path, monkeypatch):
@@ -363,6 +461,40 @@ def test_interrupted_run_does_not_count_as_done(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
     assert modal_app.report(tmp_path / "run")["attempts"] == 1  # it cost something all the same
+
+
+def interrupted_training(config, run_dir, **rest):
+    raise KeyboardInterrupt
+
+
+def test_interrupt_of_the_time_limit_is_an_attempt_in_vain(tmp_path, monkeypatch):
+    monkeypatch.setattr(modal_app.modal, "current_function_call_id", lambda: "fc-1")
+    monkeypatch.setattr("slm.trainer.train", interrupted_training)
+    text = text_of(tmp_path, modal={**TINY["modal"], "timeout": int(modal_app.TICK)})
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            modal_app.train.local(text, str(tmp_path / "run"))
+    try:
+        result = modal_app.train.local(text, str(tmp_path / "run"))
+    except KeyboardInterrupt:
+        pytest.fail("a fourth attempt began")
+    assert "modal.timeout" in result["problem"]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [interrupted_training, lambda config, run_dir, **rest: SimpleNamespace(finished=False)],
+    ids=["at once", "saved"],
+)
+def test_machines_taken_away_do_not_end_a_run(tmp_path, monkeypatch, train):
+    monkeypatch.setattr(modal_app.modal, "current_function_call_id", lambda: "fc-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("slm.trainer.train", train)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))
+    assert modal_app.report(tmp_path / "run")["problem"] == ""
+    assert modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"))["finished"]
 
 
 def slow_training(monkeypatch, seconds=30.0):
@@ -467,6 +599,9 @@ IN_VAIN = {
     "two time-outs": ([A, A], ""),
     "three time-outs": ([A, A, A], "modal.timeout"),
     "three time-outs with progress": ([A, A, A | {"to": ["x"]}], ""),
+    "three machines taken away": ([A | {"interrupted": True}] * 3, ""),
+    "three time-outs and a machine taken away": ([A, A, A | {"interrupted": True}, A], "modal.timeout"),
+    "progress before a machine is taken away": ([A, A, A | {"interrupted": True, "to": ["x"]}, A], ""),
     "three of a count without calls": ([{"seconds": 1.0, "dollars": 0.0}] * 3, ""),
 }
 
@@ -571,6 +706,13 @@ def test_failure_of_a_rank_that_would_repeat_is_told_apart(ranks, tmp_path, caps
     assert line in capsys.readouterr().err  # it is in the log all the same
 
 
+def test_full_disk_of_a_rank_may_be_tried_again(ranks, tmp_path):
+    line = "slm: step 4 was not saved: No space left on device"
+    ranks(f"import sys; print({line!r}, file=sys.stderr); sys.exit(1)")
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), lambda: None)
+
+
 def test_mistake_of_real_ranks_is_a_mistake(tmp_path):
     with pytest.raises(ValueError, match="vocab_size = 300 is too small"):
         path = tiny(tmp_path, model={**TINY["model"], "vocab_size": 300}, modal={"gpu": "H100:2"})
@@ -627,23 +769,28 @@ def test_status_reports_from_the_volume(volume, capsys):
     assert said == {
         "run": "x",
         "finished": True,
+        "problem": "",
         "step": 4,
+        "checkpoint": 0,
         "val_loss": 3.5,
         "mfu": None,
         "attempts": 1,
         "seconds": 10.0,
         "dollars": 0.5,
+        "budget": None,
         "running": False,
     }
 
 
 class Call:
-    """A call in the cloud that runs for ever, or has ended."""
+    """A call in the cloud that runs for ever, has ended, or answers with an error."""
 
-    def __init__(self, running):
-        self.running, self.cancelled = running, False
+    def __init__(self, running, error=None):
+        self.running, self.error, self.cancelled = running, error, False
 
     def get(self, timeout):
+        if self.error:
+            raise self.error
         if self.running:
             raise TimeoutError
 
@@ -658,14 +805,114 @@ def call(monkeypatch):
     return calls
 
 
-def test_run_is_found_again_from_any_computer(volume, tmp_path):
+def test_run_is_found_again_from_any_computer(volume, call, tmp_path):
     assert modal_app.find("x") is None  # its only attempt does not know its call
     (tmp_path / "volume/runs/x/attempts.json").write_text('[{"call": "fc-0"}, {"call": "fc-on", "app": "ap-1"}]')
     assert modal_app.find("x") == modal_app.Launched("ap-1", "fc-on", "x")
     assert modal_app.find("y") is None
 
 
-def test_launch_leaves_a_note_that_finds_the_call(tmp_path, asked):
+def note_of(tmp_path, call, run="x"):
+    """What a launch from this computer leaves here."""
+    path = tmp_path / "runs" / "modal" / run / "launched.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"app_id": "ap-1", "call_id": call, "run": run}))
+
+
+@pytest.mark.parametrize(
+    ("noted", "begun", "found"),
+    [
+        ("fc-off", ["fc-on"], "fc-on"),  # launched anew elsewhere
+        ("fc-on", ["fc-off"], "fc-on"),  # launched here, and waiting for its GPU
+        ("fc-off", ["fc-off", "fc-gone"], "fc-gone"),  # none is running: the later one
+        ("fc-gone", ["fc-off"], "fc-gone"),
+        ("fc-on", ["fc-on", "fc-off"], "fc-on"),
+    ],
+)
+def test_note_and_volume_are_both_asked(volume, call, tmp_path, noted, begun, found):
+    call["fc-gone"] = Call(False)
+    (tmp_path / "volume/runs/x/attempts.json").write_text(json.dumps([{"call": each} for each in begun]))
+    note_of(tmp_path, noted)
+    assert modal_app.find("x").call_id == found
+
+
+def test_run_launched_elsewhere_is_not_launched_twice(tmp_path, asked, call):
+    (tmp_path / "volume/runs/tiny").mkdir(parents=True)
+    (tmp_path / "volume/runs/tiny/attempts.json").write_text('[{"call": "fc-off"}, {"call": "fc-on"}]')
+    note_of(tmp_path, "fc-off", "tiny")
+    with pytest.raises(modal_app.Refused, match="already.*\n.*fc-on"):
+        modal_app.launch(load_config(tiny(tmp_path)))
+    assert asked == []
+
+
+def test_stop_reaches_every_call_that_runs(volume, call, tmp_path):
+    call["fc-too"] = Call(True)
+    (tmp_path / "volume/runs/x/attempts.json").write_text('[{"call": "fc-on"}]')
+    note_of(tmp_path, "fc-too")
+    modal_app.stop_run("x")
+    assert call["fc-on"].cancelled and call["fc-too"].cancelled
+
+
+E = modal.exception
+ANSWERS = [
+    *(RuntimeError("boom"), torch.OutOfMemoryError("full"), modal_app.BudgetSpent("it has cost")),
+    *(E.RemoteError("cancelled"), E.FunctionTimeoutError("late"), E.OutputExpiredError(), E.NotFoundError("no call")),
+    *(E.InternalFailure("lost"), E.ExecutionError("an error of a module that is not here")),
+]
+NO_ANSWERS = [
+    *(E.ConnectionError("no network"), E.ServiceError("down"), E.AuthError("Token missing"), E.InternalError("oops")),
+    *(E.PermissionDeniedError("not yours"), E.ResourceExhaustedError("too often"), E.ClientClosed("closed")),
+    *(ConnectionResetError("by peer"), OSError("name or service\nnot known"), E.TimeoutError("no answer in time")),
+]
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+def test_call_that_has_ended_is_not_running(call, error):
+    call["fc-1"] = Call(False, error)
+    assert modal_app.Launched("ap-1", "fc-1", "x").is_running() is False
+
+
+@pytest.mark.parametrize("error", NO_ANSWERS, ids=lambda error: type(error).__name__)
+def test_modal_that_does_not_answer_does_not_mean_that_nothing_runs(
+    volume, asked, call, tmp_path, capsys, monkeypatch, error
+):
+    call["fc-1"] = Call(False, error)
+    note_of(tmp_path, "fc-1")
+    for command in (modal_app.stop_run, modal_app.show_status):
+        with pytest.raises(SystemExit) as stop:
+            command("x")
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1, said
+        assert "Modal cannot be asked about x, which may be running" in said and type(error).__name__ in said
+    with pytest.raises(modal_app.Refused, match="cannot be asked"):
+        modal_app.launch(load_config(tiny(tmp_path)), run="x")
+    assert asked == []
+
+
+def test_volume_that_cannot_be_read_does_not_mean_that_nothing_runs(volume, asked, tmp_path, monkeypatch, capsys):
+    def lost(path):
+        raise E.ConnectionError("no network")
+
+    monkeypatch.setattr(modal_app.volume, "read_file", lost)
+    with pytest.raises(modal_app.Refused, match=r"cannot be asked about x.*\(ConnectionError: no network\)"):
+        modal_app.launch(load_config(tiny(tmp_path)), run="x")
+    assert asked == []
+
+
+def test_cancel_that_does_not_arrive_is_told(volume, call, tmp_path, capsys, monkeypatch):
+    def lost(self):
+        raise E.ServiceError("down")
+
+    monkeypatch.setattr(Call, "cancel", lost)
+    note_of(tmp_path, "fc-on")
+    with pytest.raises(SystemExit):
+        modal_app.stop_run("x")
+    said = capsys.readouterr()
+    assert "may be running (ServiceError: down)" in said.err and "is stopped" not in said.out
+
+
+def test_launch_leaves_a_note_that_finds_the_call(tmp_path, asked, call):
+    call["fc-train"] = Call(True)
     launched = modal_app.launch(load_config(tiny(tmp_path)), wait=False)
     assert modal_app.find("tiny") == launched
 

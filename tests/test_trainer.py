@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import slm.trainer
 from slm import stories
-from slm.checkpoint import CheckpointError, load_checkpoint, load_latest
+from slm.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
 from slm.config import ConfigError, TrainingConfig, make_config
 from slm.cost import count_flops_per_token
 from slm.data import TextDataset, TokenLoader
@@ -760,6 +760,42 @@ def test_a_foreign_checkpoint_is_named_and_passed_over(cache, tmp_path, capsys):
     changed = "step_00000012.pt belongs to a run with another config: training.learning_rate was 0.1 and is now 0.003; "
     assert changed in printed and "model.n_layers was 1 and is now 2; trying the one before" in printed
     assert "going on after step" in printed
+
+
+def test_a_foreign_checkpoint_is_not_read_as_a_run_s_own(cache, tmp_path, capsys):
+    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    own = load_run(tmp_path / "run").model
+    train(config(cache, learning_rate=0.1), run_dir=tmp_path / "rate", verbose=False)
+    folder = tmp_path / "run/checkpoints"
+    (tmp_path / "rate/checkpoints/step_00000012.pt").rename(folder / "step_00000012.pt")
+    save_checkpoint(folder / "step_00000099.pt", {"step": 99})
+    found = load_run(tmp_path / "run").model
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), found.parameters(), strict=True))
+    printed = capsys.readouterr().out
+    assert "step_00000099.pt was not written by a trainer; trying the one before" in printed
+    assert "step_00000012.pt belongs to a run with another config" in printed
+
+
+def test_what_a_kill_left_behind_is_cleared_away(cache, tmp_path):
+    """A half-written checkpoint of a step that is never saved again, and metrics that lost their end."""
+    c = config(cache)
+    whole = train(c, run_dir=tmp_path / "whole", verbose=False)
+    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    (tmp_path / "run/checkpoints/step_00000099.pt.part").write_bytes(b"half")
+    metrics = tmp_path / "run/metrics.jsonl"
+    os.truncate(metrics, metrics.stat().st_size - 20)
+    again = train(c, run_dir=tmp_path / "run", verbose=False)
+    assert not list((tmp_path / "run/checkpoints").glob("*.part"))
+    assert read_metrics(tmp_path / "run") == again.metrics and again.finished
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_the_last_good_checkpoint_is_not_a_damaged_one(cache, tmp_path, monkeypatch):
+    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    (tmp_path / "run/checkpoints/step_00000099.pt").write_bytes(b"damaged")
+    monkeypatch.setattr(Trainer, "_finite", lambda self: (_ for _ in ()).throw(self._diverged("it", self.step)))
+    with pytest.raises(TrainingDiverged, match=r"the last good checkpoint is .*step_0000000\d\.pt"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
 
 
 def test_seconds_count_the_work_before_a_stop(cache, tmp_path):
