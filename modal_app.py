@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,8 +99,8 @@ class Meter:
         self.path, self.secure = Path(run_dir) / "attempts.json", secure
         self.dollars_per_hour, self.budget, self.last = dollars_per_hour, budget, f"step_{max_steps:08d}.pt"
         self.earlier: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "error": ""}
-        self.entry |= {"from": checkpoints(run_dir)[-1:], "to": []}
+        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "budget": budget, "problem": ""}
+        self.entry |= {"error": "", "interrupted": False, "from": checkpoints(run_dir)[-1:], "to": []}
         self.started, self.interrupted, self._lock = time.monotonic(), False, threading.Lock()
 
     def save(self) -> dict[str, float]:
@@ -141,6 +142,7 @@ class Meter:
         if self.entry["error"]:
             mine.append(self.entry)
         idle = list(itertools.takewhile(lambda attempt: attempt["from"] == attempt["to"], reversed(mine)))
+        idle = [attempt for attempt in idle if not attempt.get("interrupted")]  # nobody's fault: a machine taken away
         if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
             return f"two attempts in a row came to no new checkpoint; the last one ended with {idle[0]['error']}"
         if len(idle) > 2:
@@ -195,6 +197,15 @@ def unpack(config_text: str, name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Raise errors of disk, network and Modal as RuntimeErrors: in an answer they would look like a failed question."""
+    try:
+        yield
+    except (modal.exception.Error, OSError) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
 @app.function(
     image=image,
     volumes={DATA: volume},
@@ -213,7 +224,7 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
-        What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
+        What `report` says of the run.
     """
     from slm.config import load_config
     from slm.cost import dollars_per_hour
@@ -225,28 +236,33 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
     call = modal.current_function_call_id() or ""
     meter = Meter(run_dir, rate, budget, config.training.max_steps, call, (lambda: None) if here else volume.commit)
     problem = meter.in_vain()
-    try:
-        if not problem:
-            problem = attempt(config, run_dir, meter)
-    except BaseException as error:
-        meter.entry["error"] = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
-        problem = meter.in_vain()
-        if not isinstance(error, Exception) or not problem:
+    with told_apart():
+        try:
+            if not problem:
+                problem = attempt(config, run_dir, meter)
+                if not problem and not report(run_dir)["finished"]:  # a normal return would count as finished
+                    raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
+        except Exception as error:
+            meter.entry["error"] = f"{type(error).__name__}: {error}"
+            problem = meter.in_vain()
+            if not problem:
+                raise
+        except KeyboardInterrupt:  # Modal's, for the machine or the time limit; `attempt` keeps the meter's to itself
+            meter.entry["interrupted"] = time.monotonic() - meter.started < config.modal.timeout - TICK
             raise
-    finally:
-        meter.save()
+        finally:
+            meter.entry["problem"] = problem
+            meter.save()
     if problem:
         print(f"{run_dir} stops: {problem}")
-    result = {**report(run_dir), "problem": problem}
-    if not result["finished"] and not problem:
-        raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")  # a normal return would count as finished
-    return result
+    return report(run_dir)
 
 
 def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
     """One attempt to train to the end; returns what no further attempt can solve, or an empty string."""
     import torch
 
+    from slm.checkpoint import CheckpointError
     from slm.trainer import TrainingDiverged
     from slm.trainer import train as train_here
 
@@ -255,7 +271,7 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
             raise BudgetSpent(f"it has cost ${dollars:.2f} of ${meter.budget:.2f}; a larger budget goes on from here")
 
     def checkpoint_written() -> None:
-        spent = meter.save()  # until here a file is safe from this process; from here on, from this machine
+        spent = meter.save()  # what was on this machine's disk is now on the volume, too
         if not modal.is_local():
             so_far = f"{spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far"
             print(f"checkpoint on the volume; {so_far}, about ${meter.at_the_end():.2f} at the end")
@@ -275,8 +291,10 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
             stop_if_spent(meter.save()["dollars"])
     except torch.OutOfMemoryError:
         return OUT_OF_MEMORY
-    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end so too
-        return str(error)
+    except (BudgetSpent, TrainingDiverged, ValueError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and isinstance(error.__cause__, OSError):
+            raise  # the disk was full or not writable, which another machine's may not be
+        return str(error)  # another attempt would end so too
     except KeyboardInterrupt:
         if not meter.interrupted:
             raise
@@ -299,13 +317,14 @@ def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[]
         f"--nproc_per_node={config.modal.gpu_count}",
     ]
     command = [*torchrun, "-m", "slm", "train", str(unpack(as_text(config), config.name)), "--run-dir", run_dir]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    patient = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}  # seconds to save in; torchrun allows 30
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=patient)
     known, final = checkpoints(run_dir), []
 
     def listen() -> None:
         for line in process.stderr or ():
             print(line, end="", file=sys.stderr, flush=True)
-            if line.startswith("slm: "):
+            if line.startswith("slm: ") and "was not saved" not in line:  # a full disk may be tried again
                 final.append(line.removeprefix("slm: ").strip())
             elif "OutOfMemoryError" in line:
                 final.append(OUT_OF_MEMORY)
@@ -332,22 +351,30 @@ def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[]
 
 
 def report(run_dir: str | Path) -> dict[str, Any]:
-    """What a run came to: name, whether it is finished, step, validation loss, MFU, and what it cost so far."""
+    """What a run came to: how far it is, the problem that ended it, if any, how good it is, and what it cost so far.
+
+    "step" is the last one in the metrics. A run goes on from "checkpoint", which may be behind.
+    """
     folder = Path(run_dir)
     metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
     rows = [json.loads(line) for line in lines]
     attempts = json.loads(meter.read_text()) if meter.exists() else []
+    last = attempts[-1] if attempts else {}
+    saved = checkpoints(folder)[-1:] or last.get("to", [])  # a copy of the folder may be without them
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     return {
         "run": folder.name,
         "finished": (folder / "model").is_dir(),
+        "problem": last.get("problem", ""),
         "step": rows[-1]["step"] if rows else 0,
+        "checkpoint": int(Path(saved[0]).stem[5:]) if saved else 0,
         "val_loss": losses[-1] if losses else None,
         "mfu": next((row["perf/mfu"] for row in reversed(rows) if row.get("perf/mfu") is not None), None),
         "attempts": len(attempts),
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "dollars": sum(attempt["dollars"] for attempt in attempts),
+        "budget": last.get("budget"),
     }
 
 
@@ -355,15 +382,19 @@ FEW_FILES = 8  # a corpus of fewer is prepared in one container
 
 MOST_PARTS = 16  # containers at once
 
+CORES, HOURS, RETRIES = 4.0, 6, 2  # of each of them
 
-@app.function(
-    image=image,
-    volumes={DATA: volume},
-    timeout=6 * 60 * 60,
-    startup_timeout=20 * 60,
-    cpu=4.0,
-    retries=modal.Retries(max_retries=2, initial_delay=0.0),
-)
+ON_CORES: dict[str, Any] = {
+    "image": image,
+    "volumes": {DATA: volume},
+    "timeout": HOURS * 60 * 60,
+    "startup_timeout": 20 * 60,
+    "cpu": CORES,
+    "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
+}
+
+
+@app.function(**ON_CORES)
 def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
     """Tokenise the k-th of n parts of a split into the volume; returns what is wrong with its text, or nothing."""
     from slm.config import load_config
@@ -381,14 +412,7 @@ def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
     return ""
 
 
-@app.function(
-    image=image,
-    volumes={DATA: volume},
-    timeout=6 * 60 * 60,
-    startup_timeout=20 * 60,
-    cpu=4.0,
-    retries=modal.Retries(max_retries=2, initial_delay=0.0),
-)
+@app.function(**ON_CORES)
 def prepare(config_text: str) -> str:
     """Tokenise the config's training and validation text into the volume; returns what is wrong with it, or nothing."""
     from slm.config import load_config
@@ -434,6 +458,19 @@ class Refused(ValueError):
     """Why a launch is refused, in one sentence that also says what would help."""
 
 
+def how_to_upload(value: str, key: str) -> str:
+    """The command that uploads a file, a folder, or the folder of a pattern, and what the config must say then."""
+    parts = Path(value).parts
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    source = Path(*fixed).expanduser()
+    target = Path("text", source.resolve().name)  # `put` takes one path, and a pattern is for the shell
+    command = shlex.join(["modal", "volume", "put", "slm-data", str(source), f"/{target}"])
+    return (
+        f"upload it with `{command}` (before the first upload, `modal volume create slm-data`), "
+        f"and write data.{key}: {Path(DATA, target, *parts[len(fixed) :])}"
+    )
+
+
 def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
     """What a run will need on the GPU that its config asks for.
 
@@ -447,10 +484,7 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
         a_file = value.startswith((".", "~", "/")) or value.endswith((".txt", ".jsonl", ".parquet", ".tiktoken"))
         here = a_file or glob.has_magic(value) or Path(value).exists()
         if here and value not in ("stories", "gpt2") and not value.startswith(f"{DATA}/"):
-            raise Refused(
-                f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
-                f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
-            )
+            raise Refused(f"data.{key} is {value!r}, which lies on this computer; {how_to_upload(value, key)}")
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
     if expected.dollars[1] > limit and not yes_spend:
@@ -485,6 +519,24 @@ def secrets(config: "RunConfig") -> list[modal.Secret]:
     return [secret]
 
 
+ENDED = (  # what Modal says of a call that has ended without a result
+    modal.exception.RemoteError,  # cancelled or killed
+    modal.exception.FunctionTimeoutError,
+    modal.exception.InternalFailure,
+    modal.exception.ExecutionError,  # it failed with an error that this computer does not know
+    modal.exception.OutputExpiredError,
+    modal.exception.NotFoundError,
+)
+
+UNANSWERED = (modal.exception.Error, OSError)  # all others: no network, no valid token, a server in trouble
+
+
+def not_told(run: str, error: Exception) -> Refused:
+    """What to say when Modal does not answer."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return Refused(f"Modal cannot be asked about {run}, which may be running ({why}); ask again")
+
+
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer."""
@@ -500,12 +552,20 @@ class Launched:
         return modal.FunctionCall.from_id(self.call_id)
 
     def is_running(self) -> bool:
-        """Whether the call is waiting for a machine, or running, or about to be tried again."""
+        """Whether the call is waiting for a machine, or running, or about to be tried again.
+
+        Raises:
+            Refused: if Modal cannot be asked.
+        """
         try:
             self.call.get(timeout=0)
         except TimeoutError:
             return True
-        except Exception:  # failed, cancelled, or so old that Modal has forgotten it
+        except ENDED:
+            return False
+        except UNANSWERED as error:
+            raise not_told(self.run, error) from None
+        except Exception:  # the function's own
             return False
         return False
 
@@ -518,16 +578,34 @@ class Launched:
         )
 
 
-def find(run: str) -> Launched | None:
-    """The last launch of a run, as noted on this computer, or else on the volume by the run itself."""
+def launches(run: str) -> list[Launched]:
+    """A run's launches that can be known here, newest last: the one noted on this computer, and the last that began.
+
+    Raises:
+        Refused: if Modal cannot be asked.
+    """
     note = Path("runs/modal", run, "launched.json")
-    if note.exists():
-        return Launched(**json.loads(note.read_text()))
+    noted = [Launched(**json.loads(note.read_text()))] if note.exists() else []
     try:
         attempts = json.loads(b"".join(volume.read_file(f"runs/{run}/attempts.json")))
     except (FileNotFoundError, modal.exception.NotFoundError):
-        return None
-    return Launched(attempts[-1].get("app", ""), attempts[-1]["call"], run) if attempts[-1].get("call") else None
+        attempts = []
+    except UNANSWERED as error:
+        raise not_told(run, error) from None
+    begun = [Launched(each.get("app", ""), each["call"], run) for each in attempts if each.get("call")]
+    waits = noted and noted[0].call_id not in [each.call_id for each in begun]  # or has ended before it began
+    both = begun[-1:] + noted if waits else noted + begun[-1:]
+    return list({each.call_id: each for each in both}.values())
+
+
+def find(run: str) -> Launched | None:
+    """The launch of a run that is running, or else the last one.
+
+    Raises:
+        Refused: if Modal cannot be asked.
+    """
+    known = launches(run)
+    return next((each for each in known if each.is_running()), known[-1] if known else None)
 
 
 def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bool = True) -> Launched:
@@ -552,12 +630,16 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     budget = max(config.modal.max_dollars, expected.dollars[1]) if yes_spend else config.modal.max_dollars
     if (before := find(run)) and before.is_running():
         raise Refused(f"{run} is being trained already; twice would cost twice. To follow, stop or fetch it:\n{before}")
-    launched = None
+    launched, left = None, ""
     with app.run(detach=True):
         if config.data.dataset != "stories":  # the grammar needs seconds, and nothing is downloaded
-            print("Preparing tokens on a CPU; if you leave before a GPU is rented, the same command goes on from here.")
-            if problem := prepare.spawn(text).get():
+            preparing = prepare.spawn(text)
+            print(f"preparing tokens on CPU cores, which goes on if you leave\nfollow  modal app logs {app.app_id}")
+            print(f"stop    modal app stop {app.app_id}", flush=True)
+            left = f"; the preparation goes on, and `modal app stop {app.app_id}` ends it"
+            if problem := preparing.get():
                 raise Refused(problem)
+            left = ""
         call = train.with_options(**options).spawn(text, f"{DATA}/runs/{run}", budget)
         launched = Launched(str(app.app_id), call.object_id, run)
         note = Path("runs/modal", run, "launched.json")
@@ -568,7 +650,7 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
             print("Interrupting now stops the watching, not the training.")
             launched = replace(launched, result=call.get())
     if launched is None:  # an interrupt ends the block without a word
-        raise Refused("interrupted before a GPU was rented; the same command begins again")
+        raise Refused(f"interrupted before a GPU was rented{left}; the same command begins again")
     if launched.result:
         print(reconcile(expected, launched.result))
     elif wait:
@@ -646,8 +728,10 @@ LARGE = ("checkpoints", "wandb", "samples", "model")  # what `status` leaves on 
 
 def show_status(run: str) -> None:
     """Print how far a run is, what it has cost, and whether it is running."""
-    found = find(run)
-    running = found is not None and found.is_running()
+    try:
+        running = any(each.is_running() for each in launches(run))
+    except Refused as error:
+        give_up(error)
     with tempfile.TemporaryDirectory() as folder:
         try:
             download(run, Path(folder, run), skip=LARGE)
@@ -659,10 +743,16 @@ def show_status(run: str) -> None:
 
 def stop_run(run: str) -> None:
     """Cancel a run; what it did since its last checkpoint is lost, and the same command goes on from there."""
-    found = find(run)
-    if found is None or not found.is_running():
+    try:
+        running = [each for each in launches(run) if each.is_running()]
+        for each in running:
+            each.call.cancel()
+    except UNANSWERED as error:
+        give_up(not_told(run, error))
+    except Refused as error:
+        give_up(error)
+    if not running:
         give_up(Refused(f"{run} is not running"))
-    found.call.cancel()
     print(f"{run} is stopped; the command that launched it goes on from its last checkpoint")
 
 

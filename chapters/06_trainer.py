@@ -66,6 +66,7 @@ from slm.checkpoint import (
     load_latest,
     prune_checkpoints,
     save_checkpoint,
+    sync,
 )
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
@@ -328,10 +329,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        if os.name == "posix":  # the folder's new entry, too, must be on disk before an older file is deleted
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        sync(path.parent, files=False)  # the new entry, too, must be on disk before an older file is deleted
     except RuntimeError as error:  # how torch reports a write that failed
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
@@ -383,6 +381,17 @@ def copy_to_cpu(state: Any) -> Any:
     return state
 
 
+def sync(folder: Path, files: bool = True) -> None:
+    """Force a folder's entries to disk, and before them the files in it."""
+    for path in folder.iterdir() if files else ():
+        with open(path, "r+b") as file:
+            os.fsync(file.fileno())
+    if os.name == "posix":  # elsewhere a folder can't be opened
+        entries = os.open(folder, os.O_RDONLY)
+        os.fsync(entries)
+        os.close(entries)
+
+
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints `step_*.pt` of a folder, newest first."""
     return sorted(Path(folder).glob("step_*.pt"), reverse=True)
@@ -406,11 +415,14 @@ def load_latest(
     for path in list_checkpoints(folder):
         try:
             state = load_checkpoint(path)
+        except FileNotFoundError:  # a run that is going on has just replaced it by a newer one
+            return load_latest(folder, unfit)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
             if not (problem := unfit(state)):
                 return path, state
             problems.append(f"{path} {problem}")
-        except CheckpointError as error:
-            problems.append(str(error))
         print(f"{problems[-1]}; trying the one before")
     if problems:
         found = f"none of the {len(problems)} checkpoints in {folder} can be used ({problems[0]})"
@@ -418,9 +430,13 @@ def load_latest(
     return None
 
 
-def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
-    for path in list_checkpoints(folder)[keep:]:
+def prune_checkpoints(folder: str | Path, keep: int, step: int, best_step: int | None) -> None:
+    """Of the checkpoints up to `step`, delete all but the newest `keep` and that of `best_step`.
+
+    Later ones are left alone: a run that has come to `step` has passed them over, or its user put them there.
+    """
+    so_far = [path for path in list_checkpoints(folder) if path.stem <= f"step_{step:08d}"]
+    for path in so_far[keep:]:
         if best_step is None or path.stem != f"step_{best_step:08d}":
             path.unlink()
 
@@ -1085,12 +1101,13 @@ def _write(self, run_dir: Path, state: dict[str, Any]) -> None:
     metrics, folder = run_dir / "metrics.jsonl", run_dir / "checkpoints"
     try:
         if metrics.exists():
-            with open(metrics, "rb") as file:
+            with open(metrics, "r+b") as file:
                 os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
         save_checkpoint(folder / f"step_{state['step']:08d}.pt", state)
     except OSError as error:
         raise CheckpointError(f"step {state['step']} was not saved: {error}; {_last_good(run_dir)}") from error
-    prune_checkpoints(folder, self.training.keep_checkpoints, None if state["best"] is None else state["best"][1])
+    best_step = None if state["best"] is None else state["best"][1]
+    prune_checkpoints(folder, self.training.keep_checkpoints, state["step"], best_step)
     if self.on_checkpoint:
         self.on_checkpoint()
 
@@ -1102,9 +1119,17 @@ def finish_saving(self) -> None:
     Raises:
         CheckpointError: It could not be written, because the disk is full or not writable.
     """
-    writing, self._writing = self._writing, None
-    if writing is not None:
-        writing.result()
+    if self._writing is not None:
+        wait_for([self._writing])  # interrupted here, it still knows that there is something to wait for
+        written, self._writing = self._writing, None
+        written.result()
+
+
+@course.add_to(Trainer)
+def _end_saving(self) -> None:
+    """Wait for the writing, and say what went wrong with it where another error is on its way already."""
+    if self._writing is not None and (error := self._writing.exception()) is not None:
+        print(error)
 
 
 @course.add_to(Trainer)
@@ -1118,7 +1143,8 @@ def resume(self) -> Path | None:
         return None
     metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints", self._unfit)
     if found is None:
-        metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
+        if self.rank == 0:
+            metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
         return None
     path, state = found
     try:
@@ -1220,7 +1246,8 @@ def _log_gradients(self) -> None:
         entries = entries[entries.isfinite()]  # a float16 step may overflow
         if entries.numel():
             low, high = (limit.item() for limit in entries.aminmax())
-            row[f"gradients/{name}"] = {"low": low, "high": high, "counts": entries.histc(32).int().tolist()}
+            counts = sum(part.histc(32, low, high).long() for part in entries.split(2**24))  # float32 counts no further
+            row[f"gradients/{name}"] = {"low": low, "high": high, "counts": counts.tolist()}
     self._log(row)
 
 
@@ -1244,7 +1271,7 @@ def _diverged(self, what: str, step: int) -> TrainingDiverged:
     """The error that ends a run; it names the last good checkpoint, once that one is written."""
     if self._writing is not None:
         wait_for([self._writing])
-    cure = "a lower training.learning_rate or a longer warm-up is the usual cure"
+    cure = "another run with a lower training.learning_rate or a longer warm-up is the usual cure"
     rate = learning_rate(min(step, self.training.max_steps - 1), self.training)
     return TrainingDiverged(f"{what} at step {step} (learning rate {rate:.2g}); {_last_good(self.run_dir)}; {cure}")
 
@@ -1259,7 +1286,7 @@ def _last_good(run_dir: Path | None) -> str:
 
 
 # %% [markdown]
-# And the loop. A request to stop (Ctrl-C, or the signal that a cloud sends before it takes a machine away) is noted and obeyed after the step; a second Ctrl-C is obeyed at once.
+# And the loop. A request to stop (Ctrl-C, or the signal that a cloud sends before it takes a machine away) is noted and obeyed after the step; a second Ctrl-C does not wait for the step, only for a checkpoint that is being written.
 
 
 # %%
@@ -1314,7 +1341,7 @@ def train(self) -> list[dict[str, Any]]:
     stop, seen, since = False, self.tokens_seen, time.perf_counter()
     self._clock = since
     with _stop_signals() as signals, contextlib.ExitStack() as at_end:
-        at_end.callback(lambda: wait_for([self._writing] if self._writing else []))  # also after an error
+        at_end.callback(self._end_saving)  # also after an error
         while self.step < t.max_steps and not stop:
             if self._writing is not None and self._writing.done():
                 self.finish_saving()
@@ -1657,6 +1684,7 @@ def train(
         if rank == 0 and finished:
             model.save_pretrained(run_dir / "model.part")
             tokenizer.save(run_dir / "model.part")
+            sync(run_dir / "model.part")  # a folder of this name counts as a finished run, also after a power failure
             os.replace(run_dir / "model.part", run_dir / "model")
             if on_checkpoint:
                 on_checkpoint()

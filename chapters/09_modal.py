@@ -32,6 +32,9 @@ course.start()
 # an account: without one, the same function runs in this notebook, on your CPU. That is not a simulation beside the real thing. It is the same
 # object, called as `train.local(…)` in place of `train.spawn(…)`.
 #
+# One thing to know before you trust it with money: this launch was tried with Modal's own client, but against a stand-in for Modal's servers, whose containers are processes on one
+# computer. It was not tried on Modal itself. Make your first launch a cheap one, and look at the bill.
+#
 # ## The idea
 #
 # Between the command and the first training step, three parties work one after the other. What your computer and the container do can be measured here, so
@@ -43,7 +46,15 @@ from course.figures.chapter_09 import measure, timeline
 timeline(measure())
 
 # %% [markdown]
-# Two things to take from it. Your computer's part needs no PyTorch: a mistake in a config shows in a second, before anything is built or rented. And the
+# The words that follow:
+#
+# - A *run* is a folder on the volume with a name. You may launch it several times, and each *launch* is one *call* of the function `train`.
+# - A call has *attempts*: when one breaks off, Modal starts the function again. Each attempt has a *container*, a rented machine with your image in it.
+# - To *commit* is to secure on the volume what a container has written. What is not committed may be lost with the container.
+# - A *local entrypoint* is a function that `modal run` calls on your computer.
+# - A launch that is *detached* goes on in the cloud when your computer's part ends.
+#
+# Two things to take from the figure. Your computer's part needs no PyTorch: a mistake in a config shows in a second, before anything is built or rented. And the
 # clock that you pay for starts with the container, so whatever can happen before (checking, tokenising) should.
 #
 # ## The image
@@ -69,6 +80,7 @@ import inspect
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -133,11 +145,12 @@ app = modal.App("slm-training")
 #
 # When should it be written? At every checkpoint is not enough: ten attempts that are killed before their first one would each look free. So a thread
 # writes it every half minute, and secures it. The same thread looks at the budget, because a run that comes to no checkpoint would otherwise never ask.
-# When the money is gone it interrupts the main thread, exactly as Ctrl-C would: the trainer finishes its step and saves. A process that does not react
-# to that hangs, and is ended; the attempt after it finds the budget spent and does nothing.
+# When the money is gone it interrupts the main thread, exactly as Ctrl-C would: the trainer finishes its step and saves. A process that has not ended `PATIENCE` looks later
+# hangs, and is ended by force; the attempt after it finds the budget spent and does nothing.
 #
 # The entries also tell whether a further attempt is worth its money. Starting again mends a machine that broke. It does not mend a bug, a time limit too
-# short for one checkpoint, or a container that is killed for its memory each time: those look like attempt after attempt that ends where it began.
+# short for one checkpoint, or a container that is killed for its memory each time: those look like attempt after attempt that ends where it began. A machine that was taken
+# away is nobody's fault; such an attempt is marked, and does not count as one in vain. Both it and the time limit show as an interrupt: one that comes within a `TICK` of the limit is the limit's.
 
 
 # %%
@@ -175,8 +188,8 @@ class Meter:
         self.path, self.secure = Path(run_dir) / "attempts.json", secure
         self.dollars_per_hour, self.budget, self.last = dollars_per_hour, budget, f"step_{max_steps:08d}.pt"
         self.earlier: list[dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "error": ""}
-        self.entry |= {"from": checkpoints(run_dir)[-1:], "to": []}
+        self.entry: dict[str, Any] = {"call": call, "app": app.app_id or "", "budget": budget, "problem": ""}
+        self.entry |= {"error": "", "interrupted": False, "from": checkpoints(run_dir)[-1:], "to": []}
         self.started, self.interrupted, self._lock = time.monotonic(), False, threading.Lock()
 
     def save(self) -> dict[str, float]:
@@ -218,6 +231,7 @@ class Meter:
         if self.entry["error"]:
             mine.append(self.entry)
         idle = list(itertools.takewhile(lambda attempt: attempt["from"] == attempt["to"], reversed(mine)))
+        idle = [attempt for attempt in idle if not attempt.get("interrupted")]  # nobody's fault: a machine taken away
         if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
             return f"two attempts in a row came to no new checkpoint; the last one ended with {idle[0]['error']}"
         if len(idle) > 2:
@@ -274,7 +288,7 @@ spent["attempts"], round(spent["dollars"], 3)
 # The decorator says where the function would run. What each line is for:
 #
 # - `image`, `volumes`: the file system it finds.
-# - No `gpu`: the config chooses one, and an option that the base has cannot be taken away later, only replaced.
+# - No `gpu`: the config names one, and the launch adds it.
 # - `timeout` is for one *attempt*; the config replaces it. `startup_timeout` is for what comes before: pulling gigabytes of PyTorch may take minutes.
 # - `retries`: after a crash or a time-out the same call starts again, at once, at most ten times (the meter gives up sooner). A preemption uses none of them.
 # - `single_use_containers`: each attempt gets a fresh process, not the one in which CUDA has just failed.
@@ -283,7 +297,11 @@ spent["attempts"], round(spent["dollars"], 3)
 # say), each attempt would begin a new one and nothing could ever resume.
 #
 # What another attempt cannot mend ends the call, with a sentence: a config with a mistake, a loss that is no longer a number, a batch that does not fit the
-# memory, a spent budget. An error that we do not know is tried once more; if that attempt, too, comes to no new checkpoint, it was no accident.
+# memory, a spent budget, checkpoints that do not fit the run. An error that we do not know is tried once more; if that attempt, too, comes to no new checkpoint, it was no accident.
+#
+# What may you change in the config of a run that has begun? What decides when and where it computes: `timeout`, `max_dollars`, `cpu`, `memory_mib`, `checkpoint_every`,
+# `keep_checkpoints`, the `log_` and `eval_` keys, the whole `wandb` section, and a `gpu` that computes in the same precision (a T4 has no bfloat16). What decides what it computes stays:
+# model, text, `batch_size`, `max_steps`, the learning rate and its schedule, the precision, the number of GPUs. A change of those is refused: it makes another run, which needs another name.
 
 
 # %%
@@ -305,6 +323,15 @@ def unpack(config_text: str, name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Raise errors of disk, network and Modal as RuntimeErrors: in an answer they would look like a failed question."""
+    try:
+        yield
+    except (modal.exception.Error, OSError) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
 @app.function(
     image=image,
     volumes={DATA: volume},
@@ -323,7 +350,7 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and nothing elsewhere.
 
     Returns:
-        What `report` says of the run, and the "problem" that ended it, if one did that no further attempt can solve.
+        What `report` says of the run.
     """
     from slm.config import load_config
     from slm.cost import dollars_per_hour
@@ -335,28 +362,33 @@ def train(config_text: str, run_dir: str, budget: float | None = None, rate: flo
     call = modal.current_function_call_id() or ""
     meter = Meter(run_dir, rate, budget, config.training.max_steps, call, (lambda: None) if here else volume.commit)
     problem = meter.in_vain()
-    try:
-        if not problem:
-            problem = attempt(config, run_dir, meter)
-    except BaseException as error:
-        meter.entry["error"] = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
-        problem = meter.in_vain()
-        if not isinstance(error, Exception) or not problem:
+    with told_apart():
+        try:
+            if not problem:
+                problem = attempt(config, run_dir, meter)
+                if not problem and not report(run_dir)["finished"]:  # a normal return would count as finished
+                    raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
+        except Exception as error:
+            meter.entry["error"] = f"{type(error).__name__}: {error}"
+            problem = meter.in_vain()
+            if not problem:
+                raise
+        except KeyboardInterrupt:  # Modal's, for the machine or the time limit; `attempt` keeps the meter's to itself
+            meter.entry["interrupted"] = time.monotonic() - meter.started < config.modal.timeout - TICK
             raise
-    finally:
-        meter.save()
+        finally:
+            meter.entry["problem"] = problem
+            meter.save()
     if problem:
         print(f"{run_dir} stops: {problem}")
-    result = {**report(run_dir), "problem": problem}
-    if not result["finished"] and not problem:
-        raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")  # a normal return would count as finished
-    return result
+    return report(run_dir)
 
 
 def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
     """One attempt to train to the end; returns what no further attempt can solve, or an empty string."""
     import torch
 
+    from slm.checkpoint import CheckpointError
     from slm.trainer import TrainingDiverged
     from slm.trainer import train as train_here
 
@@ -365,7 +397,7 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
             raise BudgetSpent(f"it has cost ${dollars:.2f} of ${meter.budget:.2f}; a larger budget goes on from here")
 
     def checkpoint_written() -> None:
-        spent = meter.save()  # until here a file is safe from this process; from here on, from this machine
+        spent = meter.save()  # what was on this machine's disk is now on the volume, too
         if not modal.is_local():
             so_far = f"{spent['seconds'] / 3600:.2f} h and ${spent['dollars']:.2f} so far"
             print(f"checkpoint on the volume; {so_far}, about ${meter.at_the_end():.2f} at the end")
@@ -385,8 +417,10 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
             stop_if_spent(meter.save()["dollars"])
     except torch.OutOfMemoryError:
         return OUT_OF_MEMORY
-    except (BudgetSpent, TrainingDiverged, ValueError) as error:  # another attempt would end so too
-        return str(error)
+    except (BudgetSpent, TrainingDiverged, ValueError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and isinstance(error.__cause__, OSError):
+            raise  # the disk was full or not writable, which another machine's may not be
+        return str(error)  # another attempt would end so too
     except KeyboardInterrupt:
         if not meter.interrupted:
             raise
@@ -404,6 +438,22 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
 # `gpu: "H100:8"` rents eight in one machine. Then the container starts `torchrun`, which starts one process for each, with the same command that you would type.
 # This process only watches: it commits when a checkpoint has appeared, and passes an interruption on, so that the ranks can save. It also reads along what the
 # ranks say, because `torchrun` ends with exit code 1 whatever happened to them. A line that begins with `slm: ` is how `slm train` names a mistake.
+#
+# Each GPU takes a batch of its own. So eight of them do not make a run shorter: they make each step eight times as large, at eight times the price. For the same number of tokens, divide `max_steps`:
+
+# %% tags=["nbval-check-output"]
+from slm.config import load_config
+from slm.cost import MODAL, estimate, tokens_per_step
+
+steps = load_config("configs/gpt_124m.yaml").training.max_steps
+for changes in (["modal.gpu=H100"], ["modal.gpu=H100:8"], ["modal.gpu=H100:8", f"training.max_steps={steps // 8}"]):
+    larger = load_config("configs/gpt_124m.yaml", changes)
+    found, n = estimate(larger), larger.training.max_steps
+    tokens = f"{n:>6,} steps, {n * tokens_per_step(larger) / 1e6:>5,.0f} million tokens"
+    print(f"{found.name:<7}{tokens}: at most {found.hours[1]:.2f} h and ${found.dollars[1]:.2f}")
+
+# %% [markdown]
+# The last row assumes that the GPUs talk to each other for nothing, and that batches eight times as large learn as well per token. Neither is quite true.
 
 
 # %%
@@ -423,13 +473,14 @@ def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[]
         f"--nproc_per_node={config.modal.gpu_count}",
     ]
     command = [*torchrun, "-m", "slm", "train", str(unpack(as_text(config), config.name)), "--run-dir", run_dir]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    patient = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}  # seconds to save in; torchrun allows 30
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=patient)
     known, final = checkpoints(run_dir), []
 
     def listen() -> None:
         for line in process.stderr or ():
             print(line, end="", file=sys.stderr, flush=True)
-            if line.startswith("slm: "):
+            if line.startswith("slm: ") and "was not saved" not in line:  # a full disk may be tried again
                 final.append(line.removeprefix("slm: ").strip())
             elif "OutOfMemoryError" in line:
                 final.append(OUT_OF_MEMORY)
@@ -456,22 +507,30 @@ def train_on_ranks(config: "RunConfig", run_dir: str, on_checkpoint: Callable[[]
 
 
 def report(run_dir: str | Path) -> dict[str, Any]:
-    """What a run came to: name, whether it is finished, step, validation loss, MFU, and what it cost so far."""
+    """What a run came to: how far it is, the problem that ended it, if any, how good it is, and what it cost so far.
+
+    "step" is the last one in the metrics. A run goes on from "checkpoint", which may be behind.
+    """
     folder = Path(run_dir)
     metrics, meter = folder / "metrics.jsonl", folder / "attempts.json"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # a last line may be half written
     rows = [json.loads(line) for line in lines]
     attempts = json.loads(meter.read_text()) if meter.exists() else []
+    last = attempts[-1] if attempts else {}
+    saved = checkpoints(folder)[-1:] or last.get("to", [])  # a copy of the folder may be without them
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     return {
         "run": folder.name,
         "finished": (folder / "model").is_dir(),
+        "problem": last.get("problem", ""),
         "step": rows[-1]["step"] if rows else 0,
+        "checkpoint": int(Path(saved[0]).stem[5:]) if saved else 0,
         "val_loss": losses[-1] if losses else None,
         "mfu": next((row["perf/mfu"] for row in reversed(rows) if row.get("perf/mfu") is not None), None),
         "attempts": len(attempts),
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "dollars": sum(attempt["dollars"] for attempt in attempts),
+        "budget": last.get("budget"),
     }
 
 
@@ -485,22 +544,26 @@ def report(run_dir: str | Path) -> dict[str, Any]:
 # Each makes one part, `prepare` joins them (chapter 5), and a part that is there when the command is typed again is not made again. A few files are not worth the container starts, and a limit on the number of documents cannot be divided: both stay in one container.
 #
 # `generate` is the other end: it loads a trained model from the volume and writes. Both are ordinary functions that happen to have a decorator.
+#
+# Preparation is cheap, but it is rented, too, and `max_dollars` does not count it. What ends it are the time limit and the retries of the decorator; below is what they allow.
 
 
 # %%
 #| export
 FEW_FILES = 8  # a corpus of fewer is prepared in one container
 MOST_PARTS = 16  # containers at once
+CORES, HOURS, RETRIES = 4.0, 6, 2  # of each of them
+ON_CORES: dict[str, Any] = {
+    "image": image,
+    "volumes": {DATA: volume},
+    "timeout": HOURS * 60 * 60,
+    "startup_timeout": 20 * 60,
+    "cpu": CORES,
+    "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
+}
 
 
-@app.function(
-    image=image,
-    volumes={DATA: volume},
-    timeout=6 * 60 * 60,
-    startup_timeout=20 * 60,
-    cpu=4.0,
-    retries=modal.Retries(max_retries=2, initial_delay=0.0),
-)
+@app.function(**ON_CORES)
 def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
     """Tokenise the k-th of n parts of a split into the volume; returns what is wrong with its text, or nothing."""
     from slm.config import load_config
@@ -518,14 +581,7 @@ def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
     return ""
 
 
-@app.function(
-    image=image,
-    volumes={DATA: volume},
-    timeout=6 * 60 * 60,
-    startup_timeout=20 * 60,
-    cpu=4.0,
-    retries=modal.Retries(max_retries=2, initial_delay=0.0),
-)
+@app.function(**ON_CORES)
 def prepare(config_text: str) -> str:
     """Tokenise the config's training and validation text into the volume; returns what is wrong with it, or nothing."""
     from slm.config import load_config
@@ -567,18 +623,43 @@ def generate(run: str, prompt: str = "Once upon a time", max_tokens: int = 200, 
     return text
 
 
+# %% tags=["nbval-check-output"]
+most = (1 + RETRIES) * HOURS * 3600 * CORES * MODAL.dollars_per_core_second
+print(
+    f"one container at its time limit in every attempt ${most:.2f}, {1 + MOST_PARTS} of them ${(1 + MOST_PARTS) * most:.2f}"
+)
+
 # %% [markdown]
+# That is for a preparation in which everything hangs, and for the cores; the memory that it uses comes on top. To be able to end it sooner, the launch prints `modal app stop ap-…` before it waits
+# for it. Ctrl-C does not end it. It goes on, and the same command, started again before it is done, rents a second one.
+#
 # ## Cost before launch
 #
 # `slm.cost` knows the price of every GPU and the arithmetic of every config. `check` prints its table and says no while no still costs nothing: when the
 # prediction is above `modal.max_dollars`, when the model does not fit the GPU's memory, when the text or the tokenizer lies on a computer
 # that the container will never see. Everything here runs on your computer.
+#
+# The rehearsal that costs nothing and needs no account is `.venv/bin/slm cost configs/gpt_124m.yaml`: it prints the same table, and names a mistake in the config. (`modal run` without a token
+# stops before it has looked at your config.)
 
 
 # %%
 #| export
 class Refused(ValueError):
     """Why a launch is refused, in one sentence that also says what would help."""
+
+
+def how_to_upload(value: str, key: str) -> str:
+    """The command that uploads a file, a folder, or the folder of a pattern, and what the config must say then."""
+    parts = Path(value).parts
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    source = Path(*fixed).expanduser()
+    target = Path("text", source.resolve().name)  # `put` takes one path, and a pattern is for the shell
+    command = shlex.join(["modal", "volume", "put", "slm-data", str(source), f"/{target}"])
+    return (
+        f"upload it with `{command}` (before the first upload, `modal volume create slm-data`), "
+        f"and write data.{key}: {Path(DATA, target, *parts[len(fixed) :])}"
+    )
 
 
 def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
@@ -594,10 +675,7 @@ def check(config: "RunConfig", yes_spend: bool = False) -> "Estimate":
         a_file = value.startswith((".", "~", "/")) or value.endswith((".txt", ".jsonl", ".parquet", ".tiktoken"))
         here = a_file or glob.has_magic(value) or Path(value).exists()
         if here and value not in ("stories", "gpt2") and not value.startswith(f"{DATA}/"):
-            raise Refused(
-                f"data.{key} is {value!r}, which lies on this computer; upload it (`modal volume create slm-data` "
-                f"once, then `modal volume put slm-data {value} text/`) and give its path below {DATA}/text"
-            )
+            raise Refused(f"data.{key} is {value!r}, which lies on this computer; {how_to_upload(value, key)}")
     if not expected.fits_memory:
         raise Refused(verdict(config)[1])
     if expected.dollars[1] > limit and not yes_spend:
@@ -633,19 +711,54 @@ def secrets(config: "RunConfig") -> list[modal.Secret]:
 
 
 # %% [markdown]
+# What does `max_dollars` mean? Two things: a launch whose prediction is above it is refused, and a run is stopped when it has cost so much, over all launches under one `--run`. What it does not see:
+#
+# - the start-up of each attempt, before the function begins: the meter runs from its first line to its last, the bill from the container's start;
+# - preparation and `generate`;
+# - cores and memory that a container uses above what `cpu` and `memory_mib` reserve;
+# - prices newer than the table in `slm.cost`, which has a date. `modal billing rates` shows today's.
+#
+# And it stops no run on the cent. A spent budget is noticed within one `TICK`, the trainer finishes its step and saves, and what has not ended `PATIENCE` ticks later is ended by force. As long as the volume can be reached, that is at most this much more:
+
+# %% tags=["nbval-check-output"]
+for gpu in ("T4", "H100", "H100:8"):
+    rate = estimate(load_config("configs/gpt_124m.yaml", [f"modal.gpu={gpu}"])).dollars_per_hour
+    print(f"{gpu:<7}${(1 + PATIENCE) * TICK / 3600 * rate:.2f}")
+
+# %% [markdown]
 # ## The launch
 #
 # Everything comes together. `train.with_options(…)` returns a variant of the function with the config's GPU and time limit. `spawn` starts the call and
 # returns its id at once; `get` waits for the result. (`remote` does both, but gives up after 24 hours, and leaves you without the id.)
 #
 # `app.run(detach=True)` keeps the app alive when this process ends, so a closed laptop or a lost connection stops nothing. The price of that: an
-# interrupt here does not stop the training either, so the commands that do are printed, and the call's id is noted. It serves a second purpose: who thinks that a run has died with
-# the laptop, and starts the same command again, would pay twice for one run. While the noted call is alive, a second launch is refused. `modal run modal_app.py --config …` comes
-# through here: it detaches by itself, and needs no `--detach`.
+# interrupt here does not stop the training either, so the commands that do are printed, and the call's id is noted. The note has a second use. If you believe that a run has died with
+# your laptop, and start the same command again, you would pay twice for one run. So a launch is refused while a call of the run is alive: the one in the note, or the one that the run itself has
+# written down on the volume, from whatever computer it was launched. Only a launch that still waits for its GPU has written nothing yet, and is known to no computer but the one that made it. And if Modal
+# does not answer, that is said, and nothing is launched: no answer does not mean that nothing runs.
+#
+# `modal run modal_app.py --config …` comes through here: it detaches by itself, and needs no `--detach`.
 
 
 # %%
 #| export
+ENDED = (  # what Modal says of a call that has ended without a result
+    modal.exception.RemoteError,  # cancelled or killed
+    modal.exception.FunctionTimeoutError,
+    modal.exception.InternalFailure,
+    modal.exception.ExecutionError,  # it failed with an error that this computer does not know
+    modal.exception.OutputExpiredError,
+    modal.exception.NotFoundError,
+)
+UNANSWERED = (modal.exception.Error, OSError)  # all others: no network, no valid token, a server in trouble
+
+
+def not_told(run: str, error: Exception) -> Refused:
+    """What to say when Modal does not answer."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return Refused(f"Modal cannot be asked about {run}, which may be running ({why}); ask again")
+
+
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer."""
@@ -661,12 +774,20 @@ class Launched:
         return modal.FunctionCall.from_id(self.call_id)
 
     def is_running(self) -> bool:
-        """Whether the call is waiting for a machine, or running, or about to be tried again."""
+        """Whether the call is waiting for a machine, or running, or about to be tried again.
+
+        Raises:
+            Refused: if Modal cannot be asked.
+        """
         try:
             self.call.get(timeout=0)
         except TimeoutError:
             return True
-        except Exception:  # failed, cancelled, or so old that Modal has forgotten it
+        except ENDED:
+            return False
+        except UNANSWERED as error:
+            raise not_told(self.run, error) from None
+        except Exception:  # the function's own
             return False
         return False
 
@@ -679,16 +800,34 @@ class Launched:
         )
 
 
-def find(run: str) -> Launched | None:
-    """The last launch of a run, as noted on this computer, or else on the volume by the run itself."""
+def launches(run: str) -> list[Launched]:
+    """A run's launches that can be known here, newest last: the one noted on this computer, and the last that began.
+
+    Raises:
+        Refused: if Modal cannot be asked.
+    """
     note = Path("runs/modal", run, "launched.json")
-    if note.exists():
-        return Launched(**json.loads(note.read_text()))
+    noted = [Launched(**json.loads(note.read_text()))] if note.exists() else []
     try:
         attempts = json.loads(b"".join(volume.read_file(f"runs/{run}/attempts.json")))
     except (FileNotFoundError, modal.exception.NotFoundError):
-        return None
-    return Launched(attempts[-1].get("app", ""), attempts[-1]["call"], run) if attempts[-1].get("call") else None
+        attempts = []
+    except UNANSWERED as error:
+        raise not_told(run, error) from None
+    begun = [Launched(each.get("app", ""), each["call"], run) for each in attempts if each.get("call")]
+    waits = noted and noted[0].call_id not in [each.call_id for each in begun]  # or has ended before it began
+    both = begun[-1:] + noted if waits else noted + begun[-1:]
+    return list({each.call_id: each for each in both}.values())
+
+
+def find(run: str) -> Launched | None:
+    """The launch of a run that is running, or else the last one.
+
+    Raises:
+        Refused: if Modal cannot be asked.
+    """
+    known = launches(run)
+    return next((each for each in known if each.is_running()), known[-1] if known else None)
 
 
 def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bool = True) -> Launched:
@@ -713,12 +852,16 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
     budget = max(config.modal.max_dollars, expected.dollars[1]) if yes_spend else config.modal.max_dollars
     if (before := find(run)) and before.is_running():
         raise Refused(f"{run} is being trained already; twice would cost twice. To follow, stop or fetch it:\n{before}")
-    launched = None
+    launched, left = None, ""
     with app.run(detach=True):
         if config.data.dataset != "stories":  # the grammar needs seconds, and nothing is downloaded
-            print("Preparing tokens on a CPU; if you leave before a GPU is rented, the same command goes on from here.")
-            if problem := prepare.spawn(text).get():
+            preparing = prepare.spawn(text)
+            print(f"preparing tokens on CPU cores, which goes on if you leave\nfollow  modal app logs {app.app_id}")
+            print(f"stop    modal app stop {app.app_id}", flush=True)
+            left = f"; the preparation goes on, and `modal app stop {app.app_id}` ends it"
+            if problem := preparing.get():
                 raise Refused(problem)
+            left = ""
         call = train.with_options(**options).spawn(text, f"{DATA}/runs/{run}", budget)
         launched = Launched(str(app.app_id), call.object_id, run)
         note = Path("runs/modal", run, "launched.json")
@@ -729,7 +872,7 @@ def launch(config: "RunConfig", run: str = "", yes_spend: bool = False, wait: bo
             print("Interrupting now stops the watching, not the training.")
             launched = replace(launched, result=call.get())
     if launched is None:  # an interrupt ends the block without a word
-        raise Refused("interrupted before a GPU was rented; the same command begins again")
+        raise Refused(f"interrupted before a GPU was rented{left}; the same command begins again")
     if launched.result:
         print(reconcile(expected, launched.result))
     elif wait:
@@ -758,8 +901,8 @@ def reconcile(expected: "Estimate", result: dict[str, Any]) -> str:
 # ## The commands
 #
 # What you type. `main` belongs to an app of its own, with no functions in it, so that `modal run` has nothing to build before `main` has looked
-# at the config. The same trick names two helpers: `modal run modal_app.py::status` looks for an app that is called `status` here, and runs its one entry
-# point.
+# at the config. The helpers are made in the same way: in `modal run modal_app.py::status`, `status` is the name of an app in this file, and Modal calls the one
+# local entrypoint that it has.
 
 # %%
 #| export
@@ -816,8 +959,10 @@ LARGE = ("checkpoints", "wandb", "samples", "model")  # what `status` leaves on 
 
 def show_status(run: str) -> None:
     """Print how far a run is, what it has cost, and whether it is running."""
-    found = find(run)
-    running = found is not None and found.is_running()
+    try:
+        running = any(each.is_running() for each in launches(run))
+    except Refused as error:
+        give_up(error)
     with tempfile.TemporaryDirectory() as folder:
         try:
             download(run, Path(folder, run), skip=LARGE)
@@ -829,10 +974,16 @@ def show_status(run: str) -> None:
 
 def stop_run(run: str) -> None:
     """Cancel a run; what it did since its last checkpoint is lost, and the same command goes on from there."""
-    found = find(run)
-    if found is None or not found.is_running():
+    try:
+        running = [each for each in launches(run) if each.is_running()]
+        for each in running:
+            each.call.cancel()
+    except UNANSWERED as error:
+        give_up(not_told(run, error))
+    except Refused as error:
+        give_up(error)
+    if not running:
         give_up(Refused(f"{run} is not running"))
-    found.call.cancel()
     print(f"{run} is stopped; the command that launched it goes on from its last checkpoint")
 
 
@@ -854,6 +1005,11 @@ def command(function: Callable[..., None]) -> modal.App:
 status, stop, fetch = command(show_status), command(stop_run), command(fetch_run)
 
 # %% [markdown]
+# ## Your account
+#
+# Modal's Starter plan gives 30 dollars of compute a month for nothing and lends ten GPUs at once (2026-07-01). `modal setup` puts a token on this computer, once. Before the first launch, set a
+# [budget for the workspace](https://modal.com/docs/guide/budgets) in Modal's settings. It is the outer fence: it counts everything, with Modal's own clock, and holds where our code has a mistake.
+#
 # ## Use it
 #
 # From here on the notebook uses the file that it has just written, as you would from a script. Two conditions decide where the training happens: a
@@ -889,7 +1045,8 @@ print(cost_table(config))
 expected = modal_app.check(config)
 
 # %% [markdown]
-# On a rented GPU the next cell returns as soon as the call has an id. At home it returns when the training is over.
+# On a rented GPU the next cell returns as soon as the call has an id. The first time that takes minutes, in which Modal builds the image and a notebook shows nothing; `with modal.enable_output():`
+# around the launch shows it. At home the cell returns when the training is over.
 
 # %%
 if ON_MODAL:
@@ -931,7 +1088,8 @@ loss_curve(folder)
 # %% [markdown]
 # ### Stop
 #
-# Interrupting the kernel never stops a detached run; this does. What was trained since the last checkpoint is lost, the rest is on the volume, and the launch cell goes on from there. The budget stops more gently: the trainer finishes its step and saves.
+# Interrupting the kernel never stops a detached run; this does. What was trained since the last checkpoint is lost, the rest is on the volume, and the launch cell goes on from there: from `checkpoint` in
+# the report, which may be behind `step`. The budget stops more gently: the trainer finishes its step and saves.
 
 # %%
 STOP = False  # True ends the run, finished or not
@@ -961,8 +1119,9 @@ print(modal_app.reconcile(expected, modal_app.report(folder)))
 # %% [markdown]
 # ## Is it right?
 #
-# The claim that carries everything is that an interrupted run goes on as if nothing had happened. Here is a run of twenty steps, once in one go, and once at the price of a
-# rented GPU with a budget that is always a billionth of a dollar more than what was spent. So each attempt ends at its first checkpoint, and must be started anew:
+# The claim that carries everything is that a run that was stopped goes on as if nothing had happened. Chapter 6 shows it for a process that is killed. Here it is shown for the launch, with stops in
+# one process. The run has twenty steps. First it trains in one go. Then it trains again, and pays for each second; its budget is always a billionth of a dollar above what it has cost
+# so far. So each attempt stops soon after its first checkpoint, and the next one goes on from there:
 
 # %%
 twenty = ["training.max_steps=20", "training.warmup_steps=2", "training.checkpoint_every=5", "training.eval_every=20"]
@@ -987,7 +1146,7 @@ sent = modal_app.unpack(modal_app.as_text(config), config.name)
 }
 
 # %% [markdown]
-# Equal to the last bit, not merely close: chapter 6 saves the random state and the place in the data with the weights.
+# Equal to the last bit, not merely close: the checkpoint has the random state and the place in the data beside the weights.
 #
 # ## What goes wrong
 #
@@ -1014,17 +1173,29 @@ for change in ("modal.gpu=H1000", "modal.timeout=90000", "modal.max_dollars=1", 
 # |---|---|---|
 # | **Preemption**: the machine is needed elsewhere | in the log `stopped after step …`, then `continuing`, with no more than a new container's start between them | nothing; no retry is used up |
 # | **The time limit** passes | the attempt is shown as timed out, and the log says `continuing` at the last checkpoint; one retry fewer | nothing, if a checkpoint is written more often than every `modal.timeout` seconds; otherwise it starts at the same step each time |
-# | **The time limit is too short** for a single checkpoint, or the container is killed for its memory | three attempts that end where they began, and then a result that says so | a longer `modal.timeout`, a smaller `training.checkpoint_every`, more `modal.memory_mib` |
+# | **The time limit is too short** for a single checkpoint, or the container is killed for its memory | three attempts in a row that end where they began, and then a result that says so | a longer `modal.timeout`, a smaller `training.checkpoint_every`, more `modal.memory_mib` |
 # | **An error nobody foresaw** | a traceback, one more attempt, and, if that comes no further, the end of the call with the error's name | read the traceback; the same command goes on from the last checkpoint |
 # | **The secret is missing** | one line that says how to create it, before anything is built | create it, or set `wandb.enabled: false` |
 # | **Detach was forgotten**, in a launch of your own: `with app.run():` around a `spawn` | the block ends at once and takes the app with it; the call shows as cancelled, the volume is empty | `app.run(detach=True)`, as in `launch` |
 # | **Data on the GPU's clock** | a progress bar of a download, in the log of a function that has a GPU | fill the volume first, as `prepare` does |
 # | **The memory is full** | the log says `the GPU's memory is full`, and what to change; the call ends, with no retry | change it, and launch under another `--run` |
 # | **Launched twice** | the second launch is refused, and names the call that is running | follow it, or stop it first |
-# | **The budget is spent**, at a checkpoint or anywhere else | within half a minute the run saves and stops; the log says what it has cost, and `a larger budget goes on from here` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
+# | **No answer** from Modal: no network, a token that is no longer valid | `Modal cannot be asked about …`, from `status`, `stop` and a launch | ask again; the run may be running, and be paid for |
+# | **The disk is full** | the log says `was not saved`; one more attempt, on another machine | a smaller `training.keep_checkpoints` |
+# | **The budget is spent**, at a checkpoint or anywhere else | it is noticed within one `TICK`, and the run saves and stops; the log says what it has cost, and `a larger budget goes on from here` | look at the loss; raise `modal.max_dollars` and start the same command, or fetch what is there |
 # | **The package changed** in a running notebook | the container gets the new `slm`, the notebook still has the old one | restart the kernel |
 #
-# The meter counts from the function's first line to its last, the bill from the container's start: expect the invoice to be a little above the last table. `modal billing report` shows it.
+# The invoice, which `modal billing report` shows, has in it what the meter does not see: of a long run a little, of the tiny run above most. Its prediction is nearly all start-up, which the meter
+# does not count; so its last table shows less than was predicted, and less than is paid.
+#
+# ## Leave nothing behind
+#
+# - Does anything still run? `modal app list` shows the apps, `modal container list` the machines that you are paying for at this moment.
+# - `modal run modal_app.py::stop --run NAME` ends the calls of one run. `modal app stop ap-…` ends everything in an app; only this reaches a preparation.
+# - What lies on the volume? `modal volume ls slm-data`, and `modal volume ls slm-data /runs`. One TiB is free (2026-07-01); beyond that Modal charges for storage, also while nothing runs.
+# - `modal volume rm -r slm-data /runs/NAME` deletes a run with its checkpoints. Fetch it before. After that, and after `rm -r runs/modal/NAME` on your computer, a launch under the same name begins at step 0.
+# - The tokens are under `/tokens`, your own files under `/text`; they can go the same way, and `modal volume delete slm-data` takes all of it.
+# - `modal secret delete wandb` takes the key back that you lent.
 #
 # ## Exercises
 #
@@ -1052,8 +1223,8 @@ check.most_dollars(my_most_dollars)
 # With ten retries that is eleven times what the time limit suggests: the reason for a budget that the run itself keeps, and for giving up on attempts in vain.
 # </details>
 #
-# **2. A budget that refuses.** Choose the GPU on which the whole run costs least, among those that are done in time. If there is none within the budget, raise a
-# ValueError that says what the cheapest would cost.
+# **2. A budget that refuses.** Among the GPUs that need at most `max_hours` for the run, choose the one on which it costs least. If it costs more than `max_dollars`,
+# raise a ValueError that says what it costs; a dearer or a later one is no choice either. If no GPU is in time, raise a ValueError, too.
 
 
 # %% tags=["exercise"]
@@ -1079,8 +1250,9 @@ check.choose_gpu(my_choose_gpu)
 # ```
 # </details>
 #
-# **3. Survive.** Write one attempt of a run: call `work(0)`, `work(1)`, … up to `steps - 1`, and return `steps`. `work` may be interrupted at any time, and the container
-# is then lost with everything in `folder` that `commit()` has not secured. The next attempt must neither lose a step that was secured nor do it twice.
+# **3. Survive.** Write one attempt of a run: call `work(0)`, `work(1)`, … up to `steps - 1`, and return `steps`. The container may be taken away during any step: sometimes
+# `work` raises a KeyboardInterrupt first, sometimes nothing in it runs any more. Then all is lost that is in `folder` and that `commit()` has not secured. Here a step is dear and a commit costs
+# nothing: whenever a step begins, all before it must be secured, and the next attempt begins with the one that was lost.
 
 
 # %% tags=["exercise"]
@@ -1103,7 +1275,7 @@ check.attempt(my_attempt)
 #         commit()
 #     return steps
 # ```
-# There is no `except`: an interruption that is caught and not raised again looks like success.
+# There is no `except`: an interruption that is caught and not raised again looks like success. And no `finally`: a process that is killed does not come to it.
 # </details>
 #
 # ## What you have now

@@ -39,10 +39,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        if os.name == "posix":  # the folder's new entry, too, must be on disk before an older file is deleted
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        sync(path.parent, files=False)  # the new entry, too, must be on disk before an older file is deleted
     except RuntimeError as error:  # how torch reports a write that failed
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
@@ -94,6 +91,17 @@ def copy_to_cpu(state: Any) -> Any:
     return state
 
 
+def sync(folder: Path, files: bool = True) -> None:
+    """Force a folder's entries to disk, and before them the files in it."""
+    for path in folder.iterdir() if files else ():
+        with open(path, "r+b") as file:
+            os.fsync(file.fileno())
+    if os.name == "posix":  # elsewhere a folder can't be opened
+        entries = os.open(folder, os.O_RDONLY)
+        os.fsync(entries)
+        os.close(entries)
+
+
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints `step_*.pt` of a folder, newest first."""
     return sorted(Path(folder).glob("step_*.pt"), reverse=True)
@@ -117,11 +125,14 @@ def load_latest(
     for path in list_checkpoints(folder):
         try:
             state = load_checkpoint(path)
+        except FileNotFoundError:  # a run that is going on has just replaced it by a newer one
+            return load_latest(folder, unfit)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
             if not (problem := unfit(state)):
                 return path, state
             problems.append(f"{path} {problem}")
-        except CheckpointError as error:
-            problems.append(str(error))
         print(f"{problems[-1]}; trying the one before")
     if problems:
         found = f"none of the {len(problems)} checkpoints in {folder} can be used ({problems[0]})"
@@ -129,8 +140,12 @@ def load_latest(
     return None
 
 
-def prune_checkpoints(folder: str | Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of `best_step`."""
-    for path in list_checkpoints(folder)[keep:]:
+def prune_checkpoints(folder: str | Path, keep: int, step: int, best_step: int | None) -> None:
+    """Of the checkpoints up to `step`, delete all but the newest `keep` and that of `best_step`.
+
+    Later ones are left alone: a run that has come to `step` has passed them over, or its user put them there.
+    """
+    so_far = [path for path in list_checkpoints(folder) if path.stem <= f"step_{step:08d}"]
+    for path in so_far[keep:]:
         if best_step is None or path.stem != f"step_{best_step:08d}":
             path.unlink()

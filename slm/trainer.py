@@ -38,6 +38,7 @@ from slm.checkpoint import (
     load_latest,
     prune_checkpoints,
     save_checkpoint,
+    sync,
 )
 from slm.config import ConfigError, RunConfig, TrainingConfig, load_config, make_config
 from slm.data import TokenDataset, TokenLoader, create_dataloader
@@ -352,12 +353,13 @@ class Trainer:
         metrics, folder = run_dir / "metrics.jsonl", run_dir / "checkpoints"
         try:
             if metrics.exists():
-                with open(metrics, "rb") as file:
+                with open(metrics, "r+b") as file:
                     os.fsync(file.fileno())  # no checkpoint may count on rows that a power failure would take
             save_checkpoint(folder / f"step_{state['step']:08d}.pt", state)
         except OSError as error:
             raise CheckpointError(f"step {state['step']} was not saved: {error}; {_last_good(run_dir)}") from error
-        prune_checkpoints(folder, self.training.keep_checkpoints, None if state["best"] is None else state["best"][1])
+        best_step = None if state["best"] is None else state["best"][1]
+        prune_checkpoints(folder, self.training.keep_checkpoints, state["step"], best_step)
         if self.on_checkpoint:
             self.on_checkpoint()
 
@@ -367,9 +369,15 @@ class Trainer:
         Raises:
             CheckpointError: It could not be written, because the disk is full or not writable.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is not None:
+            wait_for([self._writing])  # interrupted here, it still knows that there is something to wait for
+            written, self._writing = self._writing, None
+            written.result()
+
+    def _end_saving(self) -> None:
+        """Wait for the writing, and say what went wrong with it where another error is on its way already."""
+        if self._writing is not None and (error := self._writing.exception()) is not None:
+            print(error)
 
     def resume(self) -> Path | None:
         """Continue from the newest checkpoint of this run that can be used; its path, or None if there is none at all.
@@ -381,7 +389,8 @@ class Trainer:
             return None
         metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints", self._unfit)
         if found is None:
-            metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
+            if self.rank == 0:
+                metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
             return None
         path, state = found
         try:
@@ -452,7 +461,10 @@ class Trainer:
             entries = entries[entries.isfinite()]  # a float16 step may overflow
             if entries.numel():
                 low, high = (limit.item() for limit in entries.aminmax())
-                row[f"gradients/{name}"] = {"low": low, "high": high, "counts": entries.histc(32).int().tolist()}
+                counts = sum(
+                    part.histc(32, low, high).long() for part in entries.split(2**24)
+                )  # float32 counts no further
+                row[f"gradients/{name}"] = {"low": low, "high": high, "counts": counts.tolist()}
         self._log(row)
 
     def _finite(self) -> list[list[float]]:
@@ -472,7 +484,7 @@ class Trainer:
         """The error that ends a run; it names the last good checkpoint, once that one is written."""
         if self._writing is not None:
             wait_for([self._writing])
-        cure = "a lower training.learning_rate or a longer warm-up is the usual cure"
+        cure = "another run with a lower training.learning_rate or a longer warm-up is the usual cure"
         rate = learning_rate(min(step, self.training.max_steps - 1), self.training)
         return TrainingDiverged(f"{what} at step {step} (learning rate {rate:.2g}); {_last_good(self.run_dir)}; {cure}")
 
@@ -504,7 +516,7 @@ class Trainer:
         stop, seen, since = False, self.tokens_seen, time.perf_counter()
         self._clock = since
         with _stop_signals() as signals, contextlib.ExitStack() as at_end:
-            at_end.callback(lambda: wait_for([self._writing] if self._writing else []))  # also after an error
+            at_end.callback(self._end_saving)  # also after an error
             while self.step < t.max_steps and not stop:
                 if self._writing is not None and self._writing.done():
                     self.finish_saving()
@@ -886,6 +898,7 @@ def train(
         if rank == 0 and finished:
             model.save_pretrained(run_dir / "model.part")
             tokenizer.save(run_dir / "model.part")
+            sync(run_dir / "model.part")  # a folder of this name counts as a finished run, also after a power failure
             os.replace(run_dir / "model.part", run_dir / "model")
             if on_checkpoint:
                 on_checkpoint()

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -134,12 +135,51 @@ def test_the_newest_good_one_is_used(tmp_path, capsys):
         load_latest(tmp_path)
 
 
-@pytest.mark.parametrize(("best", "left"), [(None, [4, 5]), (2, [2, 4, 5]), (5, [4, 5]), (9, [4, 5])])
-def test_pruning_keeps_the_newest_and_the_best(tmp_path, best, left):
-    for step in (1, 2, 3, 4, 5):
-        save_checkpoint(tmp_path / f"step_{step:08d}.pt", {"step": step})
-    prune_checkpoints(tmp_path, keep=2, best_step=best)
-    assert [path.name for path in reversed(list_checkpoints(tmp_path))] == [f"step_{step:08d}.pt" for step in left]
+@pytest.mark.parametrize(
+    ("step", "best", "left"),
+    [
+        (5, None, [4, 5]),
+        (5, 2, [2, 4, 5]),
+        (5, 5, [4, 5]),
+        (5, 9, [4, 5]),
+        (3, None, [2, 3, 4, 5]),
+        (3, 1, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_pruning_keeps_the_newest_and_the_best_and_leaves_later_ones_alone(tmp_path, step, best, left):
+    for number in (1, 2, 3, 4, 5):
+        save_checkpoint(tmp_path / f"step_{number:08d}.pt", {"step": number})
+    prune_checkpoints(tmp_path, keep=2, step=step, best_step=best)
+    assert [path.name for path in reversed(list_checkpoints(tmp_path))] == [f"step_{number:08d}.pt" for number in left]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """A reader beside a run that goes on: what it was about to open is gone, and a newer one is there."""
+    save_checkpoint(tmp_path / "step_00000001.pt", {"step": 1})
+    original = torch.load
+
+    def late(path, **options):
+        if path.name == "step_00000001.pt":
+            path.unlink()
+            save_checkpoint(tmp_path / "step_00000002.pt", {"step": 2})
+        return original(path, **options)
+
+    monkeypatch.setattr(torch, "load", late)
+    path, state = load_latest(tmp_path)
+    assert state == {"step": 2} and path.name == "step_00000002.pt"
+
+
+def test_the_disk_has_the_file_before_its_name_and_the_name_before_save_returns(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("named"), replace(a, b)))
+    save_checkpoint(tmp_path / "step_00000001.pt", STATE)
+    assert done == ["file", "named", "folder"]
 
 
 def test_a_failing_disk_leaves_the_last_good_one(tmp_path, monkeypatch):

@@ -401,7 +401,7 @@ def test_error_that_comes_again_is_not_paid_for_eleven_times(project):
 
 def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project):
     project.append("trainer.py", NO_CHECKPOINT)
-    report = project.run(f"modal run modal_app.py --config {project.config()}", "--timeout-override", "5")
+    report = project.run(f"modal run modal_app.py --config {project.config(modal={'timeout': 5})}")
     assert attempts(report) == ["TIMEOUT", "TIMEOUT", "TIMEOUT", "SUCCESS"], report["output"]
     assert report["exit_code"] == 1 and "modal.timeout" in result(report)["value"]
 

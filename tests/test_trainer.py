@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 import slm.trainer
 from slm import stories
-from slm.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint
+from slm.checkpoint import CheckpointError, copy_to_cpu, load_checkpoint, load_latest, save_checkpoint
 from slm.config import ConfigError, TrainingConfig, make_config
 from slm.cost import count_flops_per_token
 from slm.data import TextDataset, TokenLoader
@@ -27,6 +29,7 @@ from slm.tokenizer import get_tokenizer
 from slm.trainer import (
     Trainer,
     TrainingDiverged,
+    _changed_keys,
     choose_dtype,
     learning_rate,
     load_run,
@@ -259,6 +262,7 @@ def test_skipped_steps_are_logged_and_counted_on_after_a_resume(cache, tmp_path,
     train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
     run = train(c, run_dir=tmp_path / "run", verbose=False)
     assert run.finished
+    equal_runs(run, train(c, run_dir=tmp_path / "whole", verbose=False))  # with the same loss scale in each row
     assert losses(run.metrics, "train/skipped_steps") == [(step + 1) // 3 for step in range(1, 13)]
 
 
@@ -415,6 +419,48 @@ def test_mfu_counts_what_chapter_8_counts(cache, tmp_path):
     trainer.peak_flops, trainer.step, trainer._pending = 1e9, 1, [torch.tensor([1.0, 1.0])]
     trainer._report(tqdm(disable=True), tokens_per_s=1000.0)
     assert trainer.metrics[-1]["perf/mfu"] == pytest.approx(1000 * count_flops_per_token(run.config.model) / 1e9)
+
+
+def test_the_histogram_of_an_overflowing_gradient_is_of_its_finite_entries(cache, tmp_path, monkeypatch):
+    original = Trainer.update
+
+    def overflowing(self, batches, stop=False):
+        hook = self.model.norm.weight.register_hook(
+            lambda gradient: torch.cat([gradient[:-1], torch.full((1,), math.inf)]) if self.step == 0 else gradient
+        )
+        try:
+            return original(self, batches, stop)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(Trainer, "update", overflowing)
+    run = train(config(cache, dtype="float16"), run_dir=tmp_path / "run", verbose=False)
+    row = next(row for row in run.metrics if "gradients/norm.weight" in row)
+    assert sum(row["gradients/norm.weight"]["counts"]) == MODEL["d_model"] - 1 and math.isfinite(
+        row["gradients/norm.weight"]["high"]
+    )
+
+
+def test_the_histogram_of_a_large_gradient_counts_every_entry(loader_of):
+    """More entries than float32, in which histc counts, can tell apart."""
+    trainer = Trainer(model_of(), loader_of(), None, {"training": QUICK}, "cpu", verbose=False)
+    large = torch.zeros(2**24 + 5)
+    large[0] = 1.0
+    trainer.model.extra = nn.Parameter(torch.zeros_like(large))
+    trainer.model.extra.grad = large
+    trainer._log_gradients()
+    counts = trainer.metrics[-1]["gradients/extra"]["counts"]
+    assert counts[0] == 2**24 + 4 and counts[-1] == 1 and sum(counts) == len(large)
+
+
+def test_dropout_is_on_in_training_whatever_mode_the_model_came_in(loader_of):
+    metrics = [
+        Trainer(model.train(mode), loader_of(), None, {"training": QUICK}, "cpu", verbose=False).train()
+        for mode in (True, False)
+        for model in [model_of()]
+        if torch.manual_seed(0)
+    ]
+    assert losses(metrics[0]) == losses(metrics[1])
 
 
 def test_a_single_step_outside_of_train_logs_too(loader_of, tmp_path):
@@ -596,6 +642,94 @@ def test_killed_many_times_it_ends_as_if_nothing_had_happened(cache, tmp_path, d
     assert equal(*ends)
 
 
+def validation_of(monkeypatch, values):
+    """Validation losses by step, whatever the model."""
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: values[self.step])
+
+
+def test_the_best_is_known_after_a_resume(cache, tmp_path, monkeypatch):
+    validation_of(monkeypatch, {4: 1.0, 5: 4.0, 6: 4.0, 8: 2.0, 12: 3.0} | dict.fromkeys((7, 9, 10, 11), 4.0))
+    c = config(cache, keep_checkpoints=1, eval_every=100)
+    assert not train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False).finished
+    assert train(c, run_dir=tmp_path / "run", verbose=False).finished
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        "step_00000004.pt",
+        "step_00000012.pt",
+    ]
+
+
+def test_the_resumed_run_keeps_its_own_although_foreign_ones_are_newer(cache, tmp_path):
+    c = config(cache, keep_checkpoints=2)
+    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    for step in (24, 28):
+        (tmp_path / f"run/checkpoints/step_{step:08d}.pt").write_bytes(b"damaged")
+    train(c, run_dir=tmp_path / "run", verbose=False)
+    names = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert {"step_00000008.pt", "step_00000012.pt", "step_00000024.pt", "step_00000028.pt"} <= names
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(cache, tmp_path):
+    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        state = copy_to_cpu(load_checkpoint(path))
+        save_checkpoint(path, {**state, "random": state["random"] * 2})
+    with pytest.raises(CheckpointError, match="was written by 2 processes; it can't go on with 1"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+
+
+def test_every_setting_that_makes_another_run_is_compared():
+    c = make_config({"model": MODEL, "data": {"dataset": "stories"}}).as_dict()
+    free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
+    free |= {"threads", "num_workers", "cache_dir"}
+    for section in ("model", "training", "data"):
+        for key in c[section]:
+            changed = _changed_keys({**c, section: {**c[section], key: "another"}}, c)
+            assert len(changed) == (key not in free), (section, key)
+
+
+def failing_save(monkeypatch, at):
+    original = slm.trainer.save_checkpoint
+
+    def save(path, state):
+        if state["step"] == at:
+            raise OSError(28, "No space left on device")
+        original(path, state)
+
+    monkeypatch.setattr(slm.trainer, "save_checkpoint", save)
+
+
+def test_a_last_checkpoint_that_fails_is_told(cache, tmp_path, monkeypatch):
+    failing_save(monkeypatch, at=12)
+    with pytest.raises(CheckpointError, match="step 12 was not saved"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_checkpoint_that_fails_is_told_soon(cache, tmp_path, monkeypatch):
+    """Not only when the next one is due."""
+    failing_save(monkeypatch, at=4)
+    original, reached = Trainer.update, []
+
+    def slowly(self, batches, stop=False):
+        reached.append(self.step)
+        time.sleep(0.05)
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", slowly)
+    with pytest.raises(CheckpointError, match="step 4 was not saved"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    assert max(reached) < 7
+
+
+def test_the_one_before_stays_until_the_new_one_is_whole(cache, tmp_path, loader_of, monkeypatch):
+    failing_save(monkeypatch, at=8)
+    training = {"training": {**QUICK, "keep_checkpoints": 1}}
+    trainer = Trainer(model_of(), loader_of(), None, training, "cpu", run_dir=tmp_path / "run", verbose=False)
+    with pytest.raises(CheckpointError, match="step 8 was not saved"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004.pt"]
+
+
 @pytest.fixture
 def slow_disk(monkeypatch):
     """Checkpoints are written only when this event is set."""
@@ -646,6 +780,81 @@ def test_at_most_one_checkpoint_waits_to_be_written(cache, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "update", watched)
     assert train(config(cache), run_dir=tmp_path / "run", verbose=False).finished
     assert max(reached) == 7  # the checkpoint of step 8 waits for that of step 4
+
+
+def test_a_better_one_that_is_not_yet_written_replaces_nothing(cache, tmp_path, monkeypatch, slow_disk):
+    """At step 12 the best moves from 4 to 12, while 8 is still being written: 4 must stay until 12 is on disk."""
+    seen, values = [], {4: 1.0, 8: 2.0, 12: 0.5}
+
+    def evaluate(self):
+        if self.step == 8:
+            slow_disk.set()
+            self._writing.result()
+            slow_disk.clear()
+        return values[self.step]
+
+    original = Trainer._log
+
+    def look(self, row):
+        if "val/loss" in row and self.step == 12:  # self.best has moved
+            slow_disk.set()
+            wait_for([self._writing])
+            seen.extend(sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()))
+        original(self, row)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "_log", look)
+    train(config(cache, keep_checkpoints=1, eval_every=100), run_dir=tmp_path / "run", verbose=False)
+    assert seen == ["step_00000004.pt", "step_00000008.pt"]
+
+
+def test_a_run_that_diverges_names_the_checkpoint_that_was_being_written(cache, tmp_path, monkeypatch, slow_disk):
+    original = Trainer.update
+
+    def poisoned(self, batches, stop=False):
+        if self.step == 6:
+            self.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+            threading.Timer(0.5, slow_disk.set).start()
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", poisoned)
+    with pytest.raises(TrainingDiverged, match=r"at step 6 .* last good checkpoint is .*step_00000004.pt"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+
+
+def test_an_interrupt_while_waiting_leaves_nobody_writing(cache, tmp_path, monkeypatch, slow_disk):
+    """The second Ctrl-C: the run ends only when the thread is done, so that the folder is free for the next one."""
+    original, waits = slm.trainer.wait_for, []
+
+    def interrupted(futures):
+        waits.append(1)
+        if len(waits) == 1:
+            threading.Timer(0.5, slow_disk.set).start()
+            raise KeyboardInterrupt
+        return original(futures)
+
+    monkeypatch.setattr(slm.trainer, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    assert slow_disk.is_set() and [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [
+        "step_00000004.pt"
+    ]
+
+
+def test_both_errors_are_told_when_training_and_writing_fail(cache, tmp_path, monkeypatch, slow_disk, capsys):
+    failing_save(monkeypatch, at=4)
+    original = Trainer.update
+
+    def failing(self, batches, stop=False):
+        if self.step == 6:
+            raise RuntimeError("a fault of the GPU")
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    monkeypatch.setattr(Future, "done", lambda self: False)  # the writing ends only after the fault
+    with pytest.raises(RuntimeError, match="a fault of the GPU"):
+        train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    assert "step 4 was not saved" in capsys.readouterr().out
 
 
 def test_what_a_callback_raises_ends_the_run(cache, tmp_path):
