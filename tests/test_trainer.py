@@ -677,6 +677,39 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(cache, tmp_path)
         train(config(cache), run_dir=tmp_path / "run", verbose=False)
 
 
+def test_each_process_goes_on_with_its_own_random_numbers(cache, tmp_path):
+    run = train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    other = {"cpu": torch.Generator().manual_seed(77).get_state(), "device": None}
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        state = copy_to_cpu(load_checkpoint(path))
+        save_checkpoint(path, {**state, "random": [state["random"][0], other], "data": None})
+    for rank in (0, 1):
+        trainer = Trainer(model_of(), [], None, run.config, "cpu", run_dir=tmp_path / "run", verbose=False)
+        trainer.rank, trainer.world = rank, 2
+        with torch.random.fork_rng():
+            assert trainer.resume() is not None
+            assert torch.equal(torch.get_rng_state(), other["cpu"]) == (rank == 1)
+
+
+def test_the_metrics_are_on_disk_before_the_checkpoint_that_counts_on_them(cache, tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def named(source, target):
+        done.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    train(config(cache), run_dir=tmp_path / "run", verbose=False)
+    metrics = (tmp_path / "run/metrics.jsonl").stat().st_ino
+    names = [name for name in done if name in (metrics, "step_00000004.pt", "step_00000008.pt", "step_00000012.pt")]
+    assert names == [metrics, "step_00000004.pt", metrics, "step_00000008.pt", metrics, "step_00000012.pt"]
+
+
 def test_every_setting_that_makes_another_run_is_compared():
     c = make_config({"model": MODEL, "data": {"dataset": "stories"}}).as_dict()
     free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
