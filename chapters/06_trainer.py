@@ -20,7 +20,7 @@
 #
 # From four lines of PyTorch to a run that you could leave alone overnight. You earn each addition by measuring what it does, then train a model to within a whisker of the floor that chapter 4 computed, and export `load_config`, `save_checkpoint`, `Trainer` and `train`.
 #
-# *Runs in about 240 seconds on two cores.*
+# *Runs in about 200 seconds on two cores.*
 
 # %%
 import course
@@ -111,6 +111,7 @@ _FORMAT = "slm checkpoint 2"  # stands in every file; another layout of the stat
 
 # %%
 import itertools
+import textwrap
 
 from slm import stories
 
@@ -139,8 +140,8 @@ lines = stories.reference_lines(tokenizer)
 # %% [markdown]
 # ## A step that means what it says
 #
-# **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded
-# with targets that do not count, so they don't. The right weight is each part's share of the targets:
+# **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded with targets that do not
+# count, so they don't. The right weight is each part's share of the targets:
 
 # %%
 x, y = loader.batch(0)  # (B, T) each
@@ -165,8 +166,8 @@ print(f"weighted by targets: off by {(by_targets - whole).norm() / whole.norm():
 print(f"weighted by halves:  off by {(by_parts - whole).norm() / whole.norm():.0%}")
 
 # %% [markdown]
-# **Learning rate.** At the start the gradients are large, and the averages of past gradients that AdamW steers by (more on them below) are still empty, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the minimum: let a cosine take the
-# rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The same run with a high learning rate, each time with one part taken away:
+# **Learning rate.** At the start the gradients are large, and the averages of past gradients that AdamW steers by (more on them below) are still empty, so a full-size step goes far in a poor direction: warm up linearly. At the end, steps of constant size only circle the minimum: let a cosine take the rate to zero. **Clipping**
+# scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The same run with a high learning rate, each time with one part taken away:
 
 
 # %%
@@ -210,9 +211,9 @@ recipe_figure(runs)
 #
 # Learning rates are easiest to get wrong at their ends. Below, `learning_rate` is therefore one function that a test can hold to account: the first step already moves, the last step of the warm-up has the full rate, the last step of all has the least.
 #
-# **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits but less range: large numbers overflow, and small gradients become 0. So the loss is multiplied by a large factor
-# before the backward pass, the gradients are divided by it after, and a step whose gradients overflowed is skipped (`GradScaler`). Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Ask also for its
-# peak speed in products, which is in a table for GPUs and measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the *MFU* of chapter 8.
+# **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits but less range: large numbers overflow, and small gradients become 0. So the loss is multiplied by a large factor before the backward pass, the
+# gradients are divided by it after, and a step whose gradients overflowed is skipped (`GradScaler`). Weights and optimizer stay in float32; only matrix products are done in 16 bits. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Ask also for its peak speed in products, which is in a table for GPUs and
+# measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the *MFU* of chapter 8.
 
 
 # %%
@@ -276,8 +277,8 @@ print(f"auto picks {choose_dtype(cpu)} here")
 # %% [markdown]
 # The losses agree to the digits that matter, whatever the time says on your machine.
 #
-# **Compiling.** The last lever is `torch.compile`, which writes kernels for this very model. A GPU gains far more than a CPU (chapter 8 plans with twice the speed), so `compile: true` is the default there. On a CPU it needs a C++ compiler, which you may not have, so here is what
-# `benchmarks/trainer_overhead.py --compile` printed on the machine that its first line names:
+# **Compiling.** The last lever is `torch.compile`, which writes kernels for this very model. A GPU gains far more than a CPU (chapter 8 plans with twice the speed), so `compile: true` is the default there. On a CPU it needs a C++ compiler, which you may not have, so here is what `benchmarks/trainer_overhead.py --compile` printed
+# on the machine that its first line names:
 
 # %%
 recorded = Path("benchmarks/results/trainer_overhead.md").read_text(encoding="utf-8")
@@ -293,14 +294,14 @@ print(f"paid back after {took / (step - compiled) * 1e3:,.0f} steps")
 #
 # ## A checkpoint that survives the power failure
 #
-# `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers
-# (dropout!), a resumed run is another run.
+# `torch.save(model.state_dict(), path)` has two faults. A process that is killed while it writes leaves half a file under the good name, in place of the last whole one. And weights alone do not continue a run: without Adam's averages, the position in the data and the state of the random numbers (dropout!), a resumed run is
+# another run.
 #
-# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. Disks and cables also change a bit now and then, and a run that goes on from such a file is wrong without a sign of it. So the last four
-# bytes are a checksum (CRC-32) of all before them, which `torch.load` passes over and ours looks at first.
+# So everything goes into one file, written under a temporary name, forced to disk, and only then renamed, which the operating system does entirely or not at all. Disks and cables also change a bit now and then, and a run that goes on from such a file is wrong without a sign of it. So the last four bytes are a checksum (CRC-32) of
+# all before them, which `torch.load` passes over and ours looks at first.
 #
-# Writing a gigabyte takes seconds in which a rented GPU would stand still. So the trainer below waits only for a *copy* in memory, `copy_to_cpu`, and another thread writes that while the next steps change the original. Reading, after one pass for the checksum, only maps the file into memory: the
-# numbers then go straight from it into the model, without a copy in between.
+# Writing a gigabyte takes seconds in which a rented GPU would stand still. So the trainer below waits only for a *copy* in memory, `copy_to_cpu`, and another thread writes that while the next steps change the original. Reading, after one pass for the checksum, only maps the file into memory: the numbers then go straight from it
+# into the model, without a copy in between.
 
 
 # %%
@@ -750,17 +751,17 @@ except ConfigError as error:
 # %% [markdown]
 # ## Optimizers
 #
-# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its square, $v$. Both start at zero: after $t$ steps the weights of what they have seen add up to only $1 - \beta^t$, so they are divided by that. Now $m$ is about as large as the
-# gradient and $\sqrt v$ too, so their quotient is about one, and each weight moves by about the learning rate $\eta$, whatever the size of its gradients:
+# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its square, $v$. Both start at zero: after $t$ steps the weights of what they have seen add up to only $1 - \beta^t$, so they are divided by that. Now $m$ is about as large as the gradient and $\sqrt v$ too, so
+# their quotient is about one, and each weight moves by about the learning rate $\eta$, whatever the size of its gradients:
 #
 # $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \qquad w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \varepsilon}$$
 #
-# The tiny $\varepsilon$ keeps the quotient finite where all gradients were zero. The factor $1 - \eta \lambda$ is the *weight decay* of strength $\lambda$: a weight whose gradients do not hold against it shrinks. It applies to everything with two axes, matrices and embeddings. Biases and the norms'
-# weights are spared, because a norm weight pulled to zero would switch its channel off.
+# The tiny $\varepsilon$ keeps the quotient finite where all gradients were zero. The factor $1 - \eta \lambda$ is the *weight decay* of strength $\lambda$: a weight whose gradients do not hold against it shrinks. It applies to everything with two axes, matrices and embeddings. Biases and the norms' weights are spared, because a
+# norm weight pulled to zero would switch its channel off.
 #
-# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does. Any matrix can be written as $U S V^\top$, its *singular value decomposition*: it turns ($V^\top$), stretches each direction by its own factor (the diagonal $S$), and turns again ($U$). In an
-# average of gradients the factors say how often and how hard each direction was asked for, and a few are far larger than the rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones. The decomposition itself would be slow; five rounds of matrix
-# products (a Newton-Schulz iteration) come close enough. Embeddings are looked up row by row and are no maps, so they stay with AdamW.
+# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It averages the gradients as momentum does. Any matrix can be written as $U S V^\top$, its *singular value decomposition*: it turns ($V^\top$), stretches each direction by its own factor (the diagonal $S$), and turns again ($U$). In an average of gradients the
+# factors say how often and how hard each direction was asked for, and a few are far larger than the rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones. The decomposition itself would be slow; five rounds of matrix products (a Newton-Schulz iteration) come close enough.
+# Embeddings are looked up row by row and are no maps, so they stay with AdamW.
 
 
 # %%
@@ -830,15 +831,15 @@ for name, rate in itertools.product(("adamw", "muon"), (5e-3, 1e-2, 2e-2)):
 
 
 # %% [markdown]
-# Each has a rate of its own, so compare the best of each: at the lowest one AdamW leads, but Muon bears the highest, and gets further with it than AdamW at any. That is why the config below has Muon and a high rate. It gets there in fewer steps: its extra products cost the same whatever the batch, so
-# they weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with half a million.
+# Each has a rate of its own, so compare the best of each: at the lowest one AdamW leads, but Muon bears the highest, and gets further with it than AdamW at any. That is why the config below has Muon and a high rate. It gets there in fewer steps: its extra products cost the same whatever the batch, so they weigh most here, with a
+# thousand tokens to a step, and next to nothing on a GPU with half a million.
 #
 # ## The trainer, method by method
 #
 # The class is long, so it comes in pieces; `@add_to(Trainer)` puts each into the class, and in `slm/trainer.py` they stand together. First what it holds.
 #
-# On several GPUs, `torchrun` starts `world` processes, one for each; this one is number `rank`. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* (DDP) replaces each gradient by its mean over the processes as soon as backward has made it. DDP watches a
-# module's `forward`, and ours is to be `model.loss`, so a small module `_Loss` has that as its forward. Where processes need a common number, `all_reduce` adds up their tensors.
+# On several GPUs, `torchrun` starts `world` processes, one for each; this one is number `rank`. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* (DDP) replaces each gradient by its mean over the processes as soon as backward has made it. DDP watches a module's `forward`, and ours is
+# to be `model.loss`, so a small module `_Loss` has that as its forward. Where processes need a common number, `all_reduce` adds up their tensors.
 
 
 # %%
@@ -938,8 +939,8 @@ def choose_device() -> torch.device:
 
 
 # %% [markdown]
-# One step: the parts of the batch one after the other, each weighted by its share of the targets *over all processes*; then unscale, clip, step. With such weights the processes' gradients must be *added*; DDP takes their mean, a sum divided by `world`, so the loss is multiplied by `world` first. All
-# parts but the last run under `no_sync`, so that the gradients travel between the processes once per step and not once per part. `totals` carries three counts through one exchange: targets, requests to stop, tokens.
+# One step: the parts of the batch one after the other, each weighted by its share of the targets *over all processes*; then unscale, clip, step. With such weights the processes' gradients must be *added*; DDP takes their mean, a sum divided by `world`, so the loss is multiplied by `world` first. All parts but the last run under
+# `no_sync`, so that the gradients travel between the processes once per step and not once per part. `totals` carries three counts through one exchange: targets, requests to stop, tokens.
 
 
 # %%
@@ -1050,8 +1051,8 @@ def sample(self, max_tokens: int, seed: int = 0) -> str:
 
 
 # %% [markdown]
-# What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice. At most one checkpoint is being written at a time; what goes wrong in the thread is raised in the loop, at the next step
-# or at the latest when the next one is due.
+# What goes into a checkpoint is whatever the next step depends on. The metrics file is cut back to its length at that moment, so steps that are done twice do not stand there twice. At most one checkpoint is being written at a time; what goes wrong in the thread is raised in the loop, at the next step or at the latest when the
+# next one is due.
 
 
 # %%
@@ -1203,8 +1204,8 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 # %% [markdown]
-# Looking at a number makes a GPU wait, so losses and gradient norms are kept as tensors (`_pending`) and looked at only every `log_every` steps. That is also when a number that is no longer finite is found, always before a checkpoint is written; their order names the step at which it happened. Every
-# hundred steps the row also holds a histogram of each gradient.
+# Looking at a number makes a GPU wait, so losses and gradient norms are kept as tensors (`_pending`) and looked at only every `log_every` steps. That is also when a number that is no longer finite is found, always before a checkpoint is written; their order names the step at which it happened. Every hundred steps the row also
+# holds a histogram of each gradient.
 
 
 # %%
@@ -1452,8 +1453,7 @@ def _start_wandb(self) -> None:
 # %% [markdown]
 # ## A run from its config
 #
-# `train` is what the command line, the other chapters and the cloud call. The same call starts a run, continues one that was stopped, or returns one that is finished. It refuses to continue under a changed config, because that would be neither the old run nor a new one, and it lets no second process
-# write into the same folder.
+# `train` is what the command line, the other chapters and the cloud call. The same call starts a run, continues one that was stopped, or returns one that is finished. It refuses to continue under a changed config, because that would be neither the old run nor a new one, and it lets no second process write into the same folder.
 
 
 # %%
@@ -1724,8 +1724,7 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
 print(Path("configs/stories_cpu.yaml").read_text())
 
 # %% [markdown]
-# While it learns, a second process on the second core trains three other models from the same config, each for an eighth of the steps or so, with a schedule of its own that ends at zero: one without attention, one with one layer, one with two. First it repeats the full run's first 150 steps, to keep
-# the model as it was then.
+# While it learns, a second process on the second core trains three other models from the same config, each for an eighth of the steps or so, with a schedule of its own that ends at zero: one without attention, one with one layer, one with two. First it repeats the full run's first 150 steps, to keep the model as it was then.
 
 # %%
 from course.figures.chapter_06 import SmallerModels, excess_strip, shot_and_resumed, staircase_figure
@@ -1739,9 +1738,9 @@ stairs, early = smaller.wait(like=run.model)
 staircase_figure(stairs, run.metrics, lines)
 
 # %% [markdown]
-# A staircase, and every step of it has a reason. How often each token occurs is learned in the first seconds. A model without attention sees its own token and its position. It ends below the *bigram* line, since in texts this short the position alone says a good deal, and there it flattens. A model
-# with attention walks through that line without noticing, because it can look back. A second layer could look for something that the first has found; in these stories every reference is to a word that was said before, one look is enough, and in the same number of steps two layers get no further and
-# take longer. So the shipped model has one layer and many steps.
+# A staircase, and every step of it has a reason. How often each token occurs is learned in the first seconds. A model without attention sees its own token and its position. It ends below the *bigram* line, since in texts this short the position alone says a good deal, and there it flattens. A model with attention walks through
+# that line without noticing, because it can look back. A second layer could look for something that the first has found; in these stories every reference is to a word that was said before, one look is enough, and in the same number of steps two layers get no further and take longer. So the shipped model has one layer and many
+# steps.
 #
 # The same in one story. The more a token is tinted, the further the model's surprise is above the *true* surprise, the one that the grammar gives (hover for both). What is free to choose costs nats but shows no colour:
 
@@ -1752,28 +1751,29 @@ excess_strip({"after 150 steps": early, "at the end": run.model}, tokenizer, sto
 # Early on, the model knows common words and is surprised wherever the story refers back: to the name, the thing that was lost, the right ending. Those tokens need attention, and they are what the rest of the training is for.
 
 # %%
-seconds = run.metrics[-1]["seconds"]
-print(f"validation loss {run.val_loss:.3f} nats per token after {seconds:.0f} seconds; the floor is {lines.floor:.3f}")
+last = next(row for row in reversed(run.metrics) if "train/loss" in row)
+print(
+    f"validation loss {run.val_loss:.3f} nats per token, {last['seconds']:.0f} seconds; the floor is {lines.floor:.3f}"
+)
 print(f"bits per byte: {lines.bits_per_byte(run.val_loss):.4f}, floor {lines.bits_per_byte(lines.floor):.4f}")
-print(next(row for row in reversed(run.metrics) if "train/loss" in row))
+print("\n".join(f"{key}: {value:.6g}" for key, value in last.items()))
 
 # %% [markdown]
-# The last line is a row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
+# The lines below that are one row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
 #
 # And what does it write? Three stories as they come, then thirty put before the grammar, which knows exactly what a story is: one wrong name in eighty words, and it refuses the whole.
 
 # %%
 writer = Trainer(run.model, loader, None, config, device="cpu", verbose=False)
 told = [writer.sample(160, seed=seed) for seed in range(30)]
-print("\n\n".join(told[:3]), end="\n\n")
+print("\n\n".join(textwrap.fill(story, 96) for story in told[:3]), end="\n\n")
 accepted = sum(map(stories.accepts, told))
 print(f"{accepted} of {len(told)} are stories of the grammar; {len(set(told))} are different")
 
 # %% [markdown]
 # ## Pull the plug
 #
-# The promise was that a run survives a kill at any moment. Here a small run with dropout is killed twice, a random while after a checkpoint, by a signal that cannot be caught, and the same command is given again each time. Next to it the same run goes in one go. Not "about the same": every weight is
-# equal to the last bit.
+# The promise was that a run survives a kill at any moment. Here a small run with dropout is killed twice, a random while after a checkpoint, by a signal that cannot be caught, and the same command is given again each time. Next to it the same run goes in one go. Not "about the same": every weight is equal to the last bit.
 
 # %%
 shot_and_resumed()
@@ -1798,8 +1798,7 @@ decayed = {id(p) for group in groups if group["weight_decay"] for p in group["pa
 }
 
 # %% [markdown]
-# The validation text is a sample of a thousand stories, so its own best loss differs a little from the floor: hence the small tolerance. A loss clearly *below* the floor would not be good news: no honest model can get there, so it means a leak, a mask the wrong way round, or validation text in the
-# training set.
+# The validation text is a sample of a thousand stories, so its own best loss differs a little from the floor: hence the small tolerance. A loss clearly *below* the floor would not be good news: no honest model can get there, so it means a leak, a mask the wrong way round, or validation text in the training set.
 #
 # ## Exercises
 #
