@@ -1759,7 +1759,7 @@ print(f"bits per byte: {lines.bits_per_byte(run.val_loss):.4f}, floor {lines.bit
 print("\n".join(f"{key}: {value:.6g}" for key, value in last.items()))
 
 # %% [markdown]
-# The lines below that are one row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
+# Under the two sentences stands one row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
 #
 # And what does it write? Three stories as they come, then thirty put before the grammar, which knows exactly what a story is: one wrong name in eighty words, and it refuses the whole.
 
