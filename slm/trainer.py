@@ -249,13 +249,9 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         self._log_gradients()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip or math.inf)
-        overflow = (
-            self.scaler.is_enabled() and not norm.isfinite()
-        )  # in float16 a step that happens, and is skipped whole
+        overflow = self.scaler.is_enabled() and not norm.isfinite()  # such a float16 step is skipped whole
         self.skipped += bool(overflow)
-        if (
-            overflow and self.scaler.get_scale() < 1
-        ):  # halved at every overflow, from 65,536: it is not the scale any more
+        if overflow and self.scaler.get_scale() < 1:  # it is halved at every overflow, from 65,536
             raise self._diverged("the gradient overflows float16 whatever the loss scale", self.step)
         for optimizer in self.optimizers:
             if not overflow:
@@ -461,9 +457,8 @@ class Trainer:
             entries = entries[entries.isfinite()]  # a float16 step may overflow
             if entries.numel():
                 low, high = (limit.item() for limit in entries.aminmax())
-                counts = sum(
-                    part.histc(32, low, high).long() for part in entries.split(2**24)
-                )  # float32 counts no further
+                parts = entries.split(2**24)  # float32, in which histc counts, goes no further
+                counts = sum(part.histc(32, low, high).long() for part in parts)
                 row[f"gradients/{name}"] = {"low": low, "high": high, "counts": counts.tolist()}
         self._log(row)
 
