@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -72,7 +73,8 @@ PATIENCE = 10  # ticks that a run whose budget is spent has to finish its step a
 
 def checkpoints(run_dir: str | Path) -> list[str]:
     """Names of the finished checkpoints in a run folder."""
-    return sorted(path.name for path in Path(run_dir, "checkpoints").glob("step_*.pt"))
+    found = Path(run_dir, "checkpoints").glob("step_*.pt")
+    return sorted(path.name for path in found if re.fullmatch(r"step_\d+", path.stem))
 
 
 class Meter:
@@ -458,6 +460,10 @@ class Refused(ValueError):
     """Why a launch is refused, in one sentence that also says what would help."""
 
 
+class NothingYet(Refused):
+    """The volume holds nothing of the run."""
+
+
 def how_to_upload(value: str, key: str) -> str:
     """The command that uploads a file, a folder, or the folder of a pattern, and what the config must say then."""
     parts = Path(value).parts
@@ -701,25 +707,33 @@ def download(run: str, to: str | Path, skip: tuple[str, ...] = ("checkpoints", "
     """Copy a run from the volume into the folder `to`; the folders in `skip` stay empty.
 
     Raises:
-        Refused: if the volume has no such run.
+        NothingYet: if the volume has no such run.
+        Refused: if a file cannot be had or written.
     """
     source = f"runs/{run}"
     try:
         entries = volume.listdir(source)
     except modal.exception.NotFoundError:
-        raise Refused(
+        raise NothingYet(
             f"the volume slm-data has no run {run!r} yet; `modal volume ls slm-data runs` lists them"
         ) from None
-    Path(to).mkdir(parents=True, exist_ok=True)
-    while entries:
-        entry = entries.pop()
-        target = Path(to) / Path(entry.path.lstrip("/")).relative_to(source)
-        if entry.type == modal.volume.FileEntryType.FILE:
-            with target.open("wb") as file:
-                file.writelines(volume.read_file(entry.path))
-        elif entry.type == modal.volume.FileEntryType.DIRECTORY:
-            target.mkdir(exist_ok=True)
-            entries += [] if target.name in skip else volume.listdir(entry.path)
+    except UNANSWERED as error:
+        raise not_told(run, error) from None
+    try:
+        Path(to).mkdir(parents=True, exist_ok=True)
+        while entries:
+            entry = entries.pop()
+            target = Path(to) / Path(entry.path.lstrip("/")).relative_to(source)
+            if entry.type == modal.volume.FileEntryType.FILE and target.name != ".lock":
+                part = target.with_name(target.name + ".part")
+                with part.open("wb") as file:
+                    file.writelines(volume.read_file(entry.path))
+                part.replace(target)
+            elif entry.type == modal.volume.FileEntryType.DIRECTORY:
+                target.mkdir(exist_ok=True)
+                entries += [] if target.name in skip else volume.listdir(entry.path)
+    except UNANSWERED as error:
+        raise Refused(f"{run} was not copied whole ({type(error).__name__}: {error}); ask again") from None
     return Path(to)
 
 
@@ -735,9 +749,11 @@ def show_status(run: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             download(run, Path(folder, run), skip=LARGE)
-        except Refused as error:
+        except NothingYet as error:
             if not running:  # one that runs has perhaps not begun
                 give_up(error)
+        except Refused as error:
+            give_up(error)
         print(json.dumps({**report(Path(folder, run)), "running": running}, indent=2))
 
 

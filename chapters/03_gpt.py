@@ -328,6 +328,9 @@ def save_pretrained(self, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` in GPT-2's format, which `transformers` opens.
 
     Existing files of these names are replaced, each in one step: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: The disk is full or not writable.
     """
     folder, c = Path(folder), self.config
     published: dict[str, Any]
@@ -341,7 +344,10 @@ def save_pretrained(self, folder: str | Path) -> None:
     for name, parameter in self.named_parameters():
         theirs, transposed = _published_name(name)
         weights[theirs] = (parameter.detach().T if transposed else parameter.detach()).cpu().contiguous()
-    save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / "model.safetensors.part", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{folder / 'model.safetensors'} could not be written: {error}") from error
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     (folder / "config.json.part").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
     os.replace(folder / "config.json.part", folder / "config.json")

@@ -804,8 +804,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     from slm.trainer import train
 
-    train(config, run_dir=arguments.run_dir)
-    return 0
+    run = train(config, run_dir=arguments.run_dir)
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun would call a process that stopped a failed one
+    return 0 if run.finished or launched else 130
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -933,7 +934,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a mistake of the user (told in one sentence), 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for a mistake of the user (told in one sentence), 130 if stopped."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     more = {_train: "overrides", _cost: "configs"}.get(arguments.command)  # takes what stands behind an option
@@ -963,8 +964,8 @@ def _as_options(text: str) -> str:
 
 
 def _is_users_mistake(error: Exception) -> bool:
-    """Whether an error is about what was asked for: a missing file, or an error that `slm` itself raised on purpose."""
-    if isinstance(error, FileNotFoundError | IsADirectoryError):
+    """Whether an error is about what was asked for: a file or disk, or an error that `slm` itself raised on purpose."""
+    if isinstance(error, OSError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_here = str(frame.f_globals.get("__name__")).startswith("slm.")

@@ -5,6 +5,8 @@ Exported from chapters/06_trainer.py; edit it there.
 
 import os
 import pickle
+import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +43,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         os.replace(part, path)
         sync(path.parent, files=False)  # the new entry, too, must be on disk before an older file is deleted
     except RuntimeError as error:  # how torch reports a write that failed
-        raise OSError(f"{path} could not be written: {error}") from error
+        free, why = shutil.disk_usage(path.parent).free, str(error).splitlines()[0]
+        raise OSError(f"{path} could not be written; {free:,} bytes of the disk are free ({why})") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -103,8 +106,13 @@ def sync(folder: Path, files: bool = True) -> None:
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints `step_*.pt` of a folder, newest first."""
-    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
+    """The checkpoints of a folder, newest first: `step_` and at least eight digits; other names are the user's own."""
+    found = [path for path in Path(folder).glob("step_*.pt") if re.fullmatch(r"step_\d{8,}", path.stem)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def load_latest(
@@ -115,7 +123,7 @@ def load_latest(
     One that can't is named on standard output, and the one before it is tried.
 
     Args:
-        folder: Where the checkpoints `step_*.pt` are.
+        folder: Where the checkpoints are.
         unfit: Says why a checkpoint that can be read can't be used, in words that follow its name; "" if it can.
 
     Raises:
@@ -125,8 +133,12 @@ def load_latest(
     for path in list_checkpoints(folder):
         try:
             state = load_checkpoint(path)
-        except FileNotFoundError:  # a run that is going on has just replaced it by a newer one
-            return load_latest(folder, unfit)
+        except FileNotFoundError:
+            if not path.is_symlink():  # a run that is going on has just replaced it by a newer one
+                return load_latest(folder, unfit)
+            problems.append(f"{path} is a link to a file that is not there")
+        except OSError as error:
+            problems.append(f"{path} can't be read: {error.strerror}")
         except CheckpointError as error:
             problems.append(str(error))
         else:
@@ -145,7 +157,7 @@ def prune_checkpoints(folder: str | Path, keep: int, step: int, best_step: int |
 
     Later ones are left alone: a run that has come to `step` has passed them over, or its user put them there.
     """
-    so_far = [path for path in list_checkpoints(folder) if path.stem <= f"step_{step:08d}"]
+    so_far = [path for path in list_checkpoints(folder) if _step_of(path) <= step]
     for path in so_far[keep:]:
-        if best_step is None or path.stem != f"step_{best_step:08d}":
+        if _step_of(path) != best_step:
             path.unlink()

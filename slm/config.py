@@ -66,9 +66,9 @@ class TrainingConfig(_Section):
     use_amp: bool = Field(True, description="16-bit matrix products where the device is good at them; false: float32")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="type of the matrix products")
     compile: bool = Field(True, description="torch.compile on CUDA, single or distributed; elsewhere it does not pay")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves PyTorch's choice")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null leaves PyTorch's choice")
     log_every: int = Field(10, ge=1, description="steps from one training row to the next")
-    eval_every: int = Field(250, ge=1, description="steps from one evaluation to the next")
+    eval_every: int = Field(250, ge=1, description="steps between evaluations; each checkpoint is evaluated too")
     eval_batches: int | None = Field(100, ge=1, description="validation batches, the same each time; null takes all")
     checkpoint_every: int = Field(250, ge=1, description="steps from one checkpoint to the next")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones to keep; the best is kept besides")
@@ -101,7 +101,7 @@ class DataConfig(_Section):
     max_documents: int | None = Field(None, ge=1, description="per split; null takes all")
     streaming: bool | None = Field(None, description="read a hub data set without storing it; null: decide by size")
     cache_dir: str = Field("data", description="where token files are kept")
-    num_workers: int = Field(0, ge=0, description="threads that prepare batches ahead")
+    num_workers: int = Field(0, ge=0, le=256, description="threads that prepare batches ahead")
 
 
 class WandbConfig(_Section):
@@ -176,7 +176,7 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 3e-4 is a number, as in YAML 1.2, and a key given twice is an error."""
+    """YAML with the numbers of YAML 1.2 (3e-4 is one; 010, 1:30 and dates are texts); a key given twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -186,8 +186,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_OLD = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in _OLD] for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+
+_DIGITS = list("-+.0123456789")
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][\d_]*)$"), _DIGITS)
+
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+    ),
+    _DIGITS,
 )
 
 
@@ -197,6 +211,8 @@ def _problem(error: Any, source: str) -> str:
     sections: dict[str, type[BaseModel]] = {name: f.annotation for name, f in _File.model_fields.items()}  # type: ignore[misc]
     known = list(sections if len(path) < 2 else sections[path[0]].model_fields)
     where = f"{source}: {'.'.join(path[:2])}"
+    if kind == "invalid_key":
+        return f"{where} is not a key; keys are texts"
     if kind == "extra_forbidden":
         elsewhere = {key: f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
         near = [] if path[-1] in elsewhere else difflib.get_close_matches(path[-1], known, 1)
@@ -243,6 +259,8 @@ def _read_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{source}:{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:  # a value with a tag, such as !!int, that it does not fit
+        raise ConfigError(f"{source}: holds a value that cannot be read: {error}") from None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -269,7 +287,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
-        if not equals or not dot or not isinstance(sections.setdefault(section, {}), dict):
+        sections[section] = {} if sections.get(section) is None else sections[section]
+        if not equals or not dot or not isinstance(sections[section], dict):
             raise ConfigError(f"override {override!r} is not understood; write it like training.max_steps=200")
         sections[section][name] = _read_yaml(value, f"override {override!r}")
     return make_config(sections, name=path.stem, source=str(path))

@@ -4,6 +4,8 @@ Exported from chapters/06_trainer.py; edit it there.
 """
 
 import contextlib
+import datetime
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -12,7 +14,6 @@ import math
 import os
 import platform
 import signal
-import tempfile
 import threading
 import time
 import uuid
@@ -283,6 +284,8 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(totals)
         self.model.train(mode)
+        if not totals[1]:
+            raise ValueError("the val_loader gave no targets; it must give batches (x, y) at every evaluation")
         return (totals[0] / totals[1]).item()
 
     @torch.no_grad()
@@ -355,7 +358,10 @@ class Trainer:
         except OSError as error:
             raise CheckpointError(f"step {state['step']} was not saved: {error}; {_last_good(run_dir)}") from error
         best_step = None if state["best"] is None else state["best"][1]
-        prune_checkpoints(folder, self.training.keep_checkpoints, state["step"], best_step)
+        try:
+            prune_checkpoints(folder, self.training.keep_checkpoints, state["step"], best_step)
+        except OSError as error:
+            print(f"step {state['step']:,} is saved, but an older checkpoint could not be deleted: {error}")
         if self.on_checkpoint:
             self.on_checkpoint()
 
@@ -385,8 +391,10 @@ class Trainer:
             return None
         metrics, found = self.run_dir / "metrics.jsonl", load_latest(self.run_dir / "checkpoints", self._unfit)
         if found is None:
-            if self.rank == 0:
-                metrics.unlink(missing_ok=True)  # rows of a start that never came to a checkpoint
+            if (
+                self.rank == 0 and metrics.exists()
+            ):  # rows of a start without a checkpoint, or whose checkpoints are moved
+                os.replace(metrics, self.run_dir / "metrics.before.jsonl")
             return None
         path, state = found
         try:
@@ -409,9 +417,12 @@ class Trainer:
         if self.rank == 0:
             for part in (self.run_dir / "checkpoints").glob("*.part"):  # what a killed process left half written
                 part.unlink()
-        if self.rank == 0 and metrics.exists():
-            kept = metrics.read_bytes()[: state["metrics_bytes"]]
-            os.truncate(metrics, kept.rfind(b"\n") + 1)  # whole rows only, should the file be shorter than it was
+        if self.rank == 0:
+            kept = metrics.read_bytes()[: state["metrics_bytes"]] if metrics.exists() else b""
+            if len(kept) < state["metrics_bytes"]:
+                print(f"{metrics} is shorter than it was; rows before step {self.step:,} are missing")
+            if metrics.exists():
+                os.truncate(metrics, kept.rfind(b"\n") + 1)  # whole rows only
             self.metrics = read_metrics(self.run_dir)
         return path
 
@@ -419,12 +430,11 @@ class Trainer:
         """Why a checkpoint is not one of this run; "" if it is."""
         if foreign := _foreign(state, self.config):
             return foreign
-        for what, before, now in (
-            ("precision", state["dtype"], str(self.dtype)),
-            ("text", state["data"], self._data()),
-        ):
-            if before != now:
-                return f"belongs to a run with another {what} ({before}, here {now})"
+        if (before := state["dtype"]) != str(self.dtype):
+            cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
+            return f"belongs to a run with another precision ({before}, here {self.dtype}; {cure})"
+        if state["data"] != self._data():
+            return f"belongs to a run with another text ({state['data']}, here {self._data()})"
         if (processes := len(state["random"])) != self.world:
             return f"was written by {processes} processes; it can't go on with {self.world}"
         return ""
@@ -497,6 +507,8 @@ class Trainer:
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         resumed = self.resume()
+        if self.run_dir is not None and self.rank == 0:
+            _describe(self.run_dir, self.config, self)
         self._start_wandb()
         if resumed is not None and self.verbose:
             print(f"going on after step {self.step:,}, from {resumed}")
@@ -510,7 +522,7 @@ class Trainer:
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.verbose else True)
         stop, seen, since = False, self.tokens_seen, time.perf_counter()
         self._clock = since
-        with _stop_signals() as signals, contextlib.ExitStack() as at_end:
+        with _stop_signals(self.verbose) as signals, contextlib.ExitStack() as at_end:
             at_end.callback(self._end_saving)  # also after an error
             while self.step < t.max_steps and not stop:
                 if self._writing is not None and self._writing.done():
@@ -588,7 +600,8 @@ class Trainer:
         import wandb
 
         w = self.config.wandb
-        self.wandb_run = wandb.init(
+        begin = functools.partial(
+            wandb.init,
             project=w.project,
             entity=w.entity,
             name=w.name or self.config.name,
@@ -597,7 +610,15 @@ class Trainer:
             resume="allow",
             config=self.config.as_dict(),
             dir=self.run_dir,
+            settings=wandb.Settings(init_timeout=30),
         )
+        try:
+            self.wandb_run = begin()
+        except wandb.errors.Error as error:  # no training is worth less than its log
+            why = str(error).splitlines()[0]
+            print(f"Weights & Biases cannot be reached ({why}); it is logged offline: `wandb sync` sends it later")
+            wandb.teardown()  # it would say that the id is in use
+            self.wandb_run = begin(mode="offline")
         self.wandb_run.define_metric("*", step_metric="train/tokens_seen")
 
 
@@ -612,10 +633,19 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The rows of a run folder's `metrics.jsonl`, oldest first; none if there is no such file.
 
     A last line that is still being written, or that a crash cut short, is left out.
+
+    Raises:
+        CheckpointError: Another line is damaged.
     """
     path = Path(run_dir) / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise CheckpointError(f"{path}, line {number} is not a row of metrics: mend or remove it") from None
+    return rows
 
 
 def _for_wandb(value: Any) -> Any:
@@ -632,21 +662,27 @@ def _for_wandb(value: Any) -> Any:
 def _last_good(run_dir: Path | None) -> str:
     """Which checkpoint a run that has failed can go on from, for its error message."""
     for path in [] if run_dir is None else list_checkpoints(run_dir / "checkpoints"):
-        with contextlib.suppress(CheckpointError):  # a damaged one
+        with contextlib.suppress(CheckpointError, OSError):  # a damaged one
             load_checkpoint(path)
             return f"the last good checkpoint is {path}"
     return "there is no checkpoint yet"
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """While inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second one interrupts."""
-    caught: list[int] = []
+def _stop_signals(verbose: bool = False) -> Iterator[list[float]]:
+    """While inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a later SIGINT interrupts.
+
+    One that follows within a second does not: a launcher hands on to its processes what the terminal sent them already.
+    """
+    caught: list[float] = []
 
     def note(number: int, frame: object) -> None:
-        if caught:
+        now = time.monotonic()
+        if caught and number == signal.SIGINT and now - caught[0] > 1:
             raise KeyboardInterrupt
-        caught.append(number)
+        if verbose and not caught:  # print() is not allowed to interrupt itself
+            os.write(2, b"\nstopping after this step, and saving it; Ctrl-C again does not wait for that\n")
+        caught.append(now)
 
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -733,6 +769,7 @@ def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for section in ("model", "training", "data")
         for key, value in now[section].items()
         if key not in free and before[section].get(key, value) != value
+        if key != "dtype" or "auto" not in (before[section]["dtype"], value)  # see Trainer._unfit
     ]
 
 
@@ -745,8 +782,14 @@ def _foreign(state: Mapping[str, Any], config: RunConfig) -> str:
 
 
 def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
-    """Raise ConfigError if the run folder was made with other settings that matter."""
+    """Raise ConfigError if the run folder was made with other settings that matter, or holds what is not a run's."""
     if not (run_dir / "config.yaml").is_file():
+        names = ("metrics.jsonl", "environment.json", "samples", "model")
+        strangers = [name for name in names if (run_dir / name).exists()]
+        if strangers and not list_checkpoints(run_dir / "checkpoints"):
+            raise ConfigError(
+                f"{run_dir} holds {', '.join(strangers)} but no config.yaml, so no run: choose another --run-dir"
+            )
         return
     if changed := _changed_keys(load_config(run_dir / "config.yaml").as_dict(), config.as_dict()):
         what = f"{run_dir} holds a run with another config: {'; '.join(changed)}"
@@ -755,9 +798,9 @@ def _refuse_changes(config: RunConfig, run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Refuse a second training process on the same run folder of this machine."""
-    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"slm-{name}.lock", timeout=0)
+    """Refuse a second training process on the same run folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / ".lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -778,7 +821,8 @@ def _process_group() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(choose_device())
-    dist.init_process_group("nccl" if cuda else "gloo")
+    patience = datetime.timedelta(minutes=30)  # the others wait while the first one evaluates, saves and logs
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
     try:
         yield
     finally:
@@ -832,6 +876,8 @@ def train(
         DataError, TokenizerUnavailable: The text or its tokenizer cannot be had.
         TrainingDiverged, CheckpointError: See `Trainer.train`.
     """
+    if run_dir == "":
+        raise ConfigError("--run-dir is empty; name the run's folder, or leave it out for runs/<name of the config>")
     run_dir = Path("runs") / config.name if run_dir is None else Path(run_dir)
     say = print if verbose and int(os.environ.get("RANK", 0)) == 0 else lambda *_: None
     _refuse_changes(config, run_dir)
@@ -842,11 +888,11 @@ def train(
     if t.threads is not None:
         torch.set_num_threads(t.threads)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    tokenizer = get_tokenizer(d.tokenizer)
+    if tokenizer.n_vocab > config.model.vocab_size:
+        small = f"model.vocab_size = {config.model.vocab_size} is too small"
+        raise ConfigError(f"{small} for tokenizer {d.tokenizer!r}, which has {tokenizer.n_vocab} ids")
     with only_process(run_dir) if rank == 0 else contextlib.nullcontext(), contextlib.ExitStack() as group:
-        tokenizer = get_tokenizer(d.tokenizer)
-        if tokenizer.n_vocab > config.model.vocab_size:
-            small = f"model.vocab_size = {config.model.vocab_size} is too small"
-            raise ConfigError(f"{small} for tokenizer {d.tokenizer!r}, which has {tokenizer.n_vocab} ids")
 
         def loader(split: str, shuffle: bool) -> TokenLoader:
             return create_dataloader(
@@ -874,7 +920,7 @@ def train(
         )  # one process tokenises, the others wait for it
         group.enter_context(_process_group())
         torch.manual_seed(t.seed)
-        continuing = any((run_dir / "checkpoints").glob("step_*.pt"))
+        continuing = bool(list_checkpoints(run_dir / "checkpoints"))
         model = empty_model(config.model) if continuing else GPT(config.model)
         if dist.is_initialized():
             torch.manual_seed(t.seed + 1 + dist.get_rank())  # every process drops channels of its own
@@ -886,8 +932,6 @@ def train(
         begun = "continuing" if continuing else "starting"
         say(f"{begun} {run_dir}: {model.count_parameters():,} parameters on {trainer.device} in {precision}")
         say(f"{t.max_steps:,} steps of {tokens:,} tokens; Ctrl-C stops and saves")
-        if rank == 0:
-            _describe(run_dir, config, trainer)
         trainer.train()
         finished = trainer.step >= t.max_steps
         if rank == 0 and finished:
@@ -920,5 +964,9 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
     texts = {"config.yaml": config.to_yaml(), "environment.json": json.dumps(environment, indent=2) + "\n"}
     for name, text in texts.items():
         part = run_dir / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, run_dir / name)
+    sync(run_dir, files=False)

@@ -1,6 +1,7 @@
 """Chapter 6's checks are themselves checked: each planted bug is caught with its own message."""
 
 import copy
+import io
 import math
 
 import pytest
@@ -9,96 +10,109 @@ import torch
 from course import check
 
 
-def cosine(progress, peak):
-    return 0.5 * peak * (1 + math.cos(math.pi * progress))
+def up(s, w):
+    return min(1.0, (s + 1) / w)
 
 
-def schedule_solution(s, peak, w, n):
-    return peak * (s + 1) / w if s < w else cosine((s - w) / (n - 1 - w), peak)
+def down(s, f, n):
+    return min(1.0, (n - 1 - s) / f)
+
+
+def schedule_solution(s, peak, w, f, n):
+    return peak * min(up(s, w), down(s, f, n))
+
+
+def in_float32(s, peak, w, f, n):
+    """The same, from a table in single precision."""
+    parts = torch.linspace(1 / w, 1, w), torch.ones(n - f - w), torch.linspace(1 - 1 / f, 0, f)
+    return peak * torch.cat(parts)[s]
 
 
 SCHEDULE_BUGS = {
-    "first step is wasted": lambda s, peak, w, n: peak * s / w if s < w else cosine((s - w) / (n - 1 - w), peak),
-    "multiply by it": lambda s, peak, w, n: schedule_solution(s, 1.0, w, n),
-    "above the peak": lambda s, peak, w, n: peak * (s + 2) / w if s < w else cosine((s - w) / (n - 1 - w), peak),
-    "should have the peak": lambda s, peak, w, n: (
-        peak * (s + 1) / (w + 1) if s < w else cosine((s - w) / (n - 1 - w), peak)
+    "first step is wasted": lambda s, peak, w, f, n: peak * min(s / w, 1, down(s, f, n)),
+    "never reaches the peak: multiply by it": lambda s, peak, w, f, n: schedule_solution(s, 1.0, w, f, n),
+    "In the warm-up, multiply": lambda s, peak, w, f, n: up(s, w) if s < w else peak * down(s, f, n),
+    "In the fall, multiply": lambda s, peak, w, f, n: peak * up(s, w) if s < n - f else down(s, f, n),
+    "Nothing falls": lambda s, peak, w, f, n: peak * up(s, w),
+    "right after the warm-up": lambda s, peak, w, f, n: peak * (up(s, w) if s < w else (n - 1 - s) / (n - w)),
+    "The fall is a cosine": lambda s, peak, w, f, n: (
+        peak * min(up(s, w), 0.5 * (1 - math.cos(math.pi * down(s, f, n))))
     ),
-    "not a straight line": lambda s, peak, w, n: (
-        peak * ((s + 1) / w) ** 2 if s < w else cosine((s - w) / (n - 1 - w), peak)
+    "The last step still has": lambda s, peak, w, f, n: peak * min(up(s, w), (n - s) / f),
+    "wrong way round": lambda s, peak, w, f, n: peak * up(s, w) if s < n - 1 - f else peak * (1 - down(s, f, n)),
+    "Step 109 of 110 has": lambda s, peak, w, f, n: peak * s + 1 / w if s < n else 0.0,
+    "Step 0 of 110 has": lambda s, peak, w, f, n: peak * (n - 1 - s) / f if s < n - f else 0.0,
+    "becomes negative": lambda s, peak, w, f, n: peak * min(up(s, w), (n - 5 - s) / f),
+    "The warm-up is a straight line that has the peak at step warmup - 1 = 9. Step 0 should have 0.2; yours has 0.1818": (
+        lambda s, peak, w, f, n: peak * min((s + 1) / (w + 1), 1, down(s, f, n))
     ),
-    "Nothing decays": lambda s, peak, w, n: peak * min(1, (s + 1) / w),
-    "becomes negative": lambda s, peak, w, n: (
-        peak * (s + 1) / w if s < w else peak * math.cos(math.pi * (s - w) / (n - 1 - w))
+    "stays at the peak. Step 60": lambda s, peak, w, f, n: peak * min(up(s, w), (n - 1 - s) / (f + 10)),
+    "in a straight line to 0 at step steps - 1 = 109. Step 70 should have 1.95; yours has 2": (
+        lambda s, peak, w, f, n: peak * min(up(s, w), (n - 1 - s) / (f - 1))
     ),
-    "decay is a straight line": lambda s, peak, w, n: (
-        peak * (s + 1) / w if s < w else peak * (1 - (s - w) / (n - 1 - w))
-    ),
-    "still has": lambda s, peak, w, n: peak * (s + 1) / w if s < w else cosine(s / n, peak),
-    "last step should have rate 0": lambda s, peak, w, n: (
-        peak * (s + 1) / w if s < w else 0.1 * peak + 0.9 * cosine((s - w) / (n - 1 - w), peak)
-    ),
-    "count progress from the end": lambda s, peak, w, n: peak * (s + 1) / w if s < w else cosine(s / (n - 1), peak),
-    "cosine starts at step warmup - 1": lambda s, peak, w, n: (
-        peak * (s + 1) / w if s < w else cosine((s - w + 1) / (n - w), peak)
-    ),
-    "return the rate, one number": lambda s, peak, w, n: None,
-    "Half-way down": lambda s, peak, w, n: peak * (s + 1) / w if s < w else cosine(((s - w) / (n - 1 - w)) ** 2, peak),
+    "return the rate, one number": lambda s, peak, w, f, n: None,
 }
 
 
-def adamw_step(
-    p, g, m, v, t, lr, b1, b2, eps, decay, *, l2=False, shrink=None, bias=True, root=True, inside=False, sign=-1
-):
-    if l2:
-        g = g + decay * p
-    else:
-        p.mul_(1 - (lr * decay if shrink is None else shrink * decay))
+def adamw_step(p, g, m, v, t, lr, b1, b2, eps, decay):
+    p.mul_(1 - lr * decay)
     m.mul_(b1).add_(g, alpha=1 - b1)
     v.mul_(b2).add_(g * g, alpha=1 - b2)
-    mh, vh = (m / (1 - b1**t), v / (1 - b2**t)) if bias else (m, v)
-    below = (vh + eps).sqrt() if inside else (vh.sqrt() if root else vh) + eps
-    p.add_(sign * lr * mh / below)
+    p.sub_(lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps))
 
 
-def corrected_in_place(p, g, m, v, t, lr, b1, b2, eps, decay):
+ADAMW = """
+def step(p, g, m, v, t, lr, beta1, beta2, eps, decay):
     p.mul_(1 - lr * decay)
-    m.mul_(b1).add_(g, alpha=1 - b1).div_(1 - b1**t)
-    v.mul_(b2).add_(g * g, alpha=1 - b2).div_(1 - b2**t)
-    p.sub_(lr * m / (v.sqrt() + eps))
+    m.mul_(beta1).add_(g, alpha=1 - beta1)
+    v.mul_(beta2).add_(g * g, alpha=1 - beta2)
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    p.sub_(lr * m_hat / (v_hat.sqrt() + eps))
+"""
 
 
-def planted(**changes):
-    return lambda *arguments: adamw_step(*arguments, **changes)
+def planted(*changes):
+    """The step with these texts replaced."""
+    source = ADAMW
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    space = {}
+    exec(source, space)
+    return space["step"]
 
 
-def not_in_place(p, g, m, v, t, lr, *rest):
-    p = p - lr * g.sign()
-    return p
-
-
-def forgets_averages(p, g, m, v, t, lr, b1, b2, eps, decay):
-    adamw_step(p, g, m.clone(), v.clone(), t, lr, b1, b2, eps, decay)
-
-
-def decay_after(p, g, m, v, t, lr, b1, b2, eps, decay):
-    adamw_step(p, g, m, v, t, lr, b1, b2, eps, 0.0)
-    p.mul_(1 - lr * decay)
-
-
+NO_SHARE_M, NO_SHARE_V = ("add_(g, alpha=1 - beta1)", "add_(g)"), ("add_(g * g, alpha=1 - beta2)", "add_(g * g)")
 ADAMW_BUGS = {
-    "corrected in place": corrected_in_place,
-    "p is unchanged": not_in_place,
-    "still zero": forgets_averages,
-    "uphill": planted(sign=1),
-    "too small at first": planted(bias=False),
-    "divide by its square root": planted(root=False),
-    "eps stands under the root": planted(inside=True),
-    "Without decay": planted(sign=-2),
-    "decay does nothing": planted(shrink=0.0),
-    "Adam with L2": planted(l2=True),
-    "should shrink by lr * decay": planted(shrink=1.0),
-    "comes before the step": decay_after,
+    "corrected in place": planted(
+        ("m_hat, v_hat = m /", "m_hat, v_hat = m.div_"), ("m.div_ (1 - beta1**t), v /", "m.div_(1 - beta1**t), v.div_")
+    ),
+    "m and v grow without bound": planted(NO_SHARE_M, NO_SHARE_V),
+    "m grows without bound": planted(NO_SHARE_M),
+    "v grows without bound": planted(NO_SHARE_V),
+    "changed places": planted(("eps, decay):", "eps, decay):\n    beta1, beta2 = beta2, beta1")),
+    "*squared* gradient": planted(("g * g", "g")),
+    "p is unchanged": planted(("    p.mul_", "    p = p.clone()\n    p.mul_")),
+    "still zero": planted(("    p.mul_", "    m, v = m.clone(), v.clone()\n    p.mul_")),
+    "uphill": planted(("p.sub_", "p.add_")),
+    "too small at first": planted(("m / (1 - beta1**t), v / (1 - beta2**t)", "m, v")),
+    "m is not corrected": planted(("m / (1 - beta1**t)", "m")),
+    "v is not corrected": planted(("v / (1 - beta2**t)", "v")),
+    "divide by its square root": planted(("v_hat.sqrt()", "v_hat")),
+    "eps stands under the root": planted(("v_hat.sqrt() + eps", "(v_hat + eps).sqrt()")),
+    "eps is missing": planted((" + eps", "")),
+    "Adam with L2": planted(("    p.mul_(1 - lr * decay)", "    g = g + decay * p")),
+    "should shrink by lr * decay": planted(("1 - lr * decay", "1 - decay")),
+    "p grows by the decay": planted(("1 - lr * decay", "1 + lr * decay")),
+    "The decay comes after the step": planted(
+        ("    p.mul_(1 - lr * decay)\n", ""), ("+ eps))", "+ eps))\n    p.mul_(1 - lr * decay)")
+    ),
+    "The decay does nothing": planted(("    p.mul_(1 - lr * decay)\n", "")),
+    "After four steps m is off": planted(("alpha=1 - beta1", "alpha=beta1")),
+    "After four steps v is off": planted(("alpha=1 - beta2", "alpha=beta2")),
+    "no longer finite": planted(("lr * m_hat / (v_hat.sqrt() + eps)", "lr * m_hat / (v_hat - v_hat)")),
+    "without decay p is off": planted(("p.sub_(lr", "p.sub_(2 * lr")),
+    "With decay, p is off": planted(("1 - lr * decay", "1 - 0.5 * lr * decay")),
 }
 
 
@@ -133,6 +147,9 @@ ACCUMULATE_BUGS = {
         for px, py in zip(x.split(rows), y.split(rows), strict=True)
     ).backward(),
     "at once where": lambda model, x, y, rows: model.loss(x, y).backward(),
+    "texts at once where rows = 2": lambda model, x, y, rows: torch.nn.functional.cross_entropy(
+        model(x).flatten(0, 1), y.flatten()
+    ).backward(),
     "off by": accumulate_with(lambda *a: 2 * by_targets(*a)),
 }
 
@@ -179,6 +196,8 @@ RESUME_BUGS = {
         },
         load_all,
     ),
+    "leaves the model in eval mode": (lambda model, *rest: (model.eval(), save_all(model, *rest))[1], load_all),
+    "The dictionary holds ['BytesIO']": (lambda *a: save_all(*a) | {"file": io.BytesIO(b"all")}, load_all),
     "weights are not back": (save_all, load_without("model")),
     "running averages are not back": (save_all, load_without("optimizer")),
     "random numbers go on from another place": (save_all, load_without("random")),
@@ -204,6 +223,17 @@ def test_a_resume_that_is_right_passes_and_leaves_the_random_numbers_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_random_state_as_a_numpy_array_is_right_too():
+    def save(*arguments):
+        return save_all(*arguments) | {"random": torch.get_rng_state().numpy().copy()}
+
+    def load(state, *rest):
+        return load_all(state | {"random": torch.from_numpy(state["random"])}, *rest)
+
+    verdict = check.resume(save, load)
+    assert verdict.passed, verdict.message
+
+
 CASES = [(check.schedule, m, b) for m, b in SCHEDULE_BUGS.items()]
 CASES += [(check.adamw, m, b) for m, b in ADAMW_BUGS.items()]
 CASES += [(check.accumulate, m, b) for m, b in ACCUMULATE_BUGS.items()]
@@ -218,6 +248,7 @@ def test_planted_bug_is_named(checked, message, bug):
 
 SOLUTIONS = [
     (check.schedule, schedule_solution),
+    (check.schedule, in_float32),
     (check.adamw, adamw_step),
     (check.accumulate, accumulate_with(by_targets)),
 ]

@@ -135,6 +135,21 @@ def test_the_newest_good_one_is_used(tmp_path, capsys):
         load_latest(tmp_path)
 
 
+def test_what_can_t_be_opened_is_named_and_passed_over(tmp_path, capsys):
+    (tmp_path / "step_00000003.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(
+        CheckpointError, match=r"none of the 1 .*step_00000003.pt is a link to a file that is not there"
+    ):
+        load_latest(tmp_path)
+    (tmp_path / "step_00000002.pt").mkdir()
+    save_checkpoint(tmp_path / "step_00000001.pt", {"step": 1})
+    assert load_latest(tmp_path)[1] == {"step": 1}
+    printed = capsys.readouterr().out
+    assert (
+        "step_00000003.pt is a link" in printed and "step_00000002.pt can't be read: Is a directory; trying" in printed
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "best", "left"),
     [

@@ -1,6 +1,8 @@
 """The door: exit codes, one sentence for a mistake of the user, no heavy import for --help."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import slm
 from slm import cli, cost
 from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import get_tokenizer
-from slm.trainer import Run
+from slm.trainer import Run, Trainer
 
 TINY = {
     "model": {"vocab_size": 1024, "context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32},
@@ -152,6 +154,29 @@ def test_unknown_options_are_refused(config, capsys):
             cli.main(arguments)
         assert stop.value.code == 2
         assert "usage: slm" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_ends_with_130(config, monkeypatch):
+    """Whoever goes on after success (&&), or tries again until then, must not take it for a finished one."""
+    original = Trainer.update
+
+    def stopping(self, batches, stop=False):
+        os.kill(os.getpid(), signal.SIGTERM) if self.step == 1 else None
+        return original(self, batches, stop)
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+    assert cli.main(["train", config, "training.max_steps=9", "--run-dir", "there"]) == 130
+    assert not Path("there/model").exists()
+    assert cli.main(["train", config, "training.max_steps=9", "--run-dir", "there"]) == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_run_folder_that_cannot_be_is_one_sentence(config, capsys, place):
+    Path("file").write_text("mine")
+    assert cli.main(["train", config, "--run-dir", place]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("slm: ") and err.count("\n") == 1 and place in err
+    assert Path("file").read_text() == "mine"
 
 
 def test_keyboard_interrupt_is_quiet(config, monkeypatch, capsys):

@@ -50,6 +50,42 @@ def test_a_number_is_a_number_however_it_is_written(tmp_path, text):
     assert load_config(path).training.learning_rate == pytest.approx(3e-4)
 
 
+@pytest.mark.parametrize("text", ["010", "1:30", "2024-13-45", "2024-01-02", "0x10", "0b11", "!!int abc"])
+def test_what_only_looks_like_a_number_is_none(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(ConfigError, match="training.max_steps") as caught:
+        load_config(path, [f"training.max_steps={text}"])
+    assert "must be a valid integer" in str(caught.value) or "cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("7", 7), ("1_000", 1000), ("+5", 5)])
+def test_whole_numbers(tmp_path, text, value):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + f"training: {{seed: {text}}}\n")
+    assert load_config(path).training.seed == value
+
+
+def test_not_a_number_and_infinity_are_read_and_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + "training: {learning_rate: .nan, weight_decay: -.inf}\n")
+    with pytest.raises(ConfigError, match=r"learning_rate = nan is not allowed(.|\n)*weight_decay = -inf is not"):
+        load_config(path)
+
+
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + "training: {3: 4}\n")
+    with pytest.raises(ConfigError, match="training.3 is not a key; keys are texts"):
+        load_config(path)
+
+
+def test_an_override_fills_an_empty_section(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD) + "training:\n")
+    assert load_config(path, ["training.max_steps=300"]).training.max_steps == 300
+
+
 def test_a_whole_number_is_a_float_where_one_is_due():
     assert make_config(changed("training.weight_decay", 0)).training.weight_decay == 0
 

@@ -79,6 +79,13 @@ def test_transformers_opens_what_we_save(tmp_path):
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_weights_that_cannot_be_written_are_an_os_error(tmp_path):
+    """The folder is there, and the file to be written is in the way as a folder."""
+    (tmp_path / "model.safetensors.part").mkdir()
+    with pytest.raises(OSError, match="model.safetensors could not be written"):
+        small().save_pretrained(tmp_path)
+
+
 def test_saved_and_loaded_is_equal_and_in_evaluation_mode(tmp_path):
     model = small(dropout=0.1)
     model.save_pretrained(tmp_path)

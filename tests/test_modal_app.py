@@ -751,8 +751,17 @@ def volume(tmp_path, monkeypatch):
         (run / name).write_text(name)
     (run / "metrics.jsonl").write_text('{"step": 2, "val/loss": 3.5}\n{"step": 4}\n')
     (run / "attempts.json").write_text('[{"seconds": 10.0, "dollars": 0.5}]')
+    (run / ".lock").touch()
     monkeypatch.setattr(modal_app, "volume", Volume(tmp_path / "volume"))
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("step_00000004.pt", "step_best.pt", "step_00000004_mine.pt", "step_00000012.pt"):
+        (tmp_path / "checkpoints" / name).touch()
+    assert modal_app.checkpoints(tmp_path) == ["step_00000004.pt", "step_00000012.pt"]
+    assert modal_app.report(tmp_path)["checkpoint"] == 12
 
 
 def test_fetch_brings_everything_but_checkpoints(volume, tmp_path, capsys):
@@ -761,6 +770,44 @@ def test_fetch_brings_everything_but_checkpoints(volume, tmp_path, capsys):
         path.relative_to(tmp_path / "here").as_posix() for path in (tmp_path / "here").rglob("*") if path.is_file()
     }
     assert found == {"model/model.safetensors", "samples/step_4.txt", "metrics.jsonl", "attempts.json"}
+
+
+@pytest.mark.parametrize("lost_at", ["the list", "a file", "a chunk", "a folder"])
+def test_connection_lost_while_copying_is_one_sentence_and_leaves_what_was_there(
+    volume, call, tmp_path, capsys, monkeypatch, lost_at
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "metrics.jsonl").write_text("from the last fetch")
+    listdir, read_file = modal_app.volume.listdir, modal_app.volume.read_file
+
+    def lost_list(path):
+        if path == ("runs/x" if lost_at == "the list" else "runs/x/model"):
+            raise E.ConnectionError("no network")
+        return listdir(path)
+
+    def lost_file(path):
+        if not path.endswith("metrics.jsonl") or lost_at == "a folder":
+            yield from read_file(path)
+        elif lost_at == "a file":
+            raise ConnectionResetError("by peer")
+        else:
+            yield b"half"
+            raise E.ServiceError("down")
+
+    monkeypatch.setattr(modal_app.volume, "listdir", lost_list)
+    monkeypatch.setattr(modal_app.volume, "read_file", lost_file)
+    note_of(tmp_path, "fc-on")  # a run that is running is not reported from half of its files either
+    for command in [lambda: modal_app.fetch_run("x", str(here))] + [lambda: modal_app.show_status("x")] * (
+        lost_at != "a folder"
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command()
+        said = capsys.readouterr()
+        assert stop.value.code == 2 and said.err.count("\n") == 1 and said.out == ""
+        assert ("may be running" if lost_at == "the list" else "was not copied whole") in said.err
+    if lost_at != "a folder":
+        assert (here / "metrics.jsonl").read_text() == "from the last fetch"
 
 
 def test_status_reports_from_the_volume(volume, capsys):

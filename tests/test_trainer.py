@@ -82,10 +82,21 @@ def loader_of(cache):
     return make
 
 
-def interrupt(number=signal.SIGINT):
-    """A callback that sends this process a signal, once."""
-    sent = []
-    return lambda: None if sent else (sent.append(1), os.kill(os.getpid(), number))
+def interrupted(c, run_dir, at=4):
+    """Train, and be sent SIGINT right after step `at`: the run makes one step more, saves it and ends."""
+    original = Trainer.update
+
+    def update(self, batches, stop=False):
+        asked = original(self, batches, stop)
+        if self.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", update)
+        run = train(c, run_dir=run_dir, verbose=False)
+    assert not run.finished and (run_dir / f"checkpoints/step_{at + 1:08d}.pt").exists()
+    return run
 
 
 def losses(metrics, key="train/loss"):
@@ -259,7 +270,7 @@ def test_skipped_steps_are_logged_and_counted_on_after_a_resume(cache, tmp_path,
 
     monkeypatch.setattr(Trainer, "update", overflowing)
     c = config(cache, dtype="float16")
-    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(c, tmp_path / "run")
     run = train(c, run_dir=tmp_path / "run", verbose=False)
     assert run.finished
     equal_runs(run, train(c, run_dir=tmp_path / "whole", verbose=False))  # with the same loss scale in each row
@@ -361,6 +372,7 @@ def test_a_finished_run_folder_explains_itself(cache, capsys):
     folder = cache / "finished"
     assert run.finished and run.val_loss == losses(run.metrics, "val/loss")[-1]
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
@@ -650,7 +662,7 @@ def validation_of(monkeypatch, values):
 def test_the_best_is_known_after_a_resume(cache, tmp_path, monkeypatch):
     validation_of(monkeypatch, {4: 1.0, 5: 4.0, 6: 4.0, 8: 2.0, 12: 3.0} | dict.fromkeys((7, 9, 10, 11), 4.0))
     c = config(cache, keep_checkpoints=1, eval_every=100)
-    assert not train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False).finished
+    interrupted(c, tmp_path / "run")
     assert train(c, run_dir=tmp_path / "run", verbose=False).finished
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
         "step_00000004.pt",
@@ -660,7 +672,7 @@ def test_the_best_is_known_after_a_resume(cache, tmp_path, monkeypatch):
 
 def test_the_resumed_run_keeps_its_own_although_foreign_ones_are_newer(cache, tmp_path):
     c = config(cache, keep_checkpoints=2)
-    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(c, tmp_path / "run")
     for step in (24, 28):
         (tmp_path / f"run/checkpoints/step_{step:08d}.pt").write_bytes(b"damaged")
     train(c, run_dir=tmp_path / "run", verbose=False)
@@ -669,7 +681,7 @@ def test_the_resumed_run_keeps_its_own_although_foreign_ones_are_newer(cache, tm
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(cache, tmp_path):
-    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(config(cache), tmp_path / "run")
     for path in (tmp_path / "run/checkpoints").iterdir():
         state = copy_to_cpu(load_checkpoint(path))
         save_checkpoint(path, {**state, "random": state["random"] * 2})
@@ -678,7 +690,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(cache, tmp_path)
 
 
 def test_each_process_goes_on_with_its_own_random_numbers(cache, tmp_path):
-    run = train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    run = interrupted(config(cache), tmp_path / "run")
     other = {"cpu": torch.Generator().manual_seed(77).get_state(), "device": None}
     for path in (tmp_path / "run/checkpoints").iterdir():
         state = copy_to_cpu(load_checkpoint(path))
@@ -711,13 +723,15 @@ def test_the_metrics_are_on_disk_before_the_checkpoint_that_counts_on_them(cache
 
 
 def test_every_setting_that_makes_another_run_is_compared():
-    c = make_config({"model": MODEL, "data": {"dataset": "stories"}}).as_dict()
+    c = make_config({"model": MODEL, "data": {"dataset": "stories"}, "training": {"dtype": "float32"}}).as_dict()
     free = {"log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints", "sample_tokens"}
     free |= {"threads", "num_workers", "cache_dir"}
     for section in ("model", "training", "data"):
         for key in c[section]:
             changed = _changed_keys({**c, section: {**c[section], key: "another"}}, c)
             assert len(changed) == (key not in free), (section, key)
+    automatic = {**c, "training": {**c["training"], "dtype": "auto"}}  # what that came to stands in the checkpoint
+    assert _changed_keys(automatic, c) == _changed_keys(c, automatic) == []
 
 
 def failing_save(monkeypatch, at):
@@ -743,15 +757,15 @@ def test_a_checkpoint_that_fails_is_told_soon(cache, tmp_path, monkeypatch):
     failing_save(monkeypatch, at=4)
     original, reached = Trainer.update, []
 
-    def slowly(self, batches, stop=False):
+    def patient(self, batches, stop=False):
         reached.append(self.step)
-        time.sleep(0.05)
+        wait_for([self._writing] if self._writing else [])
         return original(self, batches, stop)
 
-    monkeypatch.setattr(Trainer, "update", slowly)
+    monkeypatch.setattr(Trainer, "update", patient)
     with pytest.raises(CheckpointError, match="step 4 was not saved"):
         train(config(cache), run_dir=tmp_path / "run", verbose=False)
-    assert max(reached) < 7
+    assert max(reached) == 4
 
 
 def test_the_one_before_stays_until_the_new_one_is_whole(cache, tmp_path, loader_of, monkeypatch):
@@ -890,6 +904,17 @@ def test_both_errors_are_told_when_training_and_writing_fail(cache, tmp_path, mo
     assert "step 4 was not saved" in capsys.readouterr().out
 
 
+def test_an_old_checkpoint_that_can_t_be_deleted_is_told_and_does_not_end_the_run(cache, tmp_path, capsys):
+    c = config(cache, keep_checkpoints=1)
+    interrupted(c, tmp_path / "run")
+    (tmp_path / "run/checkpoints/step_00000001.pt").mkdir()  # can be unlinked as little as a protected file
+    assert train(c, run_dir=tmp_path / "run", verbose=False).finished
+    printed = capsys.readouterr().out
+    assert (
+        "step 12 is saved, but an older checkpoint could not be deleted: " in printed and "step_00000001.pt" in printed
+    )
+
+
 def test_what_a_callback_raises_ends_the_run(cache, tmp_path):
     def refuse():
         raise ValueError("the budget is spent")
@@ -939,12 +964,7 @@ def test_a_full_disk_is_told_in_one_sentence_with_the_last_good_checkpoint(cache
 
 
 def test_an_unfinished_run_can_be_read(cache, tmp_path):
-    train(
-        config(cache),
-        run_dir=tmp_path / "run",
-        on_checkpoint=interrupt(),
-        verbose=False,
-    )
+    interrupted(config(cache), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert not run.finished and run.tokenizer.n_vocab == 1024
     with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -952,11 +972,100 @@ def test_an_unfinished_run_can_be_read(cache, tmp_path):
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(cache, tmp_path):
-    c = config(cache)
+    c, rows = config(cache), '{"step": 0}\n{"step": 1, "train/loss": 7.0}\n{"step": 2, "tra'
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "train/loss": 7.0}\n{"step": 2, "tra')
+    (tmp_path / "run/config.yaml").write_text(c.to_yaml())
+    (tmp_path / "run/metrics.jsonl").write_text(rows)
     run = train(c, run_dir=tmp_path / "run", verbose=False)
     assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 13))
+    assert (tmp_path / "run/metrics.before.jsonl").read_text() == rows
+
+
+def test_a_folder_with_files_of_such_names_that_is_no_run_is_left_alone(cache, tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    (tmp_path / "environment.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds metrics.jsonl, environment.json but no config.yaml, so no run"):
+        train(config(cache), run_dir=tmp_path, verbose=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("metrics.jsonl", "environment.json"), "mine"
+    )
+    with pytest.raises(ConfigError, match="--run-dir is empty"):
+        train(config(cache), run_dir="", verbose=False)
+
+
+def test_a_refused_start_leaves_the_folder_as_it_was(cache, tmp_path):
+    """The checkpoints say what run it is, although its config.yaml is gone."""
+    c, run = config(cache), tmp_path / "run"
+    interrupted(c, run)
+    (run / "config.yaml").unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(CheckpointError, match=r"training.learning_rate was 0.003 and is now 0.1"):
+        train(config(cache, learning_rate=0.1), run_dir=run, verbose=False)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert train(c, run_dir=run, verbose=False).finished and (run / "config.yaml").exists()
+
+
+def test_a_copy_under_another_name_is_no_checkpoint(cache, tmp_path):
+    c, folder = config(cache, keep_checkpoints=1), tmp_path / "run/checkpoints"
+    interrupted(c, tmp_path / "run")
+    kept = [folder / "step_best.pt", folder / "step_00000004_mine.pt"]
+    for copy in kept:
+        copy.write_bytes((folder / "step_00000004.pt").read_bytes())
+    assert load_latest(folder)[0].name == "step_00000005.pt"
+    assert train(c, run_dir=tmp_path / "run", verbose=False).finished
+    assert all(copy.exists() for copy in kept)
+
+
+def test_a_damaged_row_of_metrics_is_named_and_missing_rows_are_told(cache, tmp_path, capsys):
+    c, metrics = config(cache), tmp_path / "run/metrics.jsonl"
+    interrupted(c, tmp_path / "run")
+    good = metrics.read_text()
+    rows = good.splitlines(keepends=True)
+    metrics.write_text("".join([*rows[:2], "garbage\n", *rows[3:]]))
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 3 is not a row of metrics: mend or remove it"):
+        train(c, run_dir=tmp_path / "run", verbose=False)
+    metrics.write_text("".join(rows[:2]))
+    assert train(c, run_dir=tmp_path / "run", verbose=False).finished
+    assert "metrics.jsonl is shorter than it was; rows before step 5 are missing" in capsys.readouterr().out
+
+
+def test_a_run_whose_type_was_found_by_itself_goes_on_in_it_when_told_so(cache, tmp_path, monkeypatch):
+    """On another machine 'auto' may come to another type; the message says what to ask for."""
+    original = slm.trainer.choose_dtype
+    monkeypatch.setattr(slm.trainer, "choose_dtype", lambda *_: torch.bfloat16)
+    interrupted(config(cache, dtype="auto"), tmp_path / "run")
+    monkeypatch.setattr(slm.trainer, "choose_dtype", lambda *_: torch.float32)
+    with pytest.raises(CheckpointError, match="training.dtype=bfloat16 goes on with it"):
+        train(config(cache, dtype="auto"), run_dir=tmp_path / "run", verbose=False)
+    monkeypatch.setattr(slm.trainer, "choose_dtype", original)
+    assert train(config(cache, dtype="bfloat16"), run_dir=tmp_path / "run", verbose=False).finished
+
+
+@pytest.mark.parametrize("loader", [[], iter([])])
+def test_validation_without_a_target_is_not_taken_for_divergence(loader_of, loader):
+    trainer = Trainer(model_of(), loader_of(), loader, {"training": QUICK}, "cpu", verbose=False)
+    with pytest.raises(ValueError, match="the val_loader gave no targets"):
+        trainer.train()
+
+
+def second_signal(number, pause):
+    with slm.trainer._stop_signals(verbose=False) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(pause)
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+        return len(signals)
+
+
+def test_a_second_signal_interrupts_if_it_is_meant(capfd):
+    assert second_signal(signal.SIGINT, 0.05) == 2 and second_signal(signal.SIGTERM, 1.1) == 2
+    with pytest.raises(KeyboardInterrupt):
+        second_signal(signal.SIGINT, 1.1)
+    assert capfd.readouterr().err == ""
+    with slm.trainer._stop_signals(verbose=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err.count("stopping after this step, and saving it") == 1
 
 
 def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
@@ -965,22 +1074,18 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
 
 
 def test_a_checkpoint_of_another_precision_or_text_is_refused(cache, tmp_path, monkeypatch):
-    def stopped(c, name):
-        run = train(c, run_dir=tmp_path / name, on_checkpoint=interrupt(), verbose=False)
-        assert not run.finished
-
     automatic = config(cache, dtype="auto")  # picks another type on another machine
     for dtype in (torch.bfloat16, torch.float32):
         monkeypatch.setattr(slm.trainer, "choose_dtype", lambda *_, dtype=dtype: dtype)
         if dtype == torch.bfloat16:
-            stopped(automatic, "precision")
-    with pytest.raises(CheckpointError, match=r"another precision \(torch.bfloat16, here torch.float32\)"):
+            interrupted(automatic, tmp_path / "precision")
+    with pytest.raises(CheckpointError, match=r"another precision \(torch.bfloat16, here torch.float32;"):
         train(automatic, run_dir=tmp_path / "precision", verbose=False)
     monkeypatch.undo()
 
     (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(300)))
     own = config(cache, data={"dataset": str(tmp_path / "own.txt"), "max_documents": None, "packing": "stream"})
-    stopped(own, "text")
+    interrupted(own, tmp_path / "text")
     (tmp_path / "own.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(400, 700)))
     with pytest.raises(CheckpointError, match="another text"):
         train(own, run_dir=tmp_path / "text", verbose=False)
@@ -990,7 +1095,7 @@ def test_a_foreign_checkpoint_is_named_and_passed_over(cache, tmp_path, capsys):
     """A file of another config that lies among the run's own, and is newer: the run's newest good one is used."""
     c = config(cache)
     whole = train(c, run_dir=tmp_path / "whole", verbose=False)
-    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(c, tmp_path / "run")
     for name, other in {"rate": {"learning_rate": 0.1}, "shape": {"model": {"n_layers": 1}}}.items():
         train(config(cache, **other), run_dir=tmp_path / name, verbose=False)
     folder = tmp_path / "run/checkpoints"
@@ -1005,7 +1110,7 @@ def test_a_foreign_checkpoint_is_named_and_passed_over(cache, tmp_path, capsys):
 
 
 def test_a_foreign_checkpoint_is_not_read_as_a_run_s_own(cache, tmp_path, capsys):
-    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(config(cache), tmp_path / "run")
     own = load_run(tmp_path / "run").model
     train(config(cache, learning_rate=0.1), run_dir=tmp_path / "rate", verbose=False)
     folder = tmp_path / "run/checkpoints"
@@ -1022,7 +1127,7 @@ def test_what_a_kill_left_behind_is_cleared_away(cache, tmp_path):
     """A half-written checkpoint of a step that is never saved again, and metrics that lost their end."""
     c = config(cache)
     whole = train(c, run_dir=tmp_path / "whole", verbose=False)
-    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(c, tmp_path / "run")
     (tmp_path / "run/checkpoints/step_00000099.pt.part").write_bytes(b"half")
     metrics = tmp_path / "run/metrics.jsonl"
     os.truncate(metrics, metrics.stat().st_size - 20)
@@ -1033,7 +1138,7 @@ def test_what_a_kill_left_behind_is_cleared_away(cache, tmp_path):
 
 
 def test_the_last_good_checkpoint_is_not_a_damaged_one(cache, tmp_path, monkeypatch):
-    train(config(cache), run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(config(cache), tmp_path / "run")
     (tmp_path / "run/checkpoints/step_00000099.pt").write_bytes(b"damaged")
     monkeypatch.setattr(Trainer, "_finite", lambda self: (_ for _ in ()).throw(self._diverged("it", self.step)))
     with pytest.raises(TrainingDiverged, match=r"the last good checkpoint is .*step_0000000\d\.pt"):
@@ -1075,6 +1180,22 @@ def test_a_second_process_on_the_same_folder_is_refused(cache, tmp_path):
 
     train(c, run_dir=tmp_path / "run", on_checkpoint=lambda: None if refusals else intrude(), verbose=False)
     assert refusals
+
+
+def test_a_second_process_with_another_folder_for_temporary_files_is_refused_too(cache, tmp_path):
+    c = config(cache)
+    code = "import sys; from slm.trainer import only_process; from pathlib import Path\n"
+    code += f"with only_process(Path({str(tmp_path / 'run')!r})): print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(ConfigError, match="another process is training"):
+            train(c, run_dir=tmp_path / "run", verbose=False)
+        other.stdin.close()
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(cache, tmp_path):
@@ -1163,6 +1284,33 @@ def test_wandb_is_used_when_asked_for_and_never_prompts(cache, tmp_path, enabled
         assert process.returncode == 0 and printed.strip() == str(outcome)
 
 
+UNREACHABLE = """
+import sys, wandb
+from slm.config import load_config
+from slm.trainer import train
+
+settings = wandb.Settings
+wandb.Settings = lambda init_timeout: settings(init_timeout=min(init_timeout, 2))
+print(train(load_config(sys.argv[1]), run_dir=sys.argv[2], verbose=False).finished)
+"""
+
+
+def test_wandb_that_cannot_be_reached_does_not_end_a_run(cache, tmp_path):
+    """The real client, with a login and a server where nobody listens; it is asked to give up soon."""
+    (tmp_path / "quick.yaml").write_text(config(cache).to_yaml())
+    done = subprocess.run(
+        [sys.executable, "-c", UNREACHABLE, str(tmp_path / "quick.yaml"), str(tmp_path / "run")],
+        env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"}
+        | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Weights & Biases cannot be reached" in done.stdout and done.stdout.endswith("True\n")
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    assert b"val/loss" in file.read_bytes()
+
+
 def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -1171,7 +1319,7 @@ def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(cache, tmp_pa
     seen, original = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: seen.append(options) or original(**options))
     c = config(cache)
-    train(c, run_dir=tmp_path / "run", on_checkpoint=interrupt(), verbose=False)
+    interrupted(c, tmp_path / "run")
     train(c, run_dir=tmp_path / "run", dollars_per_hour=3.6, verbose=False)
     assert len(seen) == 2 and seen[0]["id"] == seen[1]["id"] and {o["resume"] for o in seen} == {"allow"}
     files = [path.read_bytes() for path in (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")]

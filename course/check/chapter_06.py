@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,54 +14,88 @@ from slm.gpt import GPT, GPTConfig
 
 
 @exercise
-def schedule(fn: Callable[[int, float, int, int], float]) -> str:
-    """Check a `schedule(step, peak, warmup, steps)`."""
-    peak, warmup, steps = 2.0, 10, 110
-    returned = [fn(step, peak, warmup, steps) for step in range(steps)]
-    wrong = next((rate for rate in returned if not isinstance(rate, int | float | Tensor)), 0.0)
-    assert wrong == 0.0, f"It returned {type(wrong).__name__}; return the rate, one number."
-    rates = [float(rate) for rate in returned]
+def schedule(fn: Callable[[int, float, int, int, int], float]) -> str:
+    """Check a `schedule(step, peak, warmup, fall, steps)`: up, level, and down to 0 over the last `fall` steps."""
+    peak, warmup, fall, steps = 2.0, 10, 40, 110
+    top = steps - 1 - fall  # the last step with the peak
+
+    def shape(
+        up: Callable[[int], float] = lambda step: min(1.0, (step + 1) / warmup),
+        down: Callable[[float], float] = lambda left: min(1.0, left),  # `left` is 1 at step `top` and 0 at the last
+    ) -> list[float]:
+        return [peak * min(up(step), down((steps - 1 - step) / fall)) for step in range(steps)]
+
+    rates = []
+    for step in range(steps):
+        rate = fn(step, peak, warmup, fall, steps)
+        try:
+            rates.append(float(rate))
+        except (TypeError, ValueError):
+            raise AssertionError(f"It returned {type(rate).__name__}; return the rate, one number.") from None
+
+    def like(other: list[float], where: slice = slice(None)) -> bool:
+        return all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) for a, b in zip(rates[where], other, strict=True))
+
+    right, rising, falling = shape(), slice(0, warmup), slice(top + 1, steps)
     assert rates[0] != 0, "Step 0 has rate 0, so the first step is wasted: use (step + 1) / warmup."
-    assert not math.isclose(max(rates), 1.0) and not math.isclose(rates[0], 0.1 / peak), (
-        "The rate never reaches the peak: multiply by it."
+    assert not like([rate / peak for rate in right]), "The rate never reaches the peak: multiply by it."
+    for name, where in (("warm-up", rising), ("fall", falling)):
+        assert not like([rate / peak for rate in right[where]], where), f"In the {name}, multiply by the peak too."
+    assert not like(shape(down=lambda left: 1.0)), (
+        "Nothing falls: over the last `fall` steps a straight line should take the rate to 0."
     )
-    assert max(rates) <= peak * (1 + 1e-9), (
-        f"The rate goes up to {max(rates):.3g}, above the peak of {peak:g}: the warm-up ends at step warmup - 1."
+    straight = [peak * (steps - 1 - step) / (steps - warmup) for step in range(warmup, steps)]
+    assert not like(straight, slice(warmup, steps)), (
+        f"It falls right after the warm-up. It should stay at the peak until step {top}, and fall over the last {fall} steps."
     )
-    assert math.isclose(rates[warmup - 1], peak), (
-        f"Step warmup - 1 should have the peak {peak:g}; yours has {rates[warmup - 1]:.4g}."
+    wave = shape(down=lambda left: 0.5 * (1 - math.cos(math.pi * min(1.0, left))))
+    assert not like(wave[falling], falling), "The fall is a cosine; this schedule falls in a straight line."
+    late = [peak * min(1.0, (steps - step) / fall) for step in range(top + 1, steps)]
+    assert not like(late, falling), (
+        f"The last step still has {rates[-1]:.3g}. Steps count from 0, so the last is steps - 1: (steps - 1 - step) / fall."
     )
-    assert math.isclose(rates[4], peak / 2), (
-        f"The warm-up is not a straight line: step 4 of 10 should have half the peak; yours has {rates[4]:.4g}."
+    risen = [peak * (1 - rate / peak) for rate in right[falling]]
+    assert not like(risen, falling), "The fall is the wrong way round: it jumps to 0 and rises to the peak."
+    highest = max(range(steps), key=lambda step: rates[step])
+    assert rates[highest] <= peak * (1 + 1e-5), (
+        f"Step {highest} of {steps} has {rates[highest]:.4g}, above the peak of {peak:g}. "
+        "Parentheses, or one of the three parts used outside its steps, are the usual causes."
     )
-    assert not math.isclose(rates[-1], peak, rel_tol=1e-3), (
-        "Nothing decays: after the warm-up a cosine should take the rate to 0."
+    assert min(rates) > -1e-6, f"The rate becomes negative ({min(rates):.3g} at step {rates.index(min(rates))})."
+    step = next(
+        (step for step in range(steps) if not math.isclose(rates[step], right[step], rel_tol=1e-5, abs_tol=1e-6)), -1
     )
-    assert min(rates) > -1e-9, f"The rate becomes negative ({min(rates):.3g}): use 1 + cos, and half of it."
-    middle = rates[warmup + (steps - 1 - warmup) // 2]
-    straight = peak * (1 - ((steps - 1 - warmup) // 2) / (steps - 1 - warmup))
-    quarter = rates[warmup + (steps - 1 - warmup) // 4]
-    assert not math.isclose(quarter, peak * 0.75, rel_tol=0.02), (
-        "The decay is a straight line. A half cosine stays high at first: 0.5 * (1 + cos(pi * progress))."
+    part = (
+        f"The warm-up is a straight line that has the peak at step warmup - 1 = {warmup - 1}"
+        if step < warmup
+        else f"From step warmup - 1 to step steps - 1 - fall = {top} the rate stays at the peak"
+        if step <= top
+        else f"After step steps - 1 - fall = {top} the rate falls in a straight line to 0 at step steps - 1 = {steps - 1}"
     )
-    whole = 0.5 * peak * (1 + math.cos(math.pi * (steps - 1) / steps))
-    assert math.isclose(rates[-1], 0, abs_tol=1e-9) or not math.isclose(rates[-1], whole, rel_tol=0.5), (
-        f"The last step still has {rates[-1]:.2g}: progress should be 1 at step steps - 1, so divide by steps - 1 - warmup."
-    )
-    assert math.isclose(rates[-1], 0, abs_tol=1e-9), (
-        f"The last step should have rate 0; yours has {rates[-1]:.3g}. Progress runs from 0 at step warmup to 1 at step steps - 1."
-    )
-    early = 0.5 * peak * (1 + math.cos(math.pi / (steps - warmup)))
-    assert not math.isclose(rates[warmup], early, rel_tol=1e-6), (
-        "Your cosine starts at step warmup - 1. Step warmup should still have the peak: progress is (step - warmup) / (steps - 1 - warmup)."
-    )
-    assert math.isclose(rates[warmup], peak, rel_tol=1e-6), (
-        f"Step warmup should still have the peak, where the cosine starts; yours has {rates[warmup]:.6f}: count progress from the end of the warm-up."
-    )
-    assert math.isclose(middle, straight, rel_tol=0.02), (
-        f"Half-way down the rate should be half the peak; yours is {middle:.4g}."
-    )
-    return "Both ends and the middle hold."
+    assert step == -1, f"{part}. Step {step} should have {right[step]:.4g}; yours has {rates[step]:.4g}."
+    return "Up, level and down, and both ends hold."
+
+
+ADAMW_MISTAKES = {  # what was done instead, and what to say of it
+    "corrected in place": "m and v were corrected in place. They must go on uncorrected: divide into new tensors, m / (1 - beta1**t).",
+    "no new share, both": "m and v grow without bound: the new part of each counts only (1 - beta1) and (1 - beta2).",
+    "no new share, m": "m grows without bound: the gradient counts only (1 - beta1) in it.",
+    "no new share, v": "v grows without bound: the squared gradient counts only (1 - beta2) in it.",
+    "changed betas": "beta1 and beta2 have changed places: beta1 belongs to m, beta2 to v.",
+    "unsquared": "v should be the average of the *squared* gradient.",
+    "uphill": "The step goes uphill: subtract it.",
+    "uncorrected": "The averages start at zero and are too small at first: divide them by 1 - beta**t.",
+    "uncorrected m": "m is not corrected; it starts at zero too: divide it by 1 - beta1**t.",
+    "uncorrected v": "v is not corrected; it starts at zero too: divide it by 1 - beta2**t.",
+    "rootless": "You divide by v itself; divide by its square root.",
+    "eps inside": "eps stands under the root. It is added after the root.",
+    "no eps": "eps is missing: add it to the root, so that a weight without any gradient does not divide 0 by 0.",
+    "l2": "The decay is added to the gradient, so it is divided by sqrt(v) too. That is Adam with L2, not AdamW: shrink p directly.",
+    "unscaled": "p shrinks by decay; it should shrink by lr * decay, so that the schedule governs both.",
+    "grows": "p grows by the decay; it should shrink: 1 - lr * decay.",
+    "late": "The decay comes after the step, so it shrinks the step as well: p * (1 - lr * decay) comes first.",
+    "undecayed": "The decay does nothing: shrink p by lr * decay of itself.",
+}
 
 
 @exercise
@@ -68,61 +103,64 @@ def adamw(fn: Callable[..., None]) -> str:
     """Check one `adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay)`, in place, over several steps."""
     generator = torch.Generator().manual_seed(5)
     start, grads = torch.randn(8, generator=generator), torch.randn(4, 8, generator=generator)
-    lr, beta1, beta2, eps = 0.1, 0.8, 0.9, 1e-3
+    lr, beta1, beta2, eps = 0.1, 0.8, 0.9, 1e-2
 
-    def run(decay: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    def simulated(decay: float, wrong: str = "") -> list[Tensor]:
+        """p, m and v after four steps, with one mistake."""
         p, m, v = start.clone(), torch.zeros(8), torch.zeros(8)
-        for t in range(1, steps + 1):
-            fn(p, grads[t - 1].clone(), m, v, t, lr, beta1, beta2, eps, decay)
-        return p, m, v
-
-    def right(decay: float, steps: int, **changes: bool) -> Tensor:
-        p, m, v = start.clone(), torch.zeros(8), torch.zeros(8)
-        for t in range(1, steps + 1):
-            g = grads[t - 1]
-            if changes.get("l2"):
+        b1, b2 = (beta2, beta1) if wrong == "changed betas" else (beta1, beta2)
+        for t, g in enumerate(grads, start=1):
+            if wrong == "l2":
                 g = g + decay * p
-            elif not changes.get("late"):
-                p = p * (1 - (decay if changes.get("unscaled") else lr * decay))
-            m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * (g if changes.get("unsquared") else g * g)
-            bias1, bias2 = (1.0, 1.0) if changes.get("uncorrected") else (1 - beta1**t, 1 - beta2**t)
-            root = v / bias2 if changes.get("rootless") else (v / bias2).sqrt()
-            below = ((v / bias2) + eps).sqrt() if changes.get("eps inside") else root + eps
-            p = p + lr * m / bias1 / below if changes.get("uphill") else p - lr * m / bias1 / below
-        return p
+            rate = {"l2": 0.0, "late": 0.0, "undecayed": 0.0, "unscaled": decay, "grows": -lr * decay}.get(
+                wrong, lr * decay
+            )
+            p = p * (1 - rate)
+            m = b1 * m + (1.0 if wrong in ("no new share, both", "no new share, m") else 1 - b1) * g
+            new = g if wrong == "unsquared" else g * g
+            v = b2 * v + (1.0 if wrong in ("no new share, both", "no new share, v") else 1 - b2) * new
+            m_hat = m if wrong in ("uncorrected", "uncorrected m") else m / (1 - b1**t)
+            v_hat = v if wrong in ("uncorrected", "uncorrected v") else v / (1 - b2**t)
+            if wrong == "corrected in place":
+                m, v = m_hat, v_hat
+            below = (v_hat + eps).sqrt() if wrong == "eps inside" else (v_hat if wrong == "rootless" else v_hat.sqrt())
+            below = below + (0.0 if wrong in ("eps inside", "no eps") else eps)
+            p = p + (lr if wrong == "uphill" else -lr) * m_hat / below
+            p = p * (1 - lr * decay) if wrong == "late" else p
+        return [p, m, v]
 
-    p, m, v = run(0.0, 1)
-    assert not torch.equal(p, start), "p is unchanged. Update it in place: p.sub_(…), p.mul_(…)."
-    assert bool(m.any()) and bool(v.any()), (
+    def run(decay: float) -> list[Tensor]:
+        p, m, v = start.clone(), torch.zeros(8), torch.zeros(8)
+        for t, g in enumerate(grads, start=1):
+            fn(p, g.clone(), m, v, t, lr, beta1, beta2, eps, decay)
+        return [p, m, v]
+
+    def same(found: list[Tensor], other: list[Tensor]) -> bool:
+        return all(torch.allclose(a, b, atol=1e-5, equal_nan=True) for a, b in zip(found, other, strict=True))
+
+    plain, decayed = run(0.0), run(0.3)
+    assert not torch.equal(plain[0], start), "p is unchanged. Update it in place: p.sub_(…), p.mul_(…)."
+    assert bool(plain[1].any()) and bool(plain[2].any()), (
         "m or v is still zero: update the running averages in place too, or the next step starts from nothing."
     )
-    close = lambda found, other: torch.allclose(found, other, atol=1e-5)  # noqa: E731
-    _, m1, v1 = run(0.0, 1)
-    assert not (close(m1, grads[0]) and close(v1, grads[0] ** 2)), (
-        "m and v were corrected in place. They must go on uncorrected: divide into new tensors, m / (1 - beta1**t)."
+    for wrong, said in ADAMW_MISTAKES.items():
+        assert not same(decayed, simulated(0.3, wrong)), said
+    right = simulated(0.0)
+    for name, found, expected in zip(("m", "v"), plain[1:], right[1:], strict=True):
+        assert torch.allclose(found, expected, atol=1e-5), (
+            f"After four steps {name} is off by up to {(found - expected).abs().max():.3g}. "
+            "m averages the gradient with beta1, v its square with beta2; both stay uncorrected."
+        )
+    assert bool(plain[0].isfinite().all()), "p is no longer finite: what do you divide by, or take the root of?"
+    assert torch.allclose(plain[0], right[0], atol=1e-5), (
+        f"m and v are right, but without decay p is off by up to {(plain[0] - right[0]).abs().max():.3g}. "
+        "Look at the two corrections, the root, eps and lr."
     )
-    assert not close(p, right(0, 1, uphill=True)), "The step goes uphill: subtract it."
-    assert not close(p, right(0, 1, uncorrected=True)), (
-        "The averages start at zero and are too small at first: divide them by 1 - beta**t."
+    assert same(decayed, simulated(0.3)), (
+        f"With decay, p is off by up to {(decayed[0] - simulated(0.3)[0]).abs().max():.3g}: "
+        "p * (1 - lr * decay) comes before the step, and m and v know nothing of it."
     )
-    p4, _, _ = run(0.0, 4)
-    assert not close(p4, right(0, 4, rootless=True)), "You divide by v itself; divide by its square root."
-    assert not close(p4, right(0, 4, **{"eps inside": True})), "eps stands under the root. It is added after the root."
-    assert close(p4, right(0, 4)), (
-        f"Without decay, four steps are off by up to {(p4 - right(0, 4)).abs().max():.3g}. Check m, v, their correction, and the root."
-    )
-    p4, _, _ = run(0.3, 4)
-    assert not close(p4, right(0, 4)), "The decay does nothing: shrink p by lr * decay of itself."
-    assert not close(p4, right(0.3, 4, l2=True)), (
-        "The decay is added to the gradient, so it is divided by sqrt(v) too. That is Adam with L2, not AdamW: shrink p directly."
-    )
-    assert not close(p4, right(0.3, 4, unscaled=True)), (
-        "p shrinks by decay; it should shrink by lr * decay, so that the schedule governs both."
-    )
-    assert close(p4, right(0.3, 4)), (
-        f"With decay, four steps are off by up to {(p4 - right(0.3, 4)).abs().max():.3g}: p * (1 - lr * decay) comes before the step."
-    )
-    return "Averages, correction, root and decay all hold."
+    return "Averages, correction, root, eps and decay all hold."
 
 
 @exercise
@@ -133,25 +171,27 @@ def accumulate(fn: Callable[[GPT, Tensor, Tensor, int], None]) -> str:
         model = GPT(GPTConfig(vocab_size=20, context_length=8, n_layers=1, n_heads=2, d_model=8, d_ff=16))
         x, y = torch.randint(20, (2, 5, 8))  # (B, T) each
     y[:2, 2:] = -100  # the first part has few targets
-    made, gone_back, pending, largest, plain = 0, 0, 0, 0, model.loss
+    made, gone_back, pending, largest = 0, 0, 0, 0
 
-    def counting(tokens: Tensor, targets: Tensor) -> Tensor:
-        nonlocal made, pending, largest
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Called for each forward pass, however the loss is computed."""
+        nonlocal made, gone_back, pending, largest
 
         def back(gradient: Tensor) -> None:
             nonlocal gone_back
             gone_back += 1
 
         pending += made > gone_back  # an earlier part still waits for its backward pass
-        made, largest = made + 1, max(largest, len(tokens))
-        loss = plain(tokens, targets)
-        loss.register_hook(back)
-        return loss
+        made, largest = made + 1, max(largest, len(inputs[0]))
+        if output.requires_grad:
+            output.register_hook(back)
+        else:
+            gone_back += 1
 
     def gradient(parts: list[tuple[slice, float]]) -> Tensor:
         model.zero_grad()
         for rows, weight in parts:
-            (plain(x[rows], y[rows]) * weight).backward()
+            (model.loss(x[rows], y[rows]) * weight).backward()
         found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         model.zero_grad()
         return found
@@ -159,8 +199,9 @@ def accumulate(fn: Callable[[GPT, Tensor, Tensor, int], None]) -> str:
     cuts = [slice(0, 2), slice(2, 4), slice(4, 5)]
     counts = [int((y[cut] != -100).sum()) for cut in cuts]
     whole = gradient([(slice(0, 5), 1.0)])
-    object.__setattr__(model, "loss", counting)
+    watching = model.token_embedding.register_forward_hook(watch)
     fn(model, x.clone(), y.clone(), 2)
+    watching.remove()
     grads = [p.grad for p in model.parameters()]
     assert all(g is not None for g in grads), (
         "Some parameter has no gradient: call backward() for each part, and don't zero the gradients at the end."
@@ -223,9 +264,14 @@ def resume(
         state = save(model, optimizer, 3)
         assert isinstance(state, dict), f"my_save should return a dictionary; yours returns {type(state).__name__}."
         assert torch.equal(torch.get_rng_state(), random), "my_save draws random numbers, so saving changes the run."
+        assert model.training, "my_save leaves the model in eval mode, so the run goes on without dropout."
         whole_things = [key for key, value in state.items() if isinstance(value, nn.Module | torch.optim.Optimizer)]
         assert not whole_things, (
             f"{whole_things} are whole objects, which no file can hold safely. Put in what they know: a copy of their state_dict()."
+        )
+        odd = sorted({type(leaf).__name__ for leaf in _leaves(state) if not isinstance(leaf, SAFE)})
+        assert not odd, (
+            f"The dictionary holds {odd}; use tensors, numbers and texts, which a checkpoint can hold safely."
         )
         taken = copy.deepcopy(state)
         whole = train(model, optimizer, range(3, 6))
@@ -254,9 +300,25 @@ def weights_of(model: GPT) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+SAFE = (Tensor, np.ndarray, int, float, str, bytes, type(None))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What stands in nested dictionaries and lists."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for part in value:
+        yield from _leaves(part)
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and np.array_equal(a, b)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

@@ -30,13 +30,13 @@ from slm.tokenizer import Tokenizer
 from slm.trainer import read_metrics
 
 
-def recipe_figure(runs: Mapping[str, Sequence[float]]) -> Figure:
-    """Losses of runs that differ in one part of the recipe, smoothed, with the last value beside each."""
+def recipe_figure(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Losses of runs that differ in one part of the recipe, smoothed; at the end, and the largest gradient norm."""
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for (name, losses), color in zip(runs.items(), COLORS, strict=False):
-        axes.plot(_smooth(losses, 0.8), color=color, label=f"{name}: {sum(losses[-10:]) / 10:.2f}")
+    for (name, (losses, norms)), color in zip(runs.items(), COLORS, strict=False):
+        axes.plot(_smooth(losses, 0.8), color=color, label=f"{name}: {sum(losses[-10:]) / 10:.2f} ({max(norms):.1f})")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(title="mean of the last ten")
+    axes.legend(title="mean of the last ten (largest norm)")
     plt.close(figure)
     return figure
 
@@ -47,7 +47,8 @@ def staircase_figure(
     """Loss against seconds: smaller models, the full one, its validation losses, and the grammar's computed lines."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     full = [(row["seconds"], row["train/loss"]) for row in metrics if "train/loss" in row]
-    for (name, points), color in zip({**stairs, "full model": full}.items(), COLORS, strict=False):
+    whole = f"one layer, {metrics[-1]['step']:,} steps"
+    for (name, points), color in zip({**stairs, whole: full}.items(), COLORS, strict=False):
         seconds, losses = zip(*points, strict=True)
         end = sum(losses[-5:]) / 5  # of fifty steps
         axes.plot(seconds, _smooth(losses, 0.5), color=color, label=f"{name}: {end:.2f}")
@@ -58,7 +59,7 @@ def staircase_figure(
     axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
     axes.minorticks_off()
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.6), title="at the end")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.62), title="loss at the end", fontsize=8.5)
     plt.close(figure)
     return figure
 
@@ -95,7 +96,7 @@ class Nothing(nn.Module):
     def forward(self, x, cache=None):
         return torch.zeros_like(x)
 
-def train(name, steps, of, layers, attention=True):
+def train(name, steps, of, layers, attention=True, positions=True):
     config = load_config("configs/stories_cpu.yaml", [f"training.max_steps={of}", f"model.n_layers={layers}"])
     loader = create_dataloader("stories", batch_size=config.training.batch_size, context_length=128, packing="documents",
                                tokenizer=get_tokenizer("stories"), seed=config.training.seed)
@@ -103,6 +104,8 @@ def train(name, steps, of, layers, attention=True):
     model = GPT(config.model)
     for block in model.blocks:
         block.attention = block.attention if attention else Nothing()
+    model.position_embedding.weight.data.mul_(positions)
+    model.position_embedding.weight.requires_grad_(positions)
     trainer, batches, points = Trainer(model, loader, None, config, device="cpu", verbose=False), iter(loader), []
     start = time.perf_counter()
     while trainer.step < steps:
@@ -117,9 +120,10 @@ def train(name, steps, of, layers, attention=True):
 torch.set_num_threads(1)
 full = load_config("configs/stories_cpu.yaml")
 torch.save(train("", int(sys.argv[2]), full.training.max_steps, full.model.n_layers).state_dict(), sys.argv[1])
+train("neither attention nor positions", 700, 700, 1, attention=False, positions=False)
 train("no attention", 700, 700, 1, attention=False)
-train("one layer, short", 800, 800, 1)
-train("two layers, short", 800, 800, 2)
+train("one layer, 800 steps", 800, 800, 1)
+train("two layers, 800 steps", 800, 800, 2)
 """
 
 
