@@ -27,7 +27,7 @@ import course
 
 course.start()
 
-# %%
+# %% tags=["hide-input"]
 #| export
 """The trainer: a run from its config, which can be killed at any moment and goes on exactly where it was."""
 
@@ -74,7 +74,7 @@ from slm.data import TokenDataset, TokenLoader, create_dataloader
 from slm.gpt import GPT, GPTConfig
 from slm.tokenizer import Tokenizer, get_tokenizer
 
-# %%
+# %% tags=["hide-input"]
 #| export config
 """Configs: YAML files, checked as a whole before anything is built."""
 
@@ -90,7 +90,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from slm.gpt_config import GPTConfig
 
-# %%
+# %% tags=["hide-input"]
 #| export checkpoint
 """Checkpoints that are whole or not there, and that are checked before they are used."""
 
@@ -146,7 +146,7 @@ lines = stories.reference_lines(tokenizer)
 # ## A step that means what it says
 #
 # **Accumulation.** A batch too large for memory can be split: run the parts one by one, add their gradients, then step. The sum must be the gradient of the *whole* batch's mean. Dividing each part's loss by the number of parts does that only if all parts hold equally many targets. Our rows are padded with targets that do not count, so they hold different numbers. The right weight is each part's share of the targets. Below, the first
-# batch as it comes, and the same batch with short rows in its first half:
+# batch as it comes, and the same batch with short rows in its first half, which bring the mistake to light:
 
 # %%
 model = GPT(SMALL)
@@ -168,7 +168,7 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
     by_targets = gradient([(x[:4], y[:4], counts[0] / sum(counts)), (x[4:], y[4:], counts[1] / sum(counts))])
     by_parts = gradient([(x[:4], y[:4], 0.5), (x[4:], y[4:], 0.5)])
     errors = [(found - whole).norm() / whole.norm() for found in (by_targets, by_parts)]
-    print(f"{name}, targets {counts}: by targets off by {errors[0]:.0e} of the length, by halves {errors[1]:.1%}")
+    print(f"{name}, targets {counts}: by targets off by {errors[0]:.0e} of the norm, by halves {errors[1]:.1%}")
 
 # %% [markdown]
 # **Learning rate.** AdamW's steps (more on it below) have about the same size whatever the size of the gradient, and the first follow averages over only a few batches: so warm up linearly. At the end, steps of constant size only circle the minimum: let a cosine take the rate to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the work of many. What are they worth? The same run
@@ -211,13 +211,14 @@ from course.figures.chapter_06 import recipe_figure
 recipe_figure(runs)
 
 # %% [markdown]
-# The legend has the mean of the last ten losses, and the largest norm that a gradient had. Without warm-up the loss leaps up after a few steps, and the run never recovers. Without clipping one gradient is many times the limit. AdamW does not step further for it, but the square of it stays in the average that it divides by, and shortens the steps that follow. The decay can hardly pay in a run so short that large steps still help at its
-# end; the long run below will show what it is for.
+# The legend has the mean of the last ten losses, and the largest norm that a gradient had. Without warm-up the loss leaps up after a few steps, and the run never recovers. Without clipping one gradient is many times the limit. AdamW does not step further for it, but it outweighs all others in the mean gradient, so for some ten steps it sets the direction; and its square, which is remembered longer, shortens the steps after that. Without
+# the decay this run even ends lower: it is so short that large steps still help at its end. The longer runs below will show what the decay is for.
 #
-# Learning rates are easiest to get wrong at their ends. Below, `learning_rate` is therefore one function that a test can hold to account: the first step already moves, the last step of the warm-up has the full rate, the last step of all has the least.
+# Learning rates are easiest to get wrong at their ends. Below, `learning_rate` is therefore one function that a test can hold to account: the first step already moves, the last step of the warm-up has the full rate, the last step of all has the least (0 here: it moves nothing).
 #
 # **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits but less range: large numbers overflow, and small gradients become 0. So the loss is multiplied by a large factor before the backward pass, the gradients are divided by it after, and a step whose gradients overflowed is skipped (`GradScaler`). Weights and
-# optimizer stay in float32: within `torch.autocast`, matrix products are done in 16 bits, and softmax, sums and norms are not. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Ask also for its peak speed in products, which is in a table for GPUs and measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the *MFU* of chapter 8.
+# optimizer stay in float32: within `torch.autocast`, matrix products are done in 16 bits; the residual stream stays in float32, and on a GPU so do softmax, sums and norms. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Ask also for its peak speed in products, which is in a table for GPUs and measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the
+# *MFU* (model FLOPs utilization) of chapter 8.
 
 
 # %%
@@ -453,7 +454,7 @@ def prune_checkpoints(folder: str | Path, keep: int, step: int, best_step: int |
 
 
 # %% [markdown]
-# Kill it at the worst moment: processes that do nothing but save are killed at random, which no process can prevent or notice. The plain way leaves ruins; ours never does. (A kill tests the renaming. Forcing the bytes to disk is for the power failure, which cannot be staged here.)
+# Kill it while it writes: processes that do nothing but save are killed at random moments, by a signal that no process can catch. The plain way leaves ruins; ours never does. (A kill tests the renaming. Forcing the bytes to disk is for the power failure, which cannot be staged here.)
 
 # %%
 from course.figures.chapter_06 import killed_while_saving
@@ -464,9 +465,9 @@ print(killed_while_saving("save_checkpoint"))
 # %% [markdown]
 # ## A config that cannot be misread
 #
-# A run is described by a file, and a file has typing errors. An option that is silently ignored because its name is misspelt costs a day and is found by luck. So the whole file is checked before anything is built, and all that is wrong is said at once: where, what was given, what is allowed.
+# A run is described by a file, and a file has typos. An option that is silently ignored because its name is misspelt costs a day and is found by luck. So the whole file is checked before anything is built, and all that is wrong is said at once: where, what was given, what is allowed.
 #
-# One trap is YAML's own. Its parser follows an old rule by which `3e-4`, written as everybody writes it, is not a number:
+# One trap is the parser's own. PyYAML follows an old rule of YAML 1.1 by which `3e-4`, written as everybody writes it, is not a number:
 
 # %% tags=["nbval-check-output"]
 yaml.safe_load("{plain: 3e-4, with a dot: 3.0e-4}")
@@ -759,7 +760,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 # %% [markdown]
-# A file with five mistakes:
+# A config with five mistakes, as it would come from a file:
 
 # %% tags=["nbval-check-output"]
 bad = {
@@ -776,17 +777,16 @@ except ConfigError as error:
 # %% [markdown]
 # ## Optimizers
 #
-# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its square, $v$. Both start at zero: after $t$ steps the shares of what they have seen add up to only $1 - \beta^t$, so dividing by that gives true averages, $\hat m$ and $\hat v$. Now $\hat m$ is about as large as the gradient and $\sqrt{\hat v}$ too, so their quotient is about one, and each weight moves by about the
-# learning rate $\eta$, whatever the size of its gradients:
+# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its square, $v$. Both start at zero: after $t$ steps the shares of what they have seen add up to only $1 - \beta^t$, so dividing by that gives true averages, $\hat m$ and $\hat v$. If all gradients were alike, $\hat m$ and $\sqrt{\hat v}$ would be of one size, and the weight would move by the learning rate $\eta$,
+# whatever that size is. If their signs change, $\hat m$ is smaller and so is the step: $\eta$ at first, soon a fraction of it.
 #
-# $$m \leftarrow \beta_1 m + (1 - \beta_1)\, g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2 \qquad \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t}$$
-#
-# $$w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{\hat m}{\sqrt{\hat v} + \varepsilon}$$
+# $$\begin{gathered} m \leftarrow \beta_1 m + (1 - \beta_1)\, g \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2 \\ \hat m = \frac{m}{1 - \beta_1^t} \qquad \hat v = \frac{v}{1 - \beta_2^t} \qquad w \leftarrow (1 - \eta \lambda)\, w - \eta\, \frac{\hat m}{\sqrt{\hat v} + \varepsilon} \end{gathered}$$
 #
 # The tiny $\varepsilon$ keeps the quotient finite where all gradients were zero. The factor $1 - \eta \lambda$ is the *weight decay* of strength $\lambda$: a weight whose gradients do not hold against it shrinks. It applies to everything with two axes, matrices and embeddings. Biases and the norms' weights are spared, because a norm weight pulled to zero would switch its channel off.
 #
-# **Muon** (Jordan et al. 2024) treats a hidden matrix as a whole. It keeps a running average of the gradients (*momentum*). Any matrix can be written as $U S V^\top$, its *singular value decomposition*: it turns ($V^\top$), stretches each direction by its own factor (the diagonal $S$), and turns again ($U$). In an average of gradients the factors say how often and how hard each direction was asked for, and a few are far larger than the
-# rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones. The decomposition itself would be slow; five rounds of matrix products (a Newton-Schulz iteration) come close enough. The rows of the embeddings are looked up one by one, each is its own entry, so they stay with AdamW.
+# **Muon** (Jordan et al. 2024) treats each matrix of the blocks as a whole. It keeps a running average of the gradients (*momentum*). Any matrix can be written as $U S V^\top$, its *singular value decomposition*: it turns ($V^\top$), stretches each direction by its own factor (the diagonal $S$), and turns again ($U$). In an average of gradients the factors say how often and how hard each direction was asked for, and a few are far larger
+# than the rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones. The decomposition itself would be slow; five rounds of matrix products (a Newton-Schulz iteration) come close enough. Embeddings are tables whose rows are looked up one by one (the token table is the output matrix too); in practice they do better with AdamW, and biases and norms, which are no matrices, stay with it as
+# well.
 
 
 # %%
@@ -856,14 +856,14 @@ for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
 
 
 # %% [markdown]
-# Each has a rate of its own, so compare the best of each. Muon gets further, and hardly suffers from a rate that is far too high for AdamW. That is why the config below has Muon and a high rate. It gets there in fewer steps: its extra products cost the same whatever the batch, so they weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with half a million.
+# Each has a rate of its own, so compare the best of each. Muon gets further, and does well even at a rate that is far too high for AdamW. That is why the config below has Muon (and, for a run thirty times as long, a rate in the middle of these). It gets there in fewer steps: its extra products cost the same whatever the batch, so they weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with half a million.
 #
 # ## The trainer, method by method
 #
 # The class is long, so it comes in pieces; `@add_to(Trainer)` puts each into the class, and in `slm/trainer.py` they stand together. Read `update`, `save`, `resume` and `train` closely: the rest, some of it folded, serves them. First what it holds.
 #
-# On one device `world` is 1, and you can pass over every line that asks for it. On several GPUs, `torchrun` starts `world` processes, one for each; this one is number `rank`. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* (DDP) replaces each gradient by its mean over the processes as soon as backward has made it. DDP sees only calls of a module's `forward`; we call `model.loss`, so the
-# small module `_Loss` makes a `forward` of it. Where processes need a common number, `all_reduce` adds up their tensors.
+# On one device `world` is 1, and you can pass over every line that asks for it. On several GPUs, `torchrun` starts `world` processes, one for each; this one is number `rank`. Every process has the whole model and its own share of each batch, and *DistributedDataParallel* (DDP) starts all from the same weights and replaces each gradient by its mean over the processes as soon as backward has made it, so that all make the same step and stay
+# equal. DDP sees only calls of a module's `forward`; we call `model.loss`, so the small module `_Loss` makes a `forward` of it. Where processes need a common number, `all_reduce` adds up their tensors.
 
 
 # %%
@@ -1077,7 +1077,7 @@ def sample(self, max_tokens: int, seed: int = 0) -> str:
 
 
 # %% [markdown]
-# What goes into a checkpoint is whatever the next step depends on. It holds the length of the metrics file, too: on resume the file is cut back to that, so steps that are done twice do not stand there twice. At most one checkpoint is being written at a time; what goes wrong in the thread is raised in the loop, at the next step or at the latest when the next one is due.
+# What goes into a checkpoint is whatever the next step depends on. It holds the length of the metrics file, too: on resume the file is cut back to that, so steps that are done twice do not stand there twice. At most one checkpoint is being written at a time; what goes wrong in the thread is raised in the loop, at the first step after it, at the latest when the next checkpoint is due.
 
 
 # %%
@@ -1799,7 +1799,7 @@ def _describe(run_dir: Path, config: RunConfig, trainer: Trainer) -> None:
 print(Path("configs/stories_cpu.yaml").read_text())
 
 # %% [markdown]
-# While it learns, a second process on the second core trains other models from the same config, each for an eighth of the steps or so, with a schedule of its own that ends at zero: without attention and positions, without attention, with one layer, with two. First it repeats the full run's first 150 steps, to keep the model as it was then.
+# While it learns, a second process on the second core trains other models, and once the same one, from the same config, each for an eighth of the steps or so, with a schedule of its own that ends at zero: without attention and positions, without attention, with one layer, with two. First it repeats the full run's first 150 steps, to keep the model as it was then.
 
 # %%
 from course.figures.chapter_06 import SmallerModels, excess_strip, shot_and_resumed, staircase_figure
@@ -1813,12 +1813,12 @@ stairs, early = smaller.wait(like=run.model)
 staircase_figure(stairs, run.metrics, lines)
 
 # %% [markdown]
-# The losses at the end are a staircase, and every step of it has a reason. A model with neither attention nor positions knows only its own token, and ends at the *bigram* line, the best that this allows. Positions take it below, since in texts this short the place alone says a good deal. With attention, a model walks through that line without noticing, because it can look back. A second layer could look for something that the first has
-# found; in these stories every reference is to a word that was said before, one look is enough, and in the same number of steps two layers get no further and take longer. So the shipped model has one layer and many steps.
+# The losses at the end go down a staircase, and each large step of it has a reason. A model with neither attention nor positions knows only its own token, and ends just above the *bigram* line, the best that this allows. Positions take it below, since in texts this short the place alone says a good deal. With attention, a model walks through that line without noticing, because it can look back. A second layer could look for something
+# that the first has found; in these stories the word to repeat can mostly be found by what it is (a name, a colour, an animal) and where it stands, so one look nearly suffices: after as many steps two layers are no further, and have taken longer. So the shipped model has one layer and many steps.
 #
-# The two runs with one layer are the same model. When the short one ends, it is far ahead of the long one at that moment, because its learning rate has come down to zero. That drop is what the decay is worth; the long run takes it later, from a better place.
+# The two runs with one layer are the same model. When the short one ends, it is far ahead of the long one at that moment, because its learning rate has come down to zero. That drop is what the decay is for; the long run takes it later, from a better place.
 #
-# The same in one story. The more a token is tinted, the further the model's surprise is above the *true* surprise, the one that the grammar gives (hover for both). What is free to choose costs nats but shows no colour:
+# The same in one story. The more a token is tinted, the further the model's surprise is above the *true* surprise, the one that the grammar gives (hover for both). What is free to choose costs even a perfect model nats; that share shows no colour:
 
 # %% tags=["hide-input"]
 excess_strip({"after 150 steps": early, "at the end": run.model}, tokenizer, stories.sample(10**9 + 1))
@@ -1840,9 +1840,9 @@ print(f"bits per byte: {lines.bits_per_byte(run.val_loss):.4f}, floor {lines.bit
 print("\n".join(f"{key}: {value:.6g}" for key, value in last.items()))
 
 # %% [markdown]
-# Validation text is a sample of a thousand stories, so what is needed for it differs a little from the floor. Below stands the last training row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
+# Validation text is a sample of a thousand stories, so what is needed for it differs a little from the floor. The lines from `step` on are the last training row of `metrics.jsonl`. In a healthy run `train/grad_norm` stays below the limit of clipping most of the time, tokens per second do not sink, and the loss falls.
 #
-# And what does it write? Three stories as they come, then thirty put before the grammar, which knows exactly what a story is: one wrong name in eighty words, and it refuses the whole. What the loss promises can be computed: a model that needs $d$ nats too many per story writes valid ones with a probability of at least $e^{-d}$.
+# And what does it write? Three stories as they come, then thirty put before the grammar, which knows exactly what a story is: one wrong name in eighty words, and it refuses the whole. What the loss promises can be computed: a model that needs, on average over the grammar's stories, $d$ nats too many writes valid ones with a probability of at least $e^{-d}$ (the mean of a logarithm is at most the logarithm of the mean).
 
 # %%
 writer = Trainer(run.model, loader, None, config, device="cpu", verbose=False)
@@ -1885,7 +1885,7 @@ decayed = {id(p) for group in groups if group["weight_decay"] for p in group["pa
 #
 # ## Exercises
 #
-# **1. Another schedule.** Many labs hold the rate at its peak and let it fall only at the end, so that a run can be prolonged from any checkpoint before the fall. Three straight parts: up, over `warmup` steps, so that step `warmup - 1` has the peak; level; down, over the last `fall` steps, so that step `steps - 1 - fall` still has the peak and step `steps - 1` has 0.
+# **1. Another schedule.** Many labs hold the rate at its peak and let it fall only at the end, so that a run can be prolonged from any checkpoint before the fall. Three straight parts: up, in `warmup` equal rises, so that step 0 has `peak / warmup` and step `warmup - 1` the peak; level; down, over the last `fall` steps, so that step `steps - 1 - fall` still has the peak and step `steps - 1` has 0.
 
 # %% tags=["exercise"]
 from course import check
@@ -1976,7 +1976,7 @@ check.resume(my_save, my_load)
 # ```python
 # def my_save(model, optimizer, step):
 #     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-#     return copy.deepcopy(state | {"random": torch.get_rng_state(), "step": step})  # import copy
+#     return copy_to_cpu(state | {"random": torch.get_rng_state(), "step": step})
 #
 # def my_load(state, model, optimizer):
 #     model.load_state_dict(state["model"])
