@@ -782,7 +782,7 @@ def test_connection_lost_while_copying_is_one_sentence_and_leaves_what_was_there
     listdir, read_file = modal_app.volume.listdir, modal_app.volume.read_file
 
     def lost_list(path):
-        if path == ("runs/x" if lost_at == "the list" else "runs/x/model"):
+        if path == {"the list": "runs/x", "a folder": "runs/x/model"}.get(lost_at):
             raise E.ConnectionError("no network")
         return listdir(path)
 
