@@ -73,6 +73,13 @@ def test_not_a_number_and_infinity_are_read_and_refused(tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize(("key", "most"), [("training.threads", 1024), ("data.num_workers", 256)])
+def test_threads_have_a_limit(key, most):
+    """Far more than there are cores would end the process without a word."""
+    with pytest.raises(ConfigError, match=f"{key} = 100000 is not allowed; it must be less than or equal to {most}"):
+        make_config(changed(key, 100_000))
+
+
 def test_a_key_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(GOOD) + "training: {3: 4}\n")

@@ -1140,6 +1140,7 @@ def test_what_a_kill_left_behind_is_cleared_away(cache, tmp_path):
 def test_the_last_good_checkpoint_is_not_a_damaged_one(cache, tmp_path, monkeypatch):
     interrupted(config(cache), tmp_path / "run")
     (tmp_path / "run/checkpoints/step_00000099.pt").write_bytes(b"damaged")
+    (tmp_path / "run/checkpoints/step_00000098.pt").symlink_to(tmp_path / "gone.pt")
     monkeypatch.setattr(Trainer, "_finite", lambda self: (_ for _ in ()).throw(self._diverged("it", self.step)))
     with pytest.raises(TrainingDiverged, match=r"the last good checkpoint is .*step_0000000\d\.pt"):
         train(config(cache), run_dir=tmp_path / "run", verbose=False)
