@@ -32,7 +32,7 @@ test: $(STAMP)
 	$(PY) -m mypy
 	$(PY) -m course export --check
 	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile tests
-	$(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg chapters
+	$(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 86400 chapters
 
 lab: export
 	$(PY) -m jupyterlab chapters/01_attention.ipynb --ServerApp.root_dir="$(CURDIR)"

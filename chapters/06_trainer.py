@@ -217,7 +217,7 @@ recipe_figure(runs)
 # Learning rates are easiest to get wrong at their ends. Below, `learning_rate` is therefore one function that a test can hold to account: the first step already moves, the last step of the warm-up has the full rate, the last step of all has the least (0 here: it moves nothing).
 #
 # **Precision.** A 16-bit number takes half the memory and, on hardware made for it, a fraction of the time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits but less range: large numbers overflow, and small gradients become 0. So the loss is multiplied by a large factor before the backward pass, the gradients are divided by it after, and a step whose gradients overflowed is skipped (`GradScaler`). Weights and
-# optimizer stay in float32: within `torch.autocast`, matrix products are done in 16 bits; the residual stream stays in float32, and on a GPU so do softmax, sums and norms. A T4 has no bfloat16, and many CPUs only emulate it, so ask the device. Ask also for its peak speed in products, which is in a table for GPUs and measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the
+# optimizer stay in float32: within `torch.autocast`, matrix products are done in 16 bits; the residual stream stays in float32, and on a GPU so do softmax, sums and norms. A T4 has no bfloat16, many CPUs only emulate it, and some have it but slower than float32, so ask the device, and where it is a CPU, measure. Ask also for its peak speed in products, which is in a table for GPUs and measured on a CPU (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it a run reaches, the
 # *MFU* (model FLOPs utilization) of chapter 8.
 
 
@@ -226,7 +226,8 @@ recipe_figure(runs)
 def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
     """The type for matrix products: what was asked for, or the fastest safe one of this device.
 
-    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
+    "auto" is bfloat16 where the hardware multiplies it faster than float32, float16 on CUDA devices without bfloat16
+    (T4), else float32.
     """
     if not use_amp or wanted == "float32":
         return torch.float32
@@ -234,8 +235,30 @@ def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = Tru
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    native = device.type == "cpu" and _cpu_multiplies_bfloat16()
     return torch.bfloat16 if native else torch.float32
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether products in bfloat16 pay on this CPU: it has units for them, PyTorch uses them, and they are faster.
+
+    Emulated, the type is 15 to 20 times slower than float32. The first question overlooks what ONEDNN_MAX_CPU_ISA
+    forbids, the second says yes to a CPU that only emulates, and some CPUs have units that are slower than float32's.
+    """
+    has_units = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_units and _product_flops(torch.bfloat16) > 1.4 * _product_flops(torch.float32)
+
+
+def _product_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product in this type on the CPU, measured; the best of four."""
+    n, best = 768, math.inf
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
 
 
 # dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
@@ -251,15 +274,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         words = torch.cuda.get_device_name(device).replace("-", " ").split()
         known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
         return known[0] if known and dtype != torch.float32 else None
-    if device.type != "cpu":
-        return None
-    n, best = 768, math.inf
-    a, b = torch.ones(2, n, n, dtype=dtype)
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return _product_flops(dtype) if device.type == "cpu" else None
 
 
 # %%
@@ -785,8 +800,86 @@ except ConfigError as error:
 # The tiny $\varepsilon$ keeps the quotient finite where all gradients were zero. The factor $1 - \eta \lambda$ is the *weight decay* of strength $\lambda$: a weight whose gradients do not hold against it shrinks. It applies to everything with two axes, matrices and embeddings. Biases and the norms' weights are spared, because a norm weight pulled to zero would switch its channel off.
 #
 # **Muon** (Jordan et al. 2024) treats each matrix of the blocks as a whole. It keeps a running average of the gradients (*momentum*). Any matrix can be written as $U S V^\top$, its *singular value decomposition*: it turns ($V^\top$), stretches each direction by its own factor (the diagonal $S$), and turns again ($U$). In an average of gradients the factors say how often and how hard each direction was asked for, and a few are far larger
-# than the rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones. The decomposition itself would be slow; five rounds of matrix products (a Newton-Schulz iteration) come close enough. Embeddings are tables whose rows are looked up one by one (the token table is the output matrix too); in practice they do better with AdamW, and biases and norms, which are no matrices, stay with it as
+# than the rest. Muon steps along $U V^\top$, all factors set to one, so rare directions move as far as frequent ones.
+#
+# How can a matrix be changed so that its directions stay and only its factors change? Multiply it by products of itself: with $X = U S V^\top$, $X X^\top X = U S^3 V^\top$, because the turns in between cancel. So a polynomial of odd powers acts on each factor alone. Muon's is $3.4445\,s - 4.7750\,s^3 + 2.0315\,s^5$, steep at zero and flat around one, applied five times (a *Newton-Schulz iteration*). First divide by the norm, so that no factor is larger than one. Here are the three factors of a 3 × 3
+# matrix on their way, one of them a hundred times smaller than the largest:
+
+# %% tags=["nbval-check-output"]
+turn = torch.linalg.qr(torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 10]]))[0]  # a matrix that only turns
+factors = torch.tensor([1.0, 0.3, 0.01])
+X = turn @ torch.diag(factors / factors.norm()) @ turn.T  # (3, 3)
+for step in range(6):
+    print(f"after {step} steps:", " ".join(f"{s:.3f}" for s in torch.linalg.svdvals(X)))
+    square = X @ X.T
+    X = 3.4445 * X + (-4.7750 * square + 2.0315 * square @ square) @ X
+
+# %% [markdown]
+# The factors do not settle at one, they stay around it: the coefficients are chosen for speed, and a factor of 0.7 or 1.2 does no harm. All three are products of matrices, so the type matters: in 16 bits they are fastest on a GPU, and on a CPU without units for 16 bits, which has to emulate them, they took longer than all the rest of the step. So `Muon` computes in the type that the device is good at, like the model's own products.
+#
+# Embeddings are tables whose rows are looked up one by one (the token table is the output matrix too); in practice they do better with AdamW, and biases and norms, which are no matrices, stay with it as
 # well.
+
+
+# %%
+#| export
+def orthogonalize(gradient: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix with all of its singular values brought near one: five Newton-Schulz steps, computed in `dtype`.
+
+    Source: Jordan et al. 2024, with their coefficients, which leave values between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = gradient.size(0) <= gradient.size(1)
+    x = gradient if wide else gradient.T  # (m, n), m <= n: the products below are (m, m)
+    x = (x / x.norm().clamp(min=1e-7)).to(dtype)  # no singular value exceeds the norm, so all are now at most one
+    for _ in range(5):
+        square = x @ x.T  # (m, m)
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square², rounded once
+        x = torch.addmm(x, factor, x, beta=a)  # a x + factor x: a singular value s becomes a s + b s³ + c s⁵
+    return x if wide else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are orthogonalized: every direction moves equally far.
+
+    Args:
+        params: Matrices, parameters with two axes.
+        lr: Learning rate; a step has the size of one of AdamW, so AdamW's rates fit.
+        weight_decay: Share of the weights, times `lr`, that each step takes away.
+        momentum: Memory of the mean gradient; the step looks ahead by one more of it (Nesterov).
+        dtype: In which the products are computed; PyTorch's own Muon always takes bfloat16, which is slow where the
+            device has no units for it.
+
+    Source: Jordan et al. 2024; the size of the step as in Liu et al. 2025.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            momentum, lr = group["momentum"], group["lr"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                mean = self.state[p]["momentum_buffer"]
+                mean.lerp_(p.grad, 1 - momentum)
+                update = orthogonalize(p.grad.lerp(mean, momentum), self.dtype)
+                size = 0.2 * math.sqrt(max(p.shape))  # entries of about 0.2, as AdamW's steps have
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * size)
 
 
 # %%
@@ -815,8 +908,8 @@ def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Op
     )
     if not muon:
         return [adamw]
-    rate, decay = training.learning_rate, training.weight_decay
-    return [adamw, torch.optim.Muon(matrices, rate, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
+    dtype = choose_dtype(model.device, training.dtype, training.use_amp)
+    return [adamw, Muon(matrices, training.learning_rate, training.weight_decay, dtype=dtype)]
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:

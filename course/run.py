@@ -4,23 +4,27 @@ The executed notebooks lie in `_build/chapters/`, from where the book is rendere
 its source, the package, the course's tools, a config or an installed version has changed.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import jupytext
 import nbformat
+import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from course import ROOT
@@ -30,7 +34,8 @@ from course.provenance import defined_names, mismatches
 BUILD = ROOT / "_build" / "chapters"
 LOG = BUILD.parent / "kernel.log"
 TIMES = "times.json"  # chapter -> seconds, beside the executed notebooks
-LIMIT = 1800  # seconds that one cell may take; the longest takes about 150 on two idle cores
+PATIENCE = 600.0  # seconds without progress after which a cell is ended; one that works on gets all the time it needs
+IDLE = 0.01  # processors that an idle kernel keeps busy at most: less than this is no work
 MACHINERY = ("__main__.py", "book.py", "export.py", "run.py", "provenance.py")  # no chapter's result depends on them
 
 
@@ -150,30 +155,94 @@ def execute(chapter: Path, proof: Iterable[str] = ()) -> tuple[NotebookNode, dic
     question = f"import json, course.provenance as _p; print(json.dumps(_p.definitions(globals(), {sorted(proof)!r})))"
     notebook.cells.append(nbformat.v4.new_code_cell(question))
     manager = AsyncKernelManager(kernel_spec_manager=_ThisPython(), kernel_name="python3")
-    client = NotebookClient(
+    client = _Client(
         notebook,
         km=manager,
-        timeout=LIMIT,
+        timeout=None,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(chapter.parent)}},
     )
     LOG.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with LOG.open("w", encoding="utf-8") as log:  # a notebook shows what its cells print; this is the kernel's own
+        # a notebook shows what its cells print; the log is the kernel's own
+        with LOG.open("w", encoding="utf-8") as log, _ended_when_idle(client) as idle:
             client.execute(env=_environment(), cleanup_kc=True, stderr=log)
     except CellExecutionError as error:
-        raise RunError(f"{_failed_cell(chapter, notebook)}: {error.ename}: {error.evalue}") from None
-    except CellTimeoutError:
-        raise RunError(f"{_failed_cell(chapter, notebook)}: took more than {LIMIT} seconds") from None
+        raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {error.ename}: {error.evalue}") from None
     except DeadKernelError:
-        raise RunError(
-            f"{_failed_cell(chapter, notebook)}: the kernel died; its last words are in {LOG.relative_to(ROOT)}"
-        ) from None
+        why = f"the kernel died; its last words are in {LOG.relative_to(ROOT)}"
+        if idle:
+            why = f"made no progress for {PATIENCE / 60:g} minutes (no output, no CPU time), so it was ended"
+        raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {why}") from None
     answer = notebook.cells.pop()
     notebook.metadata = nbformat.from_dict({**header, "language_info": {"name": "python"}})
     _make_reproducible(notebook)
     return notebook, json.loads(answer.outputs[0].text)
+
+
+class _Client(NotebookClient):
+    """Knows which cell it is at, and counts the messages that the kernel sends meanwhile, outputs among them."""
+
+    messages = 0
+    at = 0
+
+    async def async_execute_cell(self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any) -> Any:
+        self.at = cell_index
+        return await super().async_execute_cell(cell, cell_index, *arguments, **options)
+
+    def process_message(self, *arguments: Any) -> Any:
+        self.messages += 1
+        return super().process_message(*arguments)
+
+
+@contextlib.contextmanager
+def _ended_when_idle(client: _Client) -> Iterator[list[str]]:
+    """While inside, kill the client's kernel when it makes no progress for `PATIENCE` seconds; the list then says so."""
+    idle: list[str] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen, since = (0.0, 0), time.monotonic()
+        while not ended.wait(min(5.0, PATIENCE / 10)):
+            seconds, messages = _cpu_seconds(client), client.messages
+            if seconds > seen[0] + IDLE * PATIENCE or messages > seen[1]:
+                seen, since = (seconds, messages), time.monotonic()
+            elif time.monotonic() > since + PATIENCE:
+                idle.append("idle")
+                for process in _processes(client):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield idle
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _processes(client: _Client) -> list[psutil.Process]:
+    """The client's kernel and what it has started; none before it has begun and after it has ended."""
+    pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
+    if pid is None:
+        return []
+    try:
+        kernel = psutil.Process(pid)
+        return [kernel, *kernel.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _cpu_seconds(client: _Client) -> float:
+    """What the kernel and the processes that it has started have computed so far."""
+    total = 0.0
+    for process in _processes(client):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])  # its own, and that of its ended children
+    return total
 
 
 def set_aside_outdated_run() -> None:
@@ -268,11 +337,10 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _failed_cell(chapter: Path, notebook: NotebookNode) -> str:
-    """Where a run stopped: the first code cell that holds an error, else the first that has not finished."""
+def _failed_cell(chapter: Path, notebook: NotebookNode, at: int) -> str:
+    """Where a run stopped: the cell with this index among all cells of the notebook."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    failed = [n for n, cell in enumerate(code, 1) if any(out.output_type == "error" for out in cell.outputs)]
-    number = failed[0] if failed else 1 + sum(cell.execution_count is not None for cell in code)
+    number = sum(cell.cell_type == "code" for cell in notebook.cells[: at + 1])
     line = ""
     text, at = chapter.read_text(encoding="utf-8"), 0
     for cell in code[:number]:

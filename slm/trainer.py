@@ -50,7 +50,8 @@ from slm.tokenizer import Tokenizer, get_tokenizer
 def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = True) -> torch.dtype:
     """The type for matrix products: what was asked for, or the fastest safe one of this device.
 
-    "auto" is bfloat16 where the hardware multiplies it, float16 on CUDA devices without (T4), else float32.
+    "auto" is bfloat16 where the hardware multiplies it faster than float32, float16 on CUDA devices without bfloat16
+    (T4), else float32.
     """
     if not use_amp or wanted == "float32":
         return torch.float32
@@ -58,8 +59,30 @@ def choose_dtype(device: torch.device, wanted: str = "auto", use_amp: bool = Tru
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    native = device.type == "cpu" and _cpu_multiplies_bfloat16()
     return torch.bfloat16 if native else torch.float32
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether products in bfloat16 pay on this CPU: it has units for them, PyTorch uses them, and they are faster.
+
+    Emulated, the type is 15 to 20 times slower than float32. The first question overlooks what ONEDNN_MAX_CPU_ISA
+    forbids, the second says yes to a CPU that only emulates, and some CPUs have units that are slower than float32's.
+    """
+    has_units = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_units and _product_flops(torch.bfloat16) > 1.4 * _product_flops(torch.float32)
+
+
+def _product_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product in this type on the CPU, measured; the best of four."""
+    n, best = 768, math.inf
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
 
 
 # dense peak in FLOP/s of 16-bit products, from NVIDIA's data sheets
@@ -75,15 +98,66 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         words = torch.cuda.get_device_name(device).replace("-", " ").split()
         known = [peak for name, peak in _PEAK_FLOPS.items() if name in words]
         return known[0] if known and dtype != torch.float32 else None
-    if device.type != "cpu":
-        return None
-    n, best = 768, math.inf
-    a, b = torch.ones(2, n, n, dtype=dtype)
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return _product_flops(dtype) if device.type == "cpu" else None
+
+
+def orthogonalize(gradient: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix with all of its singular values brought near one: five Newton-Schulz steps, computed in `dtype`.
+
+    Source: Jordan et al. 2024, with their coefficients, which leave values between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = gradient.size(0) <= gradient.size(1)
+    x = gradient if wide else gradient.T  # (m, n), m <= n: the products below are (m, m)
+    x = (x / x.norm().clamp(min=1e-7)).to(dtype)  # no singular value exceeds the norm, so all are now at most one
+    for _ in range(5):
+        square = x @ x.T  # (m, m)
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square², rounded once
+        x = torch.addmm(x, factor, x, beta=a)  # a x + factor x: a singular value s becomes a s + b s³ + c s⁵
+    return x if wide else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are orthogonalized: every direction moves equally far.
+
+    Args:
+        params: Matrices, parameters with two axes.
+        lr: Learning rate; a step has the size of one of AdamW, so AdamW's rates fit.
+        weight_decay: Share of the weights, times `lr`, that each step takes away.
+        momentum: Memory of the mean gradient; the step looks ahead by one more of it (Nesterov).
+        dtype: In which the products are computed; PyTorch's own Muon always takes bfloat16, which is slow where the
+            device has no units for it.
+
+    Source: Jordan et al. 2024; the size of the step as in Liu et al. 2025.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            momentum, lr = group["momentum"], group["lr"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                mean = self.state[p]["momentum_buffer"]
+                mean.lerp_(p.grad, 1 - momentum)
+                update = orthogonalize(p.grad.lerp(mean, momentum), self.dtype)
+                size = 0.2 * math.sqrt(max(p.shape))  # entries of about 0.2, as AdamW's steps have
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * size)
 
 
 def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -110,8 +184,8 @@ def make_optimizers(model: GPT, training: TrainingConfig) -> list[torch.optim.Op
     )
     if not muon:
         return [adamw]
-    rate, decay = training.learning_rate, training.weight_decay
-    return [adamw, torch.optim.Muon(matrices, rate, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")]
+    dtype = choose_dtype(model.device, training.dtype, training.use_amp)
+    return [adamw, Muon(matrices, training.learning_rate, training.weight_decay, dtype=dtype)]
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:

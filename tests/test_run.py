@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import psutil
 import pytest
 
 from course import ROOT
@@ -200,3 +201,33 @@ def test_an_outdated_run_is_set_aside_and_kept(finished_run, capsys, file, text)
     (kept,) = finished_run.parent.iterdir()
     assert kept.name.startswith("stories_cpu.") and (kept / "metrics.jsonl").read_text() == "mine\n"
     assert f"it is now runs/{kept.name}" in capsys.readouterr().out
+
+
+def run_with_patience(copy: Copy, seconds: float, cell: str) -> subprocess.CompletedProcess[str]:
+    """Run the copy's chapter with one more cell, and with less patience than ten minutes."""
+    with copy.chapter.open("a") as file:
+        file.write(f"\n# %%\n{cell}\n")
+    code = f"import course.run as run; run.PATIENCE = {seconds}; run.run()"
+    return subprocess.run([sys.executable, "-c", code], cwd=copy.root, capture_output=True, text=True, timeout=120)
+
+
+def test_a_cell_without_progress_is_ended_with_a_sentence(copy):
+    child = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', 'import time; time.sleep(1000)'])"
+    done = run_with_patience(copy, 6, child)
+    assert done.returncode == 1
+    assert "cell 6: made no progress for 0.1 minutes (no output, no CPU time), so it was ended" in done.stderr
+    assert not any("time.sleep(1000)" in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "while time.monotonic() < end: sum(range(10**5))",
+        "while time.monotonic() < end: time.sleep(1); print('still here')",
+        "import subprocess; subprocess.run([sys.executable, '-c', f'import time\\nwhile time.monotonic() < {end}: pass'])",
+    ],
+    ids=["computes", "prints", "has a child that computes"],
+)
+def test_a_cell_that_makes_progress_gets_all_the_time_it_needs(copy, work):
+    done = run_with_patience(copy, 6, f"import sys, time\nend = time.monotonic() + 15\n{work}")
+    assert done.returncode == 0, done.stderr
