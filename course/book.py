@@ -19,7 +19,7 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
 from course import ROOT
-from course.export import MARK, Chapter, chapters
+from course.export import MARK, Chapter, chapters, module_name
 from course.run import BUILD, RunError, times
 
 HTML = ROOT / "_build" / "html"
@@ -109,11 +109,11 @@ def _cells(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def _module_of(source: str, exports: list[str]) -> str | None:
-    """The module that a cell is exported to: the first of the chapter's, or the one whose stem the cell names."""
+    """The module that a cell is exported to: the first of the chapter's, or the one that the cell names."""
     mark = MARK.fullmatch(source.partition("\n")[0])
     if not mark or not exports:
         return None
-    return next(module for module in exports if mark["stem"] in (None, Path(module).stem))
+    return next(module for module in exports if mark["name"] in (None, module_name(module)))
 
 
 def add_badges(app: Any, document: nodes.document) -> None:

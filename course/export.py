@@ -1,7 +1,7 @@
 """Write the package `slm/` (and `modal_app.py`) from the cells that the chapters mark with `#| export`.
 
 A chapter's front matter lists the modules that it exports. A cell whose first line is `#| export` goes to the first of
-them, `#| export tokenizer` to the one with that stem. Cells are joined in order; imports go to the top, and a function
+them, `#| export data/tokenizer` to `slm/data/tokenizer.py`. Cells are joined in order; imports go to the top, and a function
 marked `@add_to(Class)` moves into its class. A module that opens with a docstring of its own keeps it; otherwise the
 chapter's title and goal become its docstring.
 """
@@ -23,7 +23,7 @@ import jupytext
 from course import ROOT
 from course.provenance import Definition, defined_names
 
-MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<stem>\w+))?[ \t]*")
+MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
 
 class ExportError(Exception):
@@ -127,6 +127,10 @@ def export(root: Path = ROOT) -> list[Module]:
         errors += problems
     for module in modules:
         errors += _finish(module)
+    folders = {path.as_posix(): module for module in modules for path in PurePosixPath(module.path).parents}
+    for folder, module in folders.items():
+        if folder.startswith("slm/") and all(known.path != f"{folder}/__init__.py" for known in modules):
+            modules.append(Module(f"{folder}/__init__.py", module.chapter, ""))  # empty, as Python asks for it
     if errors:
         raise ExportError("\n".join(dict.fromkeys(errors)))
     return modules
@@ -183,6 +187,11 @@ def added_to(node: ast.stmt | None) -> ast.Call | None:
     return None
 
 
+def module_name(path: str) -> str:
+    """How a cell names a module: slm/data/tokenizer.py is data/tokenizer."""
+    return path.removeprefix("slm/").removesuffix(".py")
+
+
 def _title_and_goal(markdown: str) -> tuple[str, str]:
     """The title and the first paragraph below it, without Markdown's marks."""
     title, _, rest = markdown.strip().partition("\n")
@@ -197,15 +206,16 @@ def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
     errors: list[str] = []
     modules: dict[str, Module] = {}
     for path in chapter.exports:
-        stem = PurePosixPath(path).stem
-        if not re.fullmatch(r"slm/\w+\.py|modal_app\.py", path):
+        name = module_name(path)
+        if not re.fullmatch(r"slm/(\w+/)*\w+\.py|modal_app\.py", path):
             errors.append(
-                f"{chapter.name}:1: the front matter exports {path!r}; slm/NAME.py or modal_app.py is allowed."
+                f"{chapter.name}:1: the front matter exports {path!r}; slm/NAME.py, slm/FOLDER/NAME.py or modal_app.py "
+                "is allowed."
             )
-        elif stem in modules:
-            errors.append(f"{chapter.name}:1: the front matter lists {stem!r} twice.")
+        elif name in modules:
+            errors.append(f"{chapter.name}:1: the front matter lists {name!r} twice.")
         else:
-            modules[stem] = Module(
+            modules[name] = Module(
                 path, chapter.name, f"{chapter.title}.\n\n{textwrap.fill(chapter.goal, 116)}".strip()
             )
     for cell in chapter.cells:
@@ -226,17 +236,17 @@ def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
         return []
     mark = MARK.fullmatch(first)
     if not mark:
-        return [cell.error(1, f"{first!r} is not understood; `#| export` or `#| export STEM` is allowed.")]
+        return [cell.error(1, f"{first!r} is not understood; `#| export` or `#| export NAME` is allowed.")]
     if not modules:
         return [cell.error(1, "exported, but the chapter's front matter lists no module under slm.exports.")]
-    stem = mark["stem"] or next(iter(modules))
-    if stem not in modules:
-        return [cell.error(1, f"exported to {stem!r}; the front matter lists {', '.join(map(repr, modules))}.")]
+    name = mark["name"] or next(iter(modules))
+    if name not in modules:
+        return [cell.error(1, f"exported to {name!r}; the front matter lists {', '.join(map(repr, modules))}.")]
     try:
         pieces = list(_pieces(cell))
     except SyntaxError as error:
         return [cell.error(error.lineno or 1, f"does not parse: {error.msg}.")]
-    return _add(modules[stem], cell, pieces)
+    return _add(modules[name], cell, pieces)
 
 
 def _pieces(cell: Cell) -> Iterator[Piece]:

@@ -47,7 +47,7 @@ def test_length(chapter):
     """A chapter is read in one sitting; what it exports is read where it stands, and counts for itself."""
     exported = [cell for cell in Chapter.read(chapter).cells if cell.source.startswith("#| export")]
     lines = len(chapter.read_text(encoding="utf-8").splitlines())
-    assert lines - sum(len(cell.source.splitlines()) + 2 for cell in exported) <= 520
+    assert lines - sum(len(cell.source.splitlines()) + 2 for cell in exported) <= 540
 
 
 @each_chapter

@@ -199,7 +199,7 @@ def test_an_error_names_chapter_line_and_cell(repository, cells, where, message)
 @pytest.mark.parametrize(
     ("exports", "message"),
     [
-        ("slm/a.py, modal_app.py, slm/sub/a.py", "exports 'slm/sub/a.py'"),
+        ("slm/a.py, modal_app.py, slm/sub-a.py", "exports 'slm/sub-a.py'"),
         ("slm/a.py, slm/a.py", "lists 'a' twice"),
         ("slm/a.py, slm/b.py", "lists slm/b.py, but no cell is exported to it"),
         ("", "lists no module under slm.exports"),

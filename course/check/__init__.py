@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-CHAPTERS = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("chapter_"))
+CHAPTERS = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def __getattr__(name: str) -> Any:
