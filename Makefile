@@ -9,8 +9,11 @@
 TORCH ?= torch==2.13.0
 # Which Python makes the environment: the first of these that is 3.11 or newer.
 PYTHON ?= python3 python3.13 python3.12 python3.11
+# uv installs several times as fast as pip, where it is there; `make UV=` leaves it aside.
+UV ?= $(shell command -v uv)
 
 PY := .venv/bin/python
+INSTALL := $(if $(UV),$(UV) pip install --python $(PY),$(PY) -m pip install)
 export OMP_NUM_THREADS := 1
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,16 +29,20 @@ book: export
 	$(PY) -m course run
 	$(PY) -m course book
 
+# The tests execute each chapter once, and train the model on the way. Then nbval executes the committed notebooks, two at a
+# time, and compares their outputs; two may not train the same model, so it has to be there before.
 test: $(STAMP)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m course export --check
 	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile tests
-	$(OFFLINE) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 86400 chapters
+	$(OFFLINE) $(PY) -m slm train configs/stories_cpu.yaml
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg \
+	  --nbval-cell-timeout 86400 chapters
 
 lab: export
-	$(PY) -m jupyterlab chapters/01_attention.ipynb --ServerApp.root_dir="$(CURDIR)"
+	$(PY) -m jupyterlab chapters/01_attention.ipynb --config=course/lab.py --ServerApp.root_dir="$(CURDIR)"
 
 export: $(STAMP)
 	$(PY) -m course export
@@ -58,7 +65,7 @@ $(STAMP):
 	if [ -z "$$found" ]; then echo "Python 3.11 or newer is needed; none of these is: $(PYTHON). Say make PYTHON=/path/to/python" >&2; exit 1; fi; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi
 	@echo "Setting up .venv with what the course needs. This takes a few minutes, once."
-	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet --editable '.[test]' $(firstword $(TORCH)) --constraint course/constraints.txt
+	$(INSTALL) --quiet $(TORCH)
+	$(INSTALL) --quiet --editable '.[test]' $(firstword $(TORCH)) --constraint course/constraints.txt
 	@rm -f .venv/.set-up-*
 	@touch $(STAMP)

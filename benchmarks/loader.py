@@ -1,7 +1,7 @@
 """Three ways to get batches out of a corpus, as it grows.
 
     python benchmarks/loader.py [--megabytes 10 30 100 300 1000 1500] [--rounds 9] [--batches 300]
-    python benchmarks/loader.py --save      also writes benchmarks/results/loader.csv, which chapter 5 shows
+    python benchmarks/loader.py --save      also writes benchmarks/results/loader.csv, which the chapter on token files shows
 
 Contenders, each with B = 32 rows of T = 256 from files of uint16 ids:
 
@@ -33,8 +33,10 @@ from timing import Seconds, bar, machine, ratio
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from slm.data import FORMAT, TokenDataset, TokenLoader
-from slm.tokenizer import get_tokenizer
+from slm.data.batches import TokenLoader
+from slm.data.dataset import TokenDataset
+from slm.data.prepare import FORMAT
+from slm.data.tokenizer import get_tokenizer
 
 B, T = 32, 256
 RESULTS = Path(__file__).parent / "results" / "loader.csv"
@@ -69,7 +71,9 @@ class MapRows(Dataset[tuple[Tensor, Tensor]]):
         return (len(self.tokens) - 1) // T
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        window = torch.from_numpy(self.tokens[row * T : row * T + T + 1].astype(np.int64))
+        window = torch.from_numpy(
+            self.tokens[row * T : row * T + T + 1].astype(np.int64)
+        )
         return window[:-1], window[1:]
 
 
@@ -89,20 +93,35 @@ def token_file(folder: Path, megabytes: int) -> Path:
     """A file of random ids, as `prepare_tokens` would leave it."""
     tokenizer = get_tokenizer("stories")
     path = folder / f"random-{megabytes}.tokens"
-    block = np.random.default_rng(0).integers(0, tokenizer.eot_token, 500_000, dtype=np.uint16)
+    block = np.random.default_rng(0).integers(
+        0, tokenizer.eot_token, 500_000, dtype=np.uint16
+    )
     end = np.array([tokenizer.eot_token], dtype=np.uint16)
     with open(path, "wb") as file:
         for part in (end, *itertools.repeat(block, megabytes), end):
             file.write(part.data)
-    made_by = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "eot_token": tokenizer.eot_token}
-    about = {"format": FORMAT, "tokens": len(block) * megabytes + 2, "dtype": "uint16", "tokenizer": made_by}
+    made_by = {
+        "name": tokenizer.name,
+        "fingerprint": tokenizer.fingerprint,
+        "eot_token": tokenizer.eot_token,
+    }
+    about = {
+        "format": FORMAT,
+        "tokens": len(block) * megabytes + 2,
+        "dtype": "uint16",
+        "tokenizer": made_by,
+    }
     path.with_suffix(".json").write_text(json.dumps(about))
     return path
 
 
 def anonymous_mb() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6
+    return (
+        next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+        * 1024
+        / 1e6
+    )
 
 
 def take(batches: Batches, n: int) -> float:
@@ -135,45 +154,96 @@ def in_turns(path: Path, names: list[str], rounds: int, n: int) -> Seconds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 30, 100, 300, 1000, 1500])
-    parser.add_argument("--list-up-to", type=int, default=300, help="the largest file, in MB, that is read into a list")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--megabytes", type=int, nargs="+", default=[10, 30, 100, 300, 1000, 1500]
+    )
+    parser.add_argument(
+        "--list-up-to",
+        type=int,
+        default=300,
+        help="the largest file, in MB, that is read into a list",
+    )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=300, help="batches in each timing")
+    parser.add_argument(
+        "--batches", type=int, default=300, help="batches in each timing"
+    )
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.alone:
-        print(json.dumps(alone(arguments.alone[0], Path(arguments.alone[1]), arguments.batches)))
+        print(
+            json.dumps(
+                alone(arguments.alone[0], Path(arguments.alone[1]), arguments.batches)
+            )
+        )
         return
     print(machine(), "\n")
     rows, verdicts = [], []
     with tempfile.TemporaryDirectory() as folder:
-        print("| token file, MB | loader | anonymous memory, MB | M tokens per CPU second |\n|---|---|---|---|")
+        print(
+            "| token file, MB | loader | anonymous memory, MB | M tokens per CPU second |\n|---|---|---|---|"
+        )
         for megabytes in arguments.megabytes:
             path = token_file(Path(folder), megabytes)
-            names = [name for name in CONTENDERS if name != "list" or megabytes <= arguments.list_up_to]
+            names = [
+                name
+                for name in CONTENDERS
+                if name != "list" or megabytes <= arguments.list_up_to
+            ]
             for name in names:
-                command = [sys.executable, __file__, "--batches", str(arguments.batches), "--alone", name, str(path)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--batches",
+                    str(arguments.batches),
+                    "--alone",
+                    name,
+                    str(path),
+                ]
+                done = subprocess.run(
+                    command, check=True, capture_output=True, text=True
+                )
                 memory, speed = json.loads(done.stdout)
                 rows.append([megabytes, name, f"{memory:.1f}", f"{speed / 1e6:.1f}"])
-                print(f"| {megabytes} | {name} | {memory:.1f} | {speed / 1e6:.1f} |", flush=True)
+                print(
+                    f"| {megabytes} | {name} | {memory:.1f} | {speed / 1e6:.1f} |",
+                    flush=True,
+                )
             if megabytes in (arguments.megabytes[0], arguments.megabytes[-1]):
-                seconds = in_turns(path, ["map, per row", "slm"], arguments.rounds, arguments.batches)
+                seconds = in_turns(
+                    path, ["map, per row", "slm"], arguments.rounds, arguments.batches
+                )
                 reached = ratio(seconds, "map, per row", "slm")
-                verdicts.append(bar(f"{megabytes} MB: tokens per CPU second against a map-style Dataset", reached, 3))
+                verdicts.append(
+                    bar(
+                        f"{megabytes} MB: tokens per CPU second against a map-style Dataset",
+                        reached,
+                        3,
+                    )
+                )
             os.remove(path)
     if arguments.save:
         with open(RESULTS, "w", encoding="utf-8", newline="") as file:
-            file.write(f"# python benchmarks/loader.py --save; {machine()}; {time.strftime('%B %Y')}\n")
+            file.write(
+                f"# python benchmarks/loader.py --save; {machine()}; {time.strftime('%B %Y')}\n"
+            )
             csv.writer(file, lineterminator="\n").writerows(
                 [["megabytes", "loader", "anonymous_mb", "m_tokens_per_cpu_s"], *rows]
             )
     growth = [float(memory) for _, name, memory, _ in rows if name == "slm"]
     sizes = f"{min(arguments.megabytes)} to {max(arguments.megabytes)} MB"
-    verdicts.append(bar(f"anonymous memory from {sizes}, MB more", max(growth) - min(growth), 20, at_most=True))
+    verdicts.append(
+        bar(
+            f"anonymous memory from {sizes}, MB more",
+            max(growth) - min(growth),
+            20,
+            at_most=True,
+        )
+    )
     print("\n" + "\n".join(verdicts))
 
 

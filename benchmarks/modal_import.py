@@ -18,30 +18,43 @@ from timing import bar, interleave, machine, ratio
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = """
 import modal_app
-from slm.config import load_config
-from slm.cost import cost_table
+from slm.cloud.cost import cost_table
+from slm.cloud.launch import check
+from slm.training.config import load_config
 config = load_config("configs/gpt_124m.yaml")
-table, text = cost_table(config), modal_app.as_text(config)
-modal_app.check(config)
+table, text = cost_table(config), config.to_yaml()
+check(config)
 """
-CODE = {"nothing": "", "import modal": "import modal", "import modal_app": "import modal_app", "until launch": LAUNCH}
+CODE = {
+    "nothing": "",
+    "import modal": "import modal",
+    "import modal_app": "import modal_app",
+    "until launch": LAUNCH,
+}
 
 
 def python(code: str, threads: int) -> str:
     """What a fresh Python process prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
     return done.stdout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     print(machine(), end="\n\n")
-    contenders = {name: (lambda code=code: python(code, arguments.threads)) for name, code in CODE.items()}
+    contenders = {
+        name: (lambda code=code: python(code, arguments.threads))
+        for name, code in CODE.items()
+    }
     seconds = interleave(contenders, arguments.rounds)
     print("| process | milliseconds | against import modal |")
     print("|---|---|---|")
@@ -51,8 +64,22 @@ def main() -> None:
     heavy = "[name for name in ('torch', 'datasets', 'wandb', 'tiktoken') if name in sys.modules]"
     loaded = python(f"{LAUNCH}\nimport sys; print(len({heavy}))", arguments.threads)
     print()
-    print(bar("import modal_app against import modal", ratio(seconds, "import modal_app", "import modal"), 1.5, True))
-    print(bar("of torch, datasets, wandb, tiktoken loaded before a launch", float(loaded), 0, True))
+    print(
+        bar(
+            "import modal_app against import modal",
+            ratio(seconds, "import modal_app", "import modal"),
+            1.5,
+            True,
+        )
+    )
+    print(
+        bar(
+            "of torch, datasets, wandb, tiktoken loaded before a launch",
+            float(loaded),
+            0,
+            True,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ import tiktoken
 from timing import bar, interleave, machine, ratio
 from train_bpe import english
 
-from slm.data import prepare_tokens
-from slm.tokenizer import get_tokenizer
+from slm.data.corpus import DataConfig
+from slm.data.prepare import prepare_tokens
+from slm.data.tokenizer import get_tokenizer
 
 DOCUMENT = 4_000  # characters
 
@@ -52,7 +53,10 @@ def write(folder: Path, kind: str, texts: list[str]) -> Path:
     if kind == "txt":
         file.write_text("".join(texts), encoding="utf-8")
     elif kind == "jsonl":
-        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        file.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts),
+            encoding="utf-8",
+        )
     else:
         import pyarrow
         from pyarrow import parquet
@@ -66,27 +70,47 @@ def prepare(file: Path, threads: int) -> Path:
     os.cpu_count = lambda: threads  # what decides the number of threads
     for old in (file.parent / "cache").glob("*"):
         old.unlink()
-    return prepare_tokens(file, "train", "gpt2", file.parent / "cache")
+    data = DataConfig(str(file), cache_dir=str(file.parent / "cache"))
+    return prepare_tokens(data, "train", get_tokenizer("gpt2"))
 
 
 def memory_mb(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+    return (
+        next(int(line.split()[1]) for line in lines if line.startswith(field))
+        * 1024
+        / 1e6
+    )
 
 
 def growth(file: Path, threads: int) -> float:
     """MB by which a fresh process grows over what it had with its tokenizer, at its peak."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--alone", str(file)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [
+        sys.executable,
+        __file__,
+        "--threads",
+        str(threads),
+        "--alone",
+        str(file),
+    ]
+    return float(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=float, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", default=["txt", "jsonl", "parquet"], help="kinds of files")
-    parser.add_argument("--text", type=Path, help="a text file instead of the default text")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["txt", "jsonl", "parquet"], help="kinds of files"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="a text file instead of the default text"
+    )
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     threads = arguments.threads
@@ -105,31 +129,67 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = {kind: write(folder / kind, kind, texts) for kind in kinds}
-        quarter = {kind: write(folder / f"{kind}-4", kind, texts[: len(texts) // 4]) for kind in kinds}
+        quarter = {
+            kind: write(folder / f"{kind}-4", kind, texts[: len(texts) // 4])
+            for kind in kinds
+        }
         for kind in set(kinds) & {"jsonl", "parquet"}:  # one document each
             ids = np.fromfile(prepare(files[kind], threads), dtype=np.uint16)
-            joined = [i for ids in alone.encode_ordinary_batch(texts[:100]) for i in [alone.eot_token, *ids]]
+            joined = [
+                i
+                for ids in alone.encode_ordinary_batch(texts[:100])
+                for i in [alone.eot_token, *ids]
+            ]
             assert ids[: len(joined)].tolist() == joined, f"other ids from .{kind}"
         seconds = interleave(
             {
-                "encode_ordinary_batch": lambda: alone.encode_ordinary_batch(texts, num_threads=threads),
-                **{f".{kind}": lambda file=file: prepare(file, threads) for kind, file in files.items()},
+                "encode_ordinary_batch": lambda: alone.encode_ordinary_batch(
+                    texts, num_threads=threads
+                ),
+                **{
+                    f".{kind}": lambda file=file: prepare(file, threads)
+                    for kind, file in files.items()
+                },
             },
             arguments.rounds,
         )
-        memory = {f".{kind}": (growth(quarter[kind], threads), growth(files[kind], threads)) for kind in kinds}
+        memory = {
+            f".{kind}": (growth(quarter[kind], threads), growth(files[kind], threads))
+            for kind in kinds
+        }
     print(machine())
     print(f"{size / 1e6:.0f} MB in {len(texts):,} documents, {threads} threads\n")
-    print("| contender | MB/s | speed against the tokenizer alone | peak MB at a quarter | peak MB |")
+    print(
+        "| contender | MB/s | speed against the tokenizer alone | peak MB at a quarter | peak MB |"
+    )
     print("|---|---|---|---|---|")
     for name, times in seconds.items():
-        peaks = " | ".join(f"{peak:.0f}" for peak in memory[name]) if name in memory else " | "
+        peaks = (
+            " | ".join(f"{peak:.0f}" for peak in memory[name])
+            if name in memory
+            else " | "
+        )
         speed = ratio(seconds, "encode_ordinary_batch", name)
-        print(f"| {name} | {size / 1e6 / statistics.median(times):.1f} | {speed:.2f} | {peaks} |")
+        print(
+            f"| {name} | {size / 1e6 / statistics.median(times):.1f} | {speed:.2f} | {peaks} |"
+        )
     print()
     for name, (small, large) in memory.items():
-        print(bar(f"{name}: speed against the tokenizer alone", ratio(seconds, "encode_ordinary_batch", name), 0.8))
-        print(bar(f"{name}: peak memory of the whole less that of a quarter, MB", large - small, 20, at_most=True))
+        print(
+            bar(
+                f"{name}: speed against the tokenizer alone",
+                ratio(seconds, "encode_ordinary_batch", name),
+                0.8,
+            )
+        )
+        print(
+            bar(
+                f"{name}: peak memory of the whole less that of a quarter, MB",
+                large - small,
+                20,
+                at_most=True,
+            )
+        )
 
 
 if __name__ == "__main__":

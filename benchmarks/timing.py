@@ -11,7 +11,9 @@ import torch
 Seconds = dict[str, list[float]]
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Seconds:
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> Seconds:
     """Seconds of every call: in each round every contender is called once, from another one on each time."""
     seconds: Seconds = {name: [] for name in contenders}
     names = list(contenders)
@@ -27,13 +29,21 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, warm
 
 def ratio(seconds: Seconds, slow: str, fast: str) -> float:
     """How many times as fast `fast` is: the median over rounds of the two times of one round."""
-    return statistics.median(s / f for s, f in zip(seconds[slow], seconds[fast], strict=True))
+    return statistics.median(
+        s / f for s, f in zip(seconds[slow], seconds[fast], strict=True)
+    )
 
 
 def machine() -> str:
     """One line that says on what was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    names = [
+        line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+    ]
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     extras = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     name = names[0] if names else platform.processor() or platform.machine()

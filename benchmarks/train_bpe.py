@@ -24,13 +24,16 @@ from pydoc_data.topics import topics
 import regex
 from timing import Seconds, bar, machine, ratio
 
-from slm.tokenizer import PATTERN, Pair, merge, train_bpe
+from slm.data.tokenizer import PATTERN, Pair, merge, train_bpe
 
 
 def english(size: int) -> str:
     """About `size` bytes of text that lie in any installed Python."""
     library = Path(sysconfig.get_path("stdlib"))
-    texts = itertools.chain(topics.values(), (path.read_text("utf-8") for path in sorted(library.glob("*.py"))))
+    texts = itertools.chain(
+        topics.values(),
+        (path.read_text("utf-8") for path in sorted(library.glob("*.py"))),
+    )
     found, length = [], 0
     for text in texts:
         found.append(text)
@@ -43,7 +46,10 @@ def english(size: int) -> str:
 def recount(text: str, vocab_size: int) -> dict[bytes, int]:
     """Count the pairs of all different words at every merge."""
     times_of = Counter(regex.findall(PATTERN, text))
-    words = [([bytes([byte]) for byte in word.encode()], times) for word, times in times_of.items()]
+    words = [
+        ([bytes([byte]) for byte in word.encode()], times)
+        for word, times in times_of.items()
+    ]
     ranks = {bytes([byte]): byte for byte in range(256)}
     while len(ranks) < vocab_size - 1:
         counts: Counter[Pair] = Counter()
@@ -57,11 +63,15 @@ def recount(text: str, vocab_size: int) -> dict[bytes, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=float, default=1.0)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--text", type=Path, help="a text file instead of the default text")
+    parser.add_argument(
+        "--text", type=Path, help="a text file instead of the default text"
+    )
     arguments = parser.parse_args()
     size = int(arguments.megabytes * 1e6)
     text = arguments.text.read_text("utf-8")[:size] if arguments.text else english(size)
@@ -79,11 +89,18 @@ def main() -> None:
         assert ranks[0] == ranks[1], "the two give different tokens"
     words = len(set(regex.findall(PATTERN, text)))
     print(machine())
-    print(f"{len(text.encode()) / 1e6:.2f} MB, {words:,} different words, to a vocabulary of {arguments.vocab:,}\n")
+    print(
+        f"{len(text.encode()) / 1e6:.2f} MB, {words:,} different words, to a vocabulary of {arguments.vocab:,}\n"
+    )
     print("| contender | CPU seconds | time against slm |\n|---|---|---|")
     for name, times in seconds.items():
-        print(f"| {name} | {statistics.median(times):.2f} | {ratio(seconds, name, 'slm'):.1f} |")
-    print("\n" + bar("CPU time against recounting", ratio(seconds, "recounting", "slm"), 8))
+        print(
+            f"| {name} | {statistics.median(times):.2f} | {ratio(seconds, name, 'slm'):.1f} |"
+        )
+    print(
+        "\n"
+        + bar("CPU time against recounting", ratio(seconds, "recounting", "slm"), 8)
+    )
 
 
 if __name__ == "__main__":

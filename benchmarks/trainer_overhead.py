@@ -19,14 +19,21 @@ import torch
 from timing import bar, interleave, machine, ratio
 from torch import Tensor, nn
 
-from slm import GPT, Trainer, create_dataloader, get_tokenizer, load_config
-from slm.trainer import choose_dtype, learning_rate, make_optimizers
+from slm.data.dataset import create_dataloader
+from slm.data.tokenizer import get_tokenizer
+from slm.hardware import choose_dtype
+from slm.model.gpt import GPT
+from slm.training.config import load_config
+from slm.training.optim import learning_rate, make_optimizers
+from slm.training.trainer import Trainer
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=30)
@@ -35,7 +42,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(machine())
     steps = arguments.steps
-    config = load_config("configs/stories_cpu.yaml", [f"training.max_steps={steps}", "training.warmup_steps=1"])
+    config = load_config(
+        "configs/stories_cpu.yaml",
+        [f"training.max_steps={steps}", "training.warmup_steps=1"],
+    )
     t, tokenizer = config.training, get_tokenizer(config.data.tokenizer)
     loader = create_dataloader(
         config.data.dataset,
@@ -53,7 +63,9 @@ def main() -> None:
         models[name] = GPT(config.model)
         return models[name]
 
-    def loop(name: str, wrap: Callable[[Loss], Loss] = lambda loss: loss) -> Callable[[], None]:
+    def loop(
+        name: str, wrap: Callable[[Loss], Loss] = lambda loss: loss
+    ) -> Callable[[], None]:
         def run() -> None:
             own = model(name)
             optimizers, loss_of = make_optimizers(own, t), wrap(own.loss)
@@ -73,9 +85,13 @@ def main() -> None:
         return run
 
     ready = [
-        Trainer(model("trainer"), loader, None, config, device, verbose=False) for _ in range(arguments.rounds + 1)
+        Trainer(model("trainer"), loader, None, config, device, verbose=False)
+        for _ in range(arguments.rounds + 1)
     ]
-    contenders = {"bare loop": loop("bare loop"), "trainer": lambda: ready.pop(0).train()}
+    contenders = {
+        "bare loop": loop("bare loop"),
+        "trainer": lambda: ready.pop(0).train(),
+    }
     last = ready[-1].model
     if arguments.compile:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
@@ -84,7 +100,9 @@ def main() -> None:
         started = time.perf_counter()
         contenders["bare loop, compiled"] = loop("compiled", torch.compile)
         contenders["bare loop, compiled"]()
-        print(f"compiling and the first {steps} steps took {time.perf_counter() - started:.0f} s")
+        print(
+            f"compiling and the first {steps} steps took {time.perf_counter() - started:.0f} s"
+        )
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
 
     def timed(name: str) -> Callable[[], None]:
@@ -96,12 +114,20 @@ def main() -> None:
         return run
 
     interleave({name: timed(name) for name in contenders}, arguments.rounds)
-    seconds = {name: times[1:] for name, times in seconds.items()}  # the first round warms up
-    print("\n| contender | CPU milliseconds per step (fastest round) | CPU time against the bare loop |\n|---|---|---|")
+    seconds = {
+        name: times[1:] for name, times in seconds.items()
+    }  # the first round warms up
+    print(
+        "\n| contender | CPU milliseconds per step (fastest round) | CPU time against the bare loop |\n|---|---|---|"
+    )
     for name, times in seconds.items():
-        print(f"| {name} | {1e3 * min(times) / steps:.1f} | {ratio(seconds, name, 'bare loop'):.3f} |")
+        print(
+            f"| {name} | {1e3 * min(times) / steps:.1f} | {ratio(seconds, name, 'bare loop'):.3f} |"
+        )
     pairs = zip(last.parameters(), models["bare loop"].parameters(), strict=True)
-    print(f"\nlargest difference between the weights: {max((a - b).abs().max().item() for a, b in pairs):.0e}")
+    print(
+        f"\nlargest difference between the weights: {max((a - b).abs().max().item() for a, b in pairs):.0e}"
+    )
     overhead = 100 * (ratio(seconds, "trainer", "bare loop") - 1)
     print(bar("per cent that the trainer adds", overhead, 3, at_most=True))
 

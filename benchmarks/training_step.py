@@ -42,14 +42,26 @@ class EncoderGPT(nn.Module):
         super().__init__()
         self.token, self.position = nn.Embedding(V, D), nn.Embedding(T, D)
         layer = nn.TransformerEncoderLayer(
-            D, H, 4 * D, dropout=0.0, activation=nn.GELU("tanh"), batch_first=True, norm_first=True
+            D,
+            H,
+            4 * D,
+            dropout=0.0,
+            activation=nn.GELU("tanh"),
+            batch_first=True,
+            norm_first=True,
         )
-        self.blocks = nn.TransformerEncoder(layer, L, norm=nn.LayerNorm(D), enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(
+            layer, L, norm=nn.LayerNorm(D), enable_nested_tensor=False
+        )
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(T))
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.blocks(self.token(x) + self.position.weight, mask=self.mask, is_causal=True)  # (B, T, D)
-        return F.cross_entropy(F.linear(h, self.token.weight).flatten(0, 1), y.flatten())
+        h = self.blocks(
+            self.token(x) + self.position.weight, mask=self.mask, is_causal=True
+        )  # (B, T, D)
+        return F.cross_entropy(
+            F.linear(h, self.token.weight).flatten(0, 1), y.flatten()
+        )
 
 
 def ours(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
@@ -61,7 +73,9 @@ def ours(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
 
 def plain(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     model, _ = ours(V)
-    return model, lambda x, y: F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
+    return model, lambda x, y: F.cross_entropy(
+        model(x).flatten(0, 1).float(), y.flatten()
+    )
 
 
 def theirs(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
@@ -93,7 +107,12 @@ def encoder(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     return model, model.loss
 
 
-MODELS = {"slm": ours, "slm, plain loss": plain, "transformers": theirs, "torch.nn": encoder}
+MODELS = {
+    "slm": ours,
+    "slm, plain loss": plain,
+    "transformers": theirs,
+    "torch.nn": encoder,
+}
 
 
 def stepper(name: str, V: int, B: int, dtype: str, steps: int) -> Callable[[], None]:
@@ -120,7 +139,10 @@ def bare_products(V: int, B: int, dtype: str, steps: int) -> Callable[[], None]:
     N = B * T
     shapes = [(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)]
     matrices = [
-        [torch.randn(*size, dtype=DTYPES[dtype]) for size in ((N, fan_in), (fan_in, fan_out), (N, fan_out))]
+        [
+            torch.randn(*size, dtype=DTYPES[dtype])
+            for size in ((N, fan_in), (fan_in, fan_out), (N, fan_out))
+        ]
         for fan_in, fan_out in [*(shapes * L), (D, V)]
     ]
 
@@ -142,7 +164,9 @@ def current_mib() -> float:
 def highest_mib() -> float:
     """Highest resident memory of this process so far (`ru_maxrss` would count the parent's before the exec)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return (
+        next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    )
 
 
 def peak_growth(name: str, V: int, B: int, dtype: str) -> float:
@@ -153,13 +177,26 @@ def peak_growth(name: str, V: int, B: int, dtype: str) -> float:
     return highest_mib() - before
 
 
-def peaks(names: list[str], V: int, B: int, dtype: str, threads: int) -> dict[str, float]:
+def peaks(
+    names: list[str], V: int, B: int, dtype: str, threads: int
+) -> dict[str, float]:
     """`peak_growth` of each model, in a process of its own."""
     found = {}
     for name in names:
         task = json.dumps([name, V, B, dtype])
-        command = [sys.executable, __file__, "--threads", str(threads), "--layers", str(L), "--peak", task]
-        found[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [
+            sys.executable,
+            __file__,
+            "--threads",
+            str(threads),
+            "--layers",
+            str(L),
+            "--peak",
+            task,
+        ]
+        found[name] = float(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
     return found
 
 
@@ -168,15 +205,21 @@ def table(seconds: Seconds, tokens: int, memory: dict[str, float]) -> None:
     for name, times in seconds.items():
         peak = f"{memory[name]:,.0f}" if name in memory else ""
         against = ratio(seconds, name, "slm")
-        print(f"| {name} | {tokens / statistics.median(times):,.0f} | {against:.2f} | {peak} |")
+        print(
+            f"| {name} | {tokens / statistics.median(times):,.0f} | {against:.2f} | {peak} |"
+        )
 
 
 def main() -> None:
     global L
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=3, help="training steps in each timing")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="training steps in each timing"
+    )
     parser.add_argument("--layers", type=int, default=L)
     parser.add_argument("--only", choices=DTYPES, help="one dtype instead of both")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -188,11 +231,17 @@ def main() -> None:
         return
     print(machine())
     verdicts = []
-    for V, B, dtype, wanted in ((1024, 8, "float32", 1.05), (1024, 8, "bfloat16", 1.15), (50257, 4, "bfloat16", 1.2)):
+    for V, B, dtype, wanted in (
+        (1024, 8, "float32", 1.05),
+        (1024, 8, "bfloat16", 1.15),
+        (50257, 4, "bfloat16", 1.2),
+    ):
         if arguments.only not in (None, dtype):
             continue
         names = [name for name in MODELS if V > 1024 or name != "slm, plain loss"]
-        contenders = {name: stepper(name, V, B, dtype, arguments.steps) for name in names}
+        contenders = {
+            name: stepper(name, V, B, dtype, arguments.steps) for name in names
+        }
         contenders["bare products"] = bare_products(V, B, dtype, arguments.steps)
         seconds = interleave(contenders, arguments.rounds)
         del contenders
@@ -201,13 +250,35 @@ def main() -> None:
         table(seconds, arguments.steps * B * T, memory)
         rivals = [name for name in names if not name.startswith("slm")]
         fastest = min(ratio(seconds, name, "slm") for name in rivals)
-        verdicts.append(bar(f"{dtype}, V {V:,}: speed against the faster rival", fastest, wanted))
+        verdicts.append(
+            bar(f"{dtype}, V {V:,}: speed against the faster rival", fastest, wanted)
+        )
         if V > 1024:
             share = memory["slm"] / min(memory[name] for name in rivals)
-            verdicts.append(bar(f"{dtype}, V {V:,}: peak memory against the smaller rival", share, 0.7, at_most=True))
+            verdicts.append(
+                bar(
+                    f"{dtype}, V {V:,}: peak memory against the smaller rival",
+                    share,
+                    0.7,
+                    at_most=True,
+                )
+            )
             share = memory["slm"] / memory["slm, plain loss"]
-            verdicts.append(bar(f"{dtype}, V {V:,}: peak memory against the plain loss", share, 0.7, at_most=True))
-            verdicts.append(bar("    its speed against the plain loss", ratio(seconds, "slm, plain loss", "slm"), 1.0))
+            verdicts.append(
+                bar(
+                    f"{dtype}, V {V:,}: peak memory against the plain loss",
+                    share,
+                    0.7,
+                    at_most=True,
+                )
+            )
+            verdicts.append(
+                bar(
+                    "    its speed against the plain loss",
+                    ratio(seconds, "slm, plain loss", "slm"),
+                    1.0,
+                )
+            )
     print("\n" + "\n".join(verdicts))
 
 

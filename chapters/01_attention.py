@@ -1,44 +1,46 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,-all
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
+#     notebook_metadata_filter: slm,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #   slm:
 #     exports:
-#     - slm/attention.py
+#     - slm/model/attention.py
 # ---
 
 # %% [markdown]
 # # Attention
 #
-# How a token (a piece of text; in this chapter, a word) gathers what it needs from the tokens before it. You build causal attention from two loops, prove it equal to PyTorch's own kernel, and
-# export `causal_attention` and `MultiHeadAttention`, the only part of a GPT in which tokens exchange information.
+# How a token (a piece of text; in this chapter, a word) gathers what it needs from the
+# tokens before it. You build causal attention from two loops, prove it equal to
+# PyTorch's own kernel, and export `causal_attention` and `MultiHeadAttention`, the only
+# part of a GPT in which tokens exchange information.
 #
-# *Runs in about 10 seconds on two cores.*
-
+# *Runs in about 15 seconds on two cores.*
+#
 # Six letters stand for the sizes of tensors, here and in every chapter:
 #
 # | letter | stands for | letter | stands for |
 # |---|---|---|---|
 # | `B` | batch: how many texts at once | `H` | heads in an attention layer |
 # | `T` | time: positions in a text | `K` | size of one head, `D / H` |
-# | `D` | width of the vector that represents a token | `V` | vocabulary: how many tokens there are |
+# | `D` | width of a token's vector | `V` | vocabulary: how many tokens there are |
 #
-# Cells whose first line is `#| export` (in the book they carry a badge instead) become the package, here `slm/attention.py`. Everything else stays in the chapter.
+# Cells whose first line is `#| export` (in the book they carry a badge instead) become
+# the package, here `slm/model/attention.py`. Everything else stays in the chapter.
 
 # %%
 import course
 
 course.start()
 
-# %%
+# %% tags=["hide-input"]
 #| export
-"""Causal attention: how a token gathers what it needs from the tokens before it."""
+"""Causal attention: how a token gathers what it needs from the tokens before it.
+
+    gathered = MultiHeadAttention(d_model=768, n_heads=12)(x)  # (B, T, D) to (B, T, D)
+"""
 
 import math
 from collections.abc import Callable
@@ -50,38 +52,53 @@ from torch import Tensor, nn
 # %% [markdown]
 # ## The idea
 #
-# Read "Mia has a kite. Leo has a boat. Mia lost the ...". To guess the next word you go back to *Mia* and take what stood beside it. Attention does
-# this with three vectors for every token:
+# Read "Mia has a kite. Leo has a boat. Mia lost the ...". To guess the next word you go
+# back to *Mia* and take what stood beside it. Attention does this with three vectors
+# for every token:
 #
 # - a **query**: what am I looking for?
 # - a **key**: what could I be found by?
 # - a **value**: what do I hand over when I am found?
 #
-# A token compares its query with the key of every token up to itself, turns the comparison into weights that sum to one, and takes the weighted mean of
-# the values. Here are six tokens whose queries and keys both say whose token they are, so each finds the tokens of the same child. Each row is one token's look
-# back; hover over a cell to read its weight.
+# A token compares its query with the key of every token up to itself, turns the
+# comparison into weights that sum to one, and takes the weighted mean of the values.
+# Here are six tokens whose queries and keys both say whose token they are, so each
+# finds the tokens of the same child. Each row is one token's look back; hover over a
+# cell to read its weight.
 
 # %% tags=["hide-input"]
-from course.figures.chapter_01 import attention_table
+from course.figures.attention import attention_table
 
 tokens = ["Mia", "kite", "Leo", "boat", "Mia", "lost"]
-key = 4.0 * torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]]).float()  # (T, K); 4.0 makes it sharp
-scores = (key @ key.T / math.sqrt(2)).masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+whose = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]])
+key = 4.0 * whose  # (T, K); 4.0 makes the choice sharp
+later = torch.ones(6, 6).triu(1).bool()
+scores = (key @ key.T / math.sqrt(2)).masked_fill(later, -torch.inf)
 attention_table(tokens, scores.softmax(-1))
 
 # %% [markdown]
-# Nobody looks ahead: the upper right half is empty. A model that learns to predict the next token must not see it.
+# Nobody looks ahead: the upper right half is empty. A model that learns to predict the
+# next token must not see it.
 #
-# Who belongs to whom was written in by hand here. A model has to find it out: one layer carries *Mia* over to *kite*, and a later one can then look for what is Mia's. This is a reason why layers are stacked.
+# Who belongs to whom was written in by hand here. A model has to find it out: one layer
+# carries *Mia* over to *kite*, and a later one can then look for what is Mia's. This is
+# a reason why layers are stacked.
 #
 # ## By hand
 #
-# Take one head and `T` tokens. Query, key and value are the rows of $Q, K, V$, each `(T, K)` with head size `K`. Token $t$ compares itself with each $s \le t$:
+# Take one head and `T` tokens. Query, key and value are the rows of $Q, K, V$, each
+# `(T, K)` with head size `K`. Token $t$ compares itself with each $s \le t$:
 #
-# $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad o_t = \sum_{s \le t} w_{ts}\, v_s$$
+# $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad
+# w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad
+# o_t = \sum_{s \le t} w_{ts}\, v_s$$
 #
-# The weights $w_{ts}$ come out of a *softmax*: exponentials, divided by their sum. The vectors come from the token's own row of numbers $x_t$, `(D,)` (chapter 3 says where it comes from), by three matrices of shape `(K, D)`:
-# $q_t = W_Q x_t$, $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention learns; the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over channels and over $r$ hide in `@` and `sum`:
+# The weights $w_{ts}$ come out of a *softmax*: exponentials, divided by their sum. The
+# vectors come from the token's own row of numbers $x_t$, `(D,)` (where it comes from is
+# told in [GPT](#gpt)), by three matrices of shape `(K, D)`: $q_t = W_Q x_t$, $k_t = W_K
+# x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention learns;
+# the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over
+# channels and over $r$ hide in `@` and `sum`:
 
 
 # %%
@@ -89,9 +106,10 @@ def attention_loops(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One head, (T, K) each, exactly as the formula reads."""
     output = torch.zeros_like(v)
     for t in range(len(q)):
-        scores = torch.tensor([q[t] @ k[s] / math.sqrt(q.size(-1)) for s in range(t + 1)])  # the past and itself
+        seen = range(t + 1)  # the past and itself
+        scores = torch.tensor([q[t] @ k[s] / math.sqrt(q.size(-1)) for s in seen])
         weights = scores.exp() / scores.exp().sum()  # (t + 1,), sums to one
-        for s in range(t + 1):
+        for s in seen:
             output[t] += weights[s] * v[s]
     return output
 
@@ -100,7 +118,8 @@ q, k, v = torch.randn(3, 5, 8)  # (T, K) = (5, 8) each
 attention_loops(q, k, v).shape
 
 # %% [markdown]
-# The first token sees only itself, so its output is its own value. The loops had better agree.
+# The first token sees only itself, so its output is its own value. The loops had better
+# agree.
 
 # %% tags=["nbval-check-output"]
 bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
@@ -108,22 +127,33 @@ bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
 # %% [markdown]
 # ## All tokens at once
 #
-# Loops over tokens leave the processor idle. All scores together are one matrix product, $QK^\top$, `(T, T)`: row $t$ holds what token $t$ thinks of everyone.
-# The forbidden upper half becomes $-\infty$ *before* the softmax, because $e^{-\infty} = 0$ and the rest of the row still sums to one. Zeroing weights
-# *after* the softmax would leave rows that sum to less than one.
+# Loops over tokens leave the processor idle. All scores together are one matrix
+# product, $QK^\top$, `(T, T)`: row $t$ holds what token $t$ thinks of everyone. The
+# forbidden upper half becomes $-\infty$ *before* the softmax, because $e^{-\infty} = 0$
+# and the rest of the row still sums to one. Zeroing weights *after* the softmax would
+# leave rows that sum to less than one.
 #
-# Nothing here depends on the axes in front, so the same lines serve `(T, K)` and `(B, H, T, K)`. One generality costs nothing now and pays in chapter 7: there may
-# be more keys than queries, when the first keys were computed earlier. Then the `T` queries are the *last* `T` of `S` positions, and the diagonal moves right by `S - T`.
+# Nothing here depends on the axes in front, so the same lines serve `(T, K)` and `(B,
+# H, T, K)`. One generality costs nothing now and pays in [generation](#generation):
+# there may be more keys than queries, when the first keys were computed earlier. Then
+# the `T` queries are the *last* `T` of `S` positions, and the diagonal moves right by
+# `S - T`.
 
 
 # %%
 #| export
-def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention as matrix products: the definition, and the faster way to train on short texts in bfloat16."""
+def _explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention as matrix products.
+
+    The definition, and the faster way to train on short texts in bfloat16.
+    """
     T, S = q.size(-2), k.size(-2)
     future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
     scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (B, H, T, S)
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1)  # (B, H, T, S), rows sum to one
+    # (B, H, T, S), rows sum to one
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
     return F.dropout(weights, dropout) @ v  # (B, H, T, K)
 
 
@@ -133,23 +163,31 @@ bool(torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v), atol
 # %% [markdown]
 # ## Why divide by $\sqrt{K}$
 #
-# If the entries of $q$ and $k$ are independent with variance 1, then $q \cdot k$ is a sum of `K` products and has variance `K`. Wide heads would have large scores, a softmax
-# that puts everything on one token, and almost no gradient. Measure it: random queries and keys, 64 tokens, a random gradient coming down from above, growing head size.
+# If the entries of $q$ and $k$ are independent with variance 1, then $q \cdot k$ is a
+# sum of `K` products and has variance `K`. Wide heads would have large scores, a
+# softmax that puts everything on one token, and almost no gradient. Measure it: random
+# queries and keys, 64 tokens, a random gradient coming down from above, growing head
+# size.
 
 # %% tags=["hide-input"]
-from course.figures.chapter_01 import scale_figure
+from course.figures.attention import scale_figure
 
 scale_figure()
 
 # %% [markdown]
-# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient
-# that reaches the scores dies away, and with it that of queries and keys. (In narrow heads the unscaled softmax gets a little more, being just sharp enough.) Divided by $\sqrt{K}$, both stay where they are at every size.
+# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by
+# chance. Right, what that does to learning: in a typical row of wide heads the gradient
+# that reaches the scores dies away, and with it that of queries and keys. (In narrow
+# heads the unscaled softmax gets a little more, being just sharp enough.) Divided by
+# $\sqrt{K}$, both stay where they are at every size.
 #
 # ## Does anyone see the future?
 #
-# The mask is the one line that, if wrong, makes a model look brilliant in training and useless afterwards. So test causality itself, not the mask: change the last
-# token in everything that it has, and demand that no earlier output moves, *exactly*. Three suspects: the mask turned round, no mask, and a softmax that runs over the queries instead of the keys, so that each
-# earlier weight depends on what later tokens ask.
+# The mask is the one line that, if wrong, makes a model look brilliant in training and
+# useless afterwards. So test causality itself, not the mask: change the last token in
+# everything that it has, and demand that no earlier output moves, *exactly*. Three
+# suspects: the mask turned round, no mask, and a softmax that runs over the queries
+# instead of the keys, so that each earlier weight depends on what later tokens ask.
 
 
 # %% tags=["nbval-check-output"]
@@ -168,7 +206,8 @@ def hide(scores: Tensor, hidden: Tensor) -> Tensor:
 
 def masked_the_wrong_way(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    return hide(scores, torch.ones_like(scores).tril(-1)).softmax(-1) @ v  # hides the past instead of the future
+    past = torch.ones_like(scores).tril(-1)  # hidden instead of the future
+    return hide(scores, past).softmax(-1) @ v
 
 
 def not_masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -177,7 +216,8 @@ def not_masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def wrong_axis(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    return hide(scores, torch.ones_like(scores).triu(1)).softmax(-2) @ v  # columns sum to one, not rows
+    future = torch.ones_like(scores).triu(1)
+    return hide(scores, future).softmax(-2) @ v  # columns sum to one, not rows
 
 
 for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_axis):
@@ -186,34 +226,46 @@ for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_a
 # %% [markdown]
 # ## The kernel that PyTorch brings
 #
-# A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of the above in a single one (*fused*) that never stores the `(T, S)` weights, where there is one for the case; elsewhere
-# (on a CPU: with dropout) it falls back to the plain products. Two traps come with it. It applies dropout whenever you ask, and knows nothing of `eval()`: passing 0 there is the caller's job, and who forgets it
-# gets another answer every time. And its `is_causal=True` aligns the diagonal to the *top left*, so it is
-# right only when `T == S`. With 2 queries at the end of 4 keys, let every value name its position, and see how far each query looks:
+# A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of
+# the above in a single one (*fused*) that never stores the `(T, S)` weights, where
+# there is one for the case; elsewhere (on a CPU: with dropout) it falls back to the
+# plain products. Two traps come with it. It applies dropout whenever you ask, and knows
+# nothing of `eval()`: passing 0 there is the caller's job, and who forgets it gets
+# another answer every time. And its `is_causal=True` aligns the diagonal to the *top
+# left*, so it is right only when `T == S`. With 2 queries at the end of 4 keys, let
+# every value name its position, and see how far each query looks:
 
 # %% tags=["nbval-check-output"]
-same, places = torch.zeros(1, 1, 4, 8), torch.eye(4)[None, None]  # equal scores; value s is the s-th unit vector
+same = torch.zeros(1, 1, 4, 8)  # equal scores
+places = torch.eye(4)[None, None]  # value s is the s-th unit vector
 trap = F.scaled_dot_product_attention(same[:, :, :2], same, places, is_causal=True)
-noisy = [F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=True) for _ in range(2)]
+noisy = [
+    F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=True)
+    for _ in range(2)
+]
 print("with dropout_p=0.5, twice the same:", torch.equal(*noisy))
-print("is_causal=True sees", (trap[0, 0] > 0).sum(-1).tolist(), "keys; it should see [3, 4]")
+seen = (trap[0, 0] > 0).sum(-1).tolist()
+print("is_causal=True sees", seen, "keys; it should see [3, 4]")
 
 # %% [markdown]
-# One case remains where plain matrix products win: *training* on short texts in 16-bit numbers (`bfloat16`, chapter 6) on a CPU, where the backward pass of the fused kernel is slow. Measure it on yours; a ratio above one means
-# that the explicit form is faster:
+# One case remains where plain matrix products win: *training* on short texts in 16-bit
+# numbers (`bfloat16`; [the trainer](#trainer) chooses them) on a CPU, where the
+# backward pass of the fused kernel is slow. Measure it on yours; a ratio above one
+# means that the explicit form is faster:
 
 # %%
-from course.figures.chapter_01 import kernel_ratio
+from course.figures.attention import kernel_ratio
 
 for dtype in (torch.float32, torch.bfloat16):
     for T in (64, 256, 1024):
-        training, reading = (kernel_ratio(_explicit_attention, dtype, T, backward) for backward in (True, False))
-        print(
-            f"{str(dtype):14}  T = {T:4}   fused time / explicit time: training {training:4.2f}, reading {reading:4.2f}"
-        )
+        training = kernel_ratio(_explicit_attention, dtype, T, backward=True)
+        reading = kernel_ratio(_explicit_attention, dtype, T, backward=False)
+        ratios = f"training {training:4.2f}, reading {reading:4.2f}"
+        print(f"{str(dtype):14}  T = {T:4}   fused time / explicit time: {ratios}")
 
 # %% [markdown]
-# So the choice is made where the measurement says: explicit for bfloat16 on a CPU, in training, for texts up to 256 tokens; fused for all else.
+# So the choice is made where the measurement says: explicit for bfloat16 on a CPU, in
+# training, for texts up to 256 tokens; fused for all else.
 
 
 # %%
@@ -221,7 +273,8 @@ for dtype in (torch.float32, torch.bfloat16):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention in which no position sees a later one.
 
-    PyTorch's kernel, except in training on up to 256 tokens in bfloat16 on a CPU, where plain products are faster.
+    PyTorch's kernel, except in training on up to 256 tokens in bfloat16 on a CPU,
+    where plain products are faster.
 
     Args:
         q: Queries `(B, H, T, K)`: the last `T` of the `S` positions.
@@ -230,7 +283,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
         dropout: Probability with which each weight is dropped. Pass 0 in evaluation.
 
     Returns:
-        `(B, H, T, K)`: for each query the mean of the values it may see, weighted by the softmax of the scaled scores.
+        `(B, H, T, K)`: for each query the mean of the values it may see, weighted by
+        the softmax of the scaled scores.
 
     Raises:
         ValueError: There are more queries than keys.
@@ -239,24 +293,27 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
     """
     T, S = q.size(-2), k.size(-2)
     if T > S:
-        raise ValueError(
-            f"causal_attention got {T} queries and {S} keys; at most {S} queries can stand at the keys' end"
-        )
+        allowed = f"at most {S} queries can stand at the keys' end"
+        raise ValueError(f"causal_attention got {T} queries and {S} keys; {allowed}")
     if q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad and T <= 256:
         return _explicit_attention(q, k, v, dropout)
+    fused = F.scaled_dot_product_attention
     if T == S or T == 1:  # a single query is the last position: it may see everything
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+        return fused(q, k, v, dropout_p=dropout, is_causal=T > 1)
     past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=past, dropout_p=dropout)
+    return fused(q, k, v, attn_mask=past, dropout_p=dropout)
 
 
 # %% [markdown]
 # ## Many heads
 #
-# One weighted mean can answer one question. A token has several: who is this about, which verb is open, what comes after a quote. So split the `D` channels into
-# `H` heads of size `K = D / H`, let each head attend for itself, and mix the results with one more matrix. The work stays the same.
+# One weighted mean can answer one question. A token has several: who is this about,
+# which verb is open, what comes after a quote. So split the `D` channels into `H` heads
+# of size `K = D / H`, let each head attend for itself, and mix the results with one
+# more matrix. The work stays the same.
 #
-# With $o^h$, `(T, K)`, the output of head $h$, side by side they are `(T, D)` again, and one learned matrix $W_O$, `(D, D)`, mixes them:
+# With $o^h$, `(T, K)`, the output of head $h$, side by side they are `(T, D)` again,
+# and one learned matrix $W_O$, `(D, D)`, mixes them:
 #
 # $$\operatorname{MultiHead}(x) = [\,o^1\; o^2 \cdots o^H\,]\, W_O^\top + b$$
 #
@@ -265,23 +322,30 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> T
 
 # %%
 def heads_in_a_loop(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
-    """Queries, keys and values (T, D) each; returns the heads' outputs side by side, (T, D)."""
-    per_head = [part.split(q.size(-1) // n_heads, dim=-1) for part in (q, k, v)]  # H pieces (T, K) of each
-    return torch.cat([_explicit_attention(*head) for head in zip(*per_head, strict=True)], dim=-1)
+    """Queries, keys, values (T, D) each; the heads' outputs side by side, (T, D)."""
+    K = q.size(-1) // n_heads
+    heads = zip(*[part.split(K, dim=-1) for part in (q, k, v)], strict=True)
+    return torch.cat([_explicit_attention(*head) for head in heads], dim=-1)
 
 
 # %% [markdown]
-# Without the loop, `H` becomes an axis, and this is where shapes go wrong. A row of `D` numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T` and `H`. Going to `(B, H, T, K)`
-# by `view` alone also runs, and hands head 0 the first *tokens* rather than its share of every token's channels:
+# Without the loop, `H` becomes an axis, and this is where shapes go wrong. A row of `D`
+# numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T`
+# and `H`. Going to `(B, H, T, K)` by `view` alone also runs, and hands head 0 the first
+# *tokens* rather than its share of every token's channels:
 
 # %%
-x = torch.arange(6).view(1, 3, 2)  # (B, T, D) = (1, 3, 2): token t holds the channels 2t and 2t + 1
+# (B, T, D) = (1, 3, 2): token t holds the channels 2t and 2t + 1
+x = torch.arange(6).view(1, 3, 2)
 right = x.view(1, 3, 2, 1).transpose(1, 2)  # (B, H, T, K): two heads of size 1
 wrong = x.view(1, 2, 3, 1)
-print("head 0 by transpose:", right[0, 0, :, 0].tolist(), "  by view alone:", wrong[0, 0, :, 0].tolist())
+print("head 0 by transpose: ", right[0, 0, :, 0].tolist())
+print("head 0 by view alone:", wrong[0, 0, :, 0].tolist())
 
 # %% [markdown]
-# The way back is the same road: swap, then flatten. A transposed tensor leaves its numbers where they were in memory, so `view` refuses it; `reshape` copies. Forget the swap, and `reshape` mixes positions without a word:
+# The way back is the same road: swap, then flatten. A transposed tensor leaves its
+# numbers where they were in memory, so `view` refuses it; `reshape` copies. Forget the
+# swap, and `reshape` mixes positions without a word:
 
 
 # %% tags=["nbval-check-output"]
@@ -295,18 +359,26 @@ def through_heads(x: Tensor, swap: bool) -> Tensor:
 x = torch.randn(1, 6, 32)  # (B, T, D)
 changed = x.clone()
 changed[:, -1] = 1.0
-print("swapped back equals the loop:", torch.allclose(through_heads(x, True)[0], heads_in_a_loop(x[0], x[0], x[0], 4)))
+loop = heads_in_a_loop(x[0], x[0], x[0], n_heads=4)
+equal = torch.allclose(through_heads(x, True)[0], loop, atol=1e-6)
+print("swapped back equals the loop:", equal)
 for swap in (True, False):
-    moved = not torch.equal(through_heads(x, swap)[:, :-1], through_heads(changed, swap)[:, :-1])
+    before, after = through_heads(x, swap), through_heads(changed, swap)
+    moved = not torch.equal(before[:, :-1], after[:, :-1])
     print(f"swapped back: {swap}, the past moves with the last token: {moved}")
 
 
 # %% [markdown]
-# The module makes queries, keys and values with one matrix of `3D` rows, one product instead of three; so its `view` has one more axis, for which of the three. One argument looks ahead. When a text grows token by token, keys and values of the past can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them (chapter 7).
+# The module makes queries, keys and values with one matrix of `3D` rows, one product
+# instead of three; so its `view` has one more axis, for which of the three. One
+# argument looks ahead. When a text grows token by token, keys and values of the past
+# can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them
+# ([generation](#generation) makes one).
 
 # %%
 #| export
-# takes a layer's new keys and values, (B, H, T, K) each, and returns all so far, (B, H, S, K) each
+# takes a layer's new keys and values, (B, H, T, K) each,
+# and returns all so far, (B, H, S, K) each
 Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -316,7 +388,8 @@ class MultiHeadAttention(nn.Module):
     Args:
         d_model: Width D of the input and the output.
         n_heads: Number of heads H; each has size `K = D / H`.
-        dropout: Probability of dropping an attention weight, and an output channel, in training.
+        dropout: Probability of dropping an attention weight, and an output channel,
+            in training.
 
     Raises:
         ValueError: `n_heads` does not divide `d_model`.
@@ -327,12 +400,11 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, d_model: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if d_model % n_heads:
-            raise ValueError(
-                f"n_heads = {n_heads} does not divide d_model = {d_model}; heads share the channels equally"
-            )
+            heads = f"n_heads = {n_heads} does not divide d_model = {d_model}"
+            raise ValueError(f"{heads}; heads share the channels equally")
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model)  # one product makes queries, keys and values
+        self.qkv = nn.Linear(d_model, 3 * d_model)  # all three in one product
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -340,16 +412,17 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x: `(B, T, D)`.
-            cache: Keeps the keys and values of earlier calls (chapter 7).
+            cache: Keeps the keys and values of earlier calls.
 
         Returns:
             `(B, T, D)`.
         """
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads)  # which of q, k, v; which head; K channels
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K), taken apart along its first axis
+        H, K = self.n_heads, D // self.n_heads
+        qkv = self.qkv(x).view(B, T, 3, H, K)  # which of q, k, v; which head
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, T, K), one after the other
         if cache is not None:
-            k, v = cache(k, v)  # chapter 7
+            k, v = cache(k, v)  # (B, H, S, K) each
         dropout = self.dropout if self.training else 0.0
         heads = causal_attention(q, k, v, dropout)  # (B, H, T, K)
         return F.dropout(self.out(heads.transpose(1, 2).reshape(B, T, D)), dropout)
@@ -358,19 +431,21 @@ class MultiHeadAttention(nn.Module):
 # %% [markdown]
 # ## A head learns to look something up
 #
-# Does it find out by itself where to look? Give it the story from the start as a game: five tokens, each a name with an object, then a name alone. The task is to
-# say that name's object, one of eight: chance gets one in eight. Nothing tells the head that names matter; it gets only right and wrong.
+# Does it find out by itself where to look? Give it the story from the start as a game:
+# five tokens, each a name with an object, then a name alone. The task is to say that
+# name's object, one of eight: chance gets one in eight. Nothing tells the head that
+# names matter; it gets only right and wrong.
 
 # %%
 names, objects, width = 6, 8, 32
 embed_name, embed_object = nn.Embedding(names, width), nn.Embedding(objects + 1, width)
 head, read_out = MultiHeadAttention(width, 1), nn.Linear(width, objects)
-parameters = [p for module in (embed_name, embed_object, head, read_out) for p in module.parameters()]
-optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+parts = nn.ModuleList([embed_name, embed_object, head, read_out])
+optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-2)
 
 
 def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Names (B, 6), objects (B, 6) of which the last is 'none', and the right answers (B,)."""
+    """Names (B, 6), objects (B, 6) of which the last is 'none', and answers (B,)."""
     name = torch.rand(batch, names).argsort(-1)[:, :5]  # five different names
     object_ = torch.randint(objects, (batch, 5))
     asked = torch.randint(5, (batch, 1))
@@ -379,33 +454,44 @@ def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return who, what, object_.gather(1, asked)[:, 0]
 
 
+def answers(who: Tensor, what: Tensor) -> Tensor:
+    """Logits (B, objects): what the last token found."""
+    return read_out(head(embed_name(who) + embed_object(what))[:, -1])
+
+
 for _ in range(400):
     who, what, answer = episode(128)
-    logits = read_out(head(embed_name(who) + embed_object(what))[:, -1])  # (B, objects)
+    logits = answers(who, what)
     loss = F.cross_entropy(logits, answer)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 who, what, answer = episode(2000)
-accuracy = (read_out(head(embed_name(who) + embed_object(what))[:, -1]).argmax(-1) == answer).float().mean().item()
+right = answers(who, what).argmax(-1) == answer
+accuracy = right.float().mean().item()
 print(f"loss {loss.item():.4f}, {accuracy:.1%} of 2,000 new episodes right")
 
 # %% [markdown]
-# And this is what the head looks at in one of them. Only the last row was trained to answer; look where it goes.
+# And this is what the head looks at in one of them. Only the last row was trained to
+# answer; look where it goes.
 
 # %% tags=["hide-input"]
 NAMES = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"]
 OBJECTS = ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
-q, k, _ = head.qkv(embed_name(who[:1]) + embed_object(what[:1]))[0].split(width, -1)  # (T, K) each
+stream = embed_name(who[0]) + embed_object(what[0])  # (T, D)
+q, k, _ = head.qkv(stream).split(width, -1)  # (T, K) each
 future = torch.ones(6, 6, dtype=torch.bool).triu(1)
 weights = (q @ k.T / math.sqrt(width)).masked_fill(future, -torch.inf).softmax(-1)
-attention_table([f"{NAMES[n]}: {OBJECTS[o]}" for n, o in zip(who[0].tolist(), what[0].tolist(), strict=True)], weights)
+pairs = zip(who[0].tolist(), what[0].tolist(), strict=True)
+attention_table([f"{NAMES[n]}: {OBJECTS[o]}" for n, o in pairs], weights)
 
 # %% [markdown]
 # ## Is it right?
 #
-# Do rows of weights sum to one? (The mean of ones is one only if they do.) Is the future invisible, do both kernels agree, and does the module equal `nn.MultiheadAttention` when it is given the same matrices?
+# Do rows of weights sum to one? (The mean of ones is one only if they do.) Is the
+# future invisible, do both kernels agree, and does the module equal
+# `nn.MultiheadAttention` when it is given the same matrices?
 
 # %% tags=["nbval-check-output"]
 q, k, v = torch.randn(3, 2, 4, 16, 8)  # (B, H, T, K) each
@@ -416,46 +502,77 @@ with torch.no_grad():
     theirs.out_proj.load_state_dict(ours.out.state_dict())
 x, mask = torch.randn(2, 16, 32), torch.ones(16, 16, dtype=torch.bool).triu(1)
 ours(x).sum().backward()
-fused, last_three = causal_attention(q, k, v), causal_attention(q[:, :, -3:], k, v)
+fused, ones = causal_attention(q, k, v), torch.ones_like(v)
+last_three = causal_attention(q[:, :, -3:], k, v)
 
-{
-    "rows sum to one": torch.allclose(causal_attention(q, k, torch.ones_like(v)), torch.ones_like(v), atol=1e-6),
-    "sees the future": sees_the_future(causal_attention),
-    "fused equals explicit": torch.allclose(fused, _explicit_attention(q, k, v), atol=1e-5),
-    "the last 3 queries alone give the last 3 rows": torch.allclose(last_three, fused[:, :, -3:], atol=1e-5),
-    "equals nn.MultiheadAttention": torch.allclose(ours(x), theirs(x, x, x, attn_mask=mask)[0], atol=1e-5),
-    "gradient reaches every parameter": all(bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
+proofs = {
+    "rows sum to one": (causal_attention(q, k, ones), ones),
+    "fused equals explicit": (fused, _explicit_attention(q, k, v)),
+    "the last 3 queries alone give the last 3 rows": (last_three, fused[:, :, -3:]),
+    "equals nn.MultiheadAttention": (ours(x), theirs(x, x, x, attn_mask=mask)[0]),
 }
+for claim, (result, expected) in proofs.items():
+    holds = torch.allclose(result, expected, atol=1e-5)
+    print(f"{'holds' if holds else 'FAILS'}  {claim} (within 1e-5)")
+print("sees the future:", sees_the_future(causal_attention))
+reached = all(bool(p.grad.abs().sum() > 0) for p in ours.parameters())
+print("gradient reaches every parameter:", reached)
 
 # %% [markdown]
-# Every parameter *tensor*, to be exact. The bias of the keys, the middle third of `qkv.bias`, gets none: it adds the same number $q_t \cdot b_K$ to all scores of a row, and a softmax does not notice. GPT-2 has it all the same, and so have we.
+# Every parameter *tensor*, to be exact. The bias of the keys, the middle third of
+# `qkv.bias`, gets none: it adds the same number $q_t \cdot b_K$ to all scores of a row,
+# and a softmax does not notice. GPT-2 has it all the same, and so have we.
 
 # %% [markdown]
 # ## Break it on purpose
 #
-# Mistakes that everybody makes once. Each runs without an error, returns the right shape, and would train to something. The checks of the exercises below tell them apart, because each is handed the
-# function itself and compares what it computes:
+# Mistakes that everybody makes once. Each runs without an error, returns the right
+# shape, and would train to something. The checks of the exercises below tell them
+# apart, because each is handed the function itself and compares what it computes:
 
 # %% tags=["nbval-check-output"]
+import textwrap
+
 from course import check
+
+
+def told(answer: Callable[..., Tensor], verdict: object) -> None:
+    lines = textwrap.fill(f"{answer.__name__}: {verdict}", 88, subsequent_indent="    ")
+    print(lines)
 
 
 def scaled(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
 
 
-future = torch.ones(6, 6).triu(1)  # the checks use six tokens
-print("mask turned:    ", check.attention(masked_the_wrong_way))
-print("no mask:        ", check.attention(not_masked))
-print("mask too late:  ", check.attention(lambda q, k, v: scaled(q, k).softmax(-1).tril() @ v))
-print("scale forgotten:", check.attention(lambda q, k, v: hide(q @ k.T, future).softmax(-1) @ v))
-print("wrong axis:     ", check.attention(wrong_axis))
-print("view alone:     ", check.split_heads(lambda x, H: x.view(x.size(0), H, x.size(1), -1)))
+def masked_too_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scaled(q, k).softmax(-1).tril() @ v
+
+
+def scale_forgotten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1)
+    return hide(scores, torch.ones_like(scores).triu(1)).softmax(-1) @ v
+
+
+def view_alone(x: Tensor, n_heads: int) -> Tensor:
+    return x.view(x.size(0), n_heads, x.size(1), -1)
+
+
+for wrong in (
+    masked_the_wrong_way,
+    not_masked,
+    masked_too_late,
+    scale_forgotten,
+    wrong_axis,
+):
+    told(wrong, check.causal_attention(wrong))
+told(view_alone, check.split_heads(view_alone))
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. Attention, from memory.** Without scrolling up: causal attention for one head, `(T, K)` in, `(T, K)` out, no loop and no fused kernel.
+# **1. Attention, from memory.** Without scrolling up: causal attention for one head,
+# `(T, K)` in, `(T, K)` out, no loop and no fused kernel.
 
 
 # %% tags=["exercise"]
@@ -464,7 +581,7 @@ def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     raise NotImplementedError("your turn")
 
 
-check.attention(my_attention)
+check.causal_attention(my_attention)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -477,7 +594,8 @@ check.attention(my_attention)
 # ```
 # </details>
 #
-# **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds channels `h*K` to `(h + 1)*K - 1` of *every* token.
+# **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds
+# channels `h*K` to `(h + 1)*K - 1` of *every* token.
 
 
 # %% tags=["exercise"]
@@ -498,7 +616,8 @@ check.split_heads(my_split_heads)
 # ```
 # </details>
 #
-# **3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's channels first.
+# **3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's channels
+# first.
 
 
 # %% tags=["exercise"]
@@ -519,8 +638,9 @@ check.join_heads(my_join_heads)
 # ```
 # </details>
 #
-# **4. A window.** Long texts make the `(T, T)` table expensive, so some models let a token see only the last `W` positions, itself included. Write that
-# mask: a boolean `(T, T)` that is true where row $t$ may look at column $s$.
+# **4. A window.** Long texts make the `(T, T)` table expensive, so some models let a
+# token see only the last `W` positions, itself included. Write that mask: a boolean
+# `(T, T)` that is true where row $t$ may look at column $s$.
 
 
 # %% tags=["exercise"]
@@ -543,7 +663,8 @@ check.window_mask(my_window_mask)
 #
 # ## What you have now
 #
-# The exchange of information between tokens, in one function and one module. What a token *does* with what it gathered is the next chapter.
+# The exchange of information between tokens, in one function and one module. What a
+# token *does* with what it gathered is told in [the blocks](#blocks).
 
 # %%
-course.summary("slm/attention.py")
+course.summary("slm/model/attention.py")

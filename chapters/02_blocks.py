@@ -1,23 +1,20 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,-all
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: slm,kernelspec,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
+#     notebook_metadata_filter: slm,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
 #   slm:
 #     exports:
-#     - slm/blocks.py
+#     - slm/model/blocks.py
 # ---
 
 # %% [markdown]
 # # Blocks
 #
-# The unit that a GPT repeats: gather, then think, each time adding to what is there. You build the layer norm, the feed-forward network and the residual
-# connection that let dozens of layers train at all, and export `FeedForward` and `TransformerBlock`.
+# The unit that a GPT repeats: gather, then think, each time adding to what is there.
+# You build the layer norm, the feed-forward network and the residual connection that
+# let dozens of layers train at all, and export `FeedForward` and `TransformerBlock`.
 #
 # *Runs in about 25 seconds on two cores.*
 
@@ -26,16 +23,19 @@ import course
 
 course.start()
 
-# %%
+# %% tags=["hide-input"]
 #| export
-"""The transformer block: attention and a feed-forward network around a residual stream."""
+"""The transformer block: attention and a feed-forward network on a residual stream.
+
+    x = TransformerBlock(d_model=768, n_heads=12, d_ff=3072)(x)  # (B, T, D), as before
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.attention import Cache, MultiHeadAttention
+from slm.model.attention import Cache, MultiHeadAttention
 
-# %%
+# %% tags=["hide-input"]
 import math
 from collections.abc import Callable
 
@@ -44,30 +44,38 @@ import torch
 # %% [markdown]
 # ## The idea
 #
-# Attention moves information between tokens, but it only takes weighted means. What a token makes of what it gathered is the work of a small network applied to each
-# token for itself. A block is one of each. Around both runs the **residual stream**: a row of `D` numbers per token that every part reads from and adds to, and that
-# nothing ever overwrites.
+# Attention moves information between tokens, but it only takes weighted means. What a
+# token makes of what it gathered is the work of a small network applied to each token
+# for itself. A block is one of each. Around both runs the **residual stream**: a row of
+# `D` numbers per token that every part reads from and adds to, and that nothing ever
+# overwrites.
 
 # %% tags=["hide-input"]
-from course.figures.chapter_02 import block_diagram
+from course.figures.blocks import block_diagram
 
 block_diagram()
 
 # %% [markdown]
 # In symbols, for the stream $x$ of shape `(B, T, D)`:
 #
-# $$x \leftarrow x + \operatorname{Attention}(\operatorname{Norm}_1(x)), \qquad x \leftarrow x + \operatorname{FeedForward}(\operatorname{Norm}_2(x))$$
+# $$x \leftarrow x + \operatorname{Attention}(\operatorname{Norm}_1(x)), \qquad
+# x \leftarrow x + \operatorname{FeedForward}(\operatorname{Norm}_2(x))$$
 #
-# Three pieces are new: the norm, the feed-forward network, and the plus sign, which turns out to matter most.
+# Three pieces are new: the norm, the feed-forward network, and the plus sign, which
+# turns out to matter most.
 #
 # ## Layer norm
 #
-# Every part adds to the stream, so its numbers grow with depth. A part that must work with inputs of any size learns badly; so give each a copy of the stream in which
-# every token's `D` numbers have mean 0 and variance 1, then let it stretch ($\gamma$) and shift ($\beta$) each channel as it likes, `(D,)` both:
+# Every part adds to the stream, so its numbers grow with depth. A part that must work
+# with inputs of any size learns badly; so give each a copy of the stream in which every
+# token's `D` numbers have mean 0 and variance 1, then let it stretch ($\gamma$) and
+# shift ($\beta$) each channel as it likes, `(D,)` both:
 #
-# $$\operatorname{Norm}(x) = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta$$
+# $$\operatorname{Norm}(x)
+# = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta$$
 #
-# Mean and variance are over the channels of *one* token. Nothing here looks at other tokens or other texts, so causality survives and the batch size does not matter.
+# Mean and variance are over the channels of *one* token. Nothing here looks at other
+# tokens or other texts, so causality survives and the batch size does not matter.
 #
 # Two tokens by hand, one a hundred times the other:
 
@@ -75,30 +83,39 @@ block_diagram()
 # %% tags=["nbval-check-output"]
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     mean = x.mean(-1, keepdim=True)  # (B, T, 1)
-    variance = x.var(-1, keepdim=True, correction=0)  # (B, T, 1), divided by D and not by D - 1
+    # (B, T, 1), divided by D and not by D - 1
+    variance = x.var(-1, keepdim=True, correction=0)
     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta  # (B, T, D)
 
 
-x = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [100.0, 200.0, 300.0, 400.0]]])  # (B, T, D) = (1, 2, 4)
-print([[round(value, 2) for value in token] for token in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist()])
+small = torch.tensor([1.0, 2.0, 3.0, 4.0])
+x = torch.stack([small, 100 * small])[None]  # (B, T, D) = (1, 2, 4)
+for token in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist():
+    print([round(value, 2) for value in token])
 
 # %% [markdown]
-# Offset and size are gone; the pattern is left, and it is the same for both. PyTorch's kernel does this in one pass.
+# Offset and size are gone; the pattern is left, and it is the same for both. PyTorch's
+# kernel does this in one pass.
 
 # %% tags=["nbval-check-output"]
 x, gamma, beta = torch.randn(2, 3, 8), torch.randn(8), torch.randn(8)
-bool(torch.allclose(layer_norm(x, gamma, beta), F.layer_norm(x, (8,), gamma, beta), atol=1e-6))
+theirs = F.layer_norm(x, (8,), gamma, beta)
+bool(torch.allclose(layer_norm(x, gamma, beta), theirs, atol=1e-6))
 
 # %% [markdown]
 # ## The feed-forward network
 #
 # Per token: widen from `D` to `d_ff` (usually `4 * D`), bend, narrow again.
 #
-# $$\operatorname{FeedForward}(x) = W_2\, \operatorname{GELU}(W_1 x + b_1) + b_2, \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
+# $$\operatorname{FeedForward}(x) = W_2\, \operatorname{GELU}(W_1 x + b_1) + b_2,
+# \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
 #
-# Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The bend is the GELU, a rounded ReLU that still passes some gradient to the left of zero: $x$ times the probability that a standard normal number is
-# smaller than $x$. GPT-2 used an approximation with a tanh, from a time when the exact form was slow. We keep it, because loading GPT-2's weights into a model with the exact form
-# would give slightly different logits.
+# Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The
+# bend is the GELU, a rounded ReLU that still passes some gradient to the left of zero:
+# $x$ times the probability that a standard normal number is smaller than $x$. GPT-2
+# used an approximation with a tanh, from a time when the exact form was slow. We keep
+# it, because loading GPT-2's weights into a model with the exact form would give
+# slightly different logits.
 
 
 # %% tags=["nbval-check-output"]
@@ -108,10 +125,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 z = torch.linspace(-6, 6, 2001)
 exact = z * torch.distributions.Normal(0, 1).cdf(z)
-{
-    "equals PyTorch's tanh form": bool(torch.allclose(gelu_tanh(z), F.gelu(z, approximate="tanh"), atol=1e-6)),
-    "largest distance from the exact form": round((gelu_tanh(z) - exact).abs().max().item(), 4),
-}
+theirs, distance = F.gelu(z, approximate="tanh"), (gelu_tanh(z) - exact).abs().max()
+print("equals PyTorch's tanh form:", torch.allclose(gelu_tanh(z), theirs, atol=1e-6))
+print("largest distance from the exact form:", round(distance.item(), 4))
 
 
 # %%
@@ -124,7 +140,8 @@ class FeedForward(nn.Module):
         d_ff: Width of the hidden layer, usually `4 * d_model`.
         dropout: Probability of dropping an output channel in training.
 
-    Source: Vaswani et al. 2017, section 3.3; GELU in its tanh form as in GPT-2 (Hendrycks and Gimpel 2016).
+    Source: Vaswani et al. 2017, section 3.3; GELU in its tanh form as in GPT-2
+    (Hendrycks and Gimpel 2016).
     """
 
     def __init__(self, d_model: int, d_ff: int, dropout: float = 0.0) -> None:
@@ -141,11 +158,18 @@ class FeedForward(nn.Module):
 # %% [markdown]
 # ## Where the norm goes, and what the plus sign does
 #
-# The original Transformer normalised *after* adding: $x \leftarrow \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 normalises what each part *reads*,
-# $x \leftarrow x + f(\operatorname{Norm}(x))$, called pre-norm, and leaves the stream itself alone. And one could do without the plus: $x \leftarrow f(\operatorname{Norm}(x))$.
+# The original Transformer normalised *after* adding: $x \leftarrow
+# \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 normalises what each part
+# *reads*, $x \leftarrow x + f(\operatorname{Norm}(x))$, called pre-norm, and leaves the
+# stream itself alone. And one could do without the plus: $x \leftarrow
+# f(\operatorname{Norm}(x))$.
 #
-# Don't take sides yet; build all three, 32 blocks deep, and give each the same short text to learn by heart, letter by letter. (Two things ahead of their chapters: a table `places` tells a token where it stands, chapter 3; and a
-# *warm-up* lets the learning rate grow from zero during the first steps, chapter 6. The model reads `text[:-1]` and at each position must name the letter that follows, `text[1:]`.)
+# Don't take sides yet; build all three, 32 blocks deep, and give each the same short
+# text to learn by heart, letter by letter. (Two things ahead of their chapters: a table
+# `places` tells a token where it stands, see [GPT](#gpt); and a *warm-up* lets the
+# learning rate grow from zero during the first steps, see [the trainer](#trainer). The
+# model reads `text[:-1]` and at each position must name the letter that follows,
+# `text[1:]`.)
 
 
 # %%
@@ -155,7 +179,8 @@ class AnyBlock(nn.Module):
     def __init__(self, d_model: int, wiring: str) -> None:
         super().__init__()
         self.wiring = wiring
-        self.parts = nn.ModuleList([MultiHeadAttention(d_model, 4), FeedForward(d_model, 4 * d_model)])
+        feed_forward = FeedForward(d_model, 4 * d_model)
+        self.parts = nn.ModuleList([MultiHeadAttention(d_model, 4), feed_forward])
         self.norms = nn.ModuleList([nn.LayerNorm(d_model), nn.LayerNorm(d_model)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,11 +194,13 @@ class AnyBlock(nn.Module):
         return x
 
 
-text = torch.tensor(list(b"Mia lost her red kite. Leo found it near the old tree. Mia was glad and gave Leo a hug. "))
+story = b"Mia lost her red kite. Leo found it near the old tree. "
+story += b"Mia was glad and gave Leo a hug. "
+text = torch.tensor(list(story))  # (T,)
 
 
 def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[float]]:
-    """By block, before training: similarity of the tokens, gradient of two weights. By step: the loss."""
+    """By block, before training: how alike the tokens are, gradients. Then losses."""
     n_layers, d_model, steps = 32, 32, 100
     torch.manual_seed(0)
     letters, places = nn.Embedding(128, d_model), nn.Embedding(len(text), d_model)
@@ -190,14 +217,16 @@ def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[fl
             found["similarity"].append((direction @ direction.T).mean().item())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / warmup)
-        logits = read_out(blocks((letters(text[:-1]) + places.weight[:-1])[None]))[0]  # (T - 1, 128)
+        x = (letters(text[:-1]) + places.weight[:-1])[None]  # (1, T - 1, D)
+        logits = read_out(blocks(x))[0]  # (T - 1, 128)
         loss = F.cross_entropy(logits, text[1:])
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
             for attention, feed_forward in (block.parts for block in blocks):
                 found["feed-forward"].append(feed_forward.up.weight.grad.norm().item())
-                found["queries and keys"].append(attention.qkv.weight.grad[: 2 * d_model].norm().item())
+                gradient = attention.qkv.weight.grad[: 2 * d_model]
+                found["queries and keys"].append(gradient.norm().item())
         optimizer.step()
         found["loss"].append(loss.item())
     return found
@@ -206,43 +235,60 @@ def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[fl
 results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
 results["post-norm, gently"] = learn("post-norm", rate=1e-3, warmup=50)
 share = text[1:].bincount() / (len(text) - 1)
-letter_entropy = -torch.special.xlogy(share, share).sum().item()  # -Σ p ln p, with 0 ln 0 = 0
+# -Σ p ln p, with 0 ln 0 = 0
+letter_entropy = -torch.special.xlogy(share, share).sum().item()
 
 # %% tags=["hide-input"]
-from course.figures.chapter_02 import wiring_figure
+from course.figures.blocks import wiring_figure
 
 wiring_figure(results, letter_entropy)
 
 # %% [markdown]
-# Left, before any training: how alike the tokens have become after each block (1 means that all point the same way). Without the plus sign, attention's averaging wins. After a few
-# blocks every position holds the same vector, and nothing above can tell the tokens apart.
+# Left, before any training: how alike the tokens have become after each block (1 means
+# that all point the same way). Without the plus sign, attention's averaging wins. After
+# a few blocks every position holds the same vector, and nothing above can tell the
+# tokens apart.
 #
-# In the middle, also before training: the norm of the gradient that reaches each block's weights. In pre-norm it is the same at every depth, because the plus sign hands each block the
-# gradient from above untouched: the derivative of $x + f(x)$ is $1 + f'(x)$. Without the plus sign it has to pass through every block on its way down, and the feed-forward weights (solid) get less the deeper they lie. Queries and keys
-# (dotted) fare worst: where all tokens are alike, it makes no difference who looks at whom, so there is nothing to learn from it.
+# In the middle, also before training: the norm of the gradient that reaches each
+# block's weights. In pre-norm it is the same at every depth, because the plus sign
+# hands each block the gradient from above untouched: the derivative of $x + f(x)$ is
+# $1 + f'(x)$. Without the plus sign it has to pass through every block on its way down,
+# and the feed-forward weights (solid) get less the deeper they lie. Queries and keys
+# (dotted) fare worst: where all tokens are alike, it makes no difference who looks at
+# whom, so there is nothing to learn from it.
 #
-# Right, what it costs to lose the plus sign: the loss (the mean of $-\ln p$ of the right letter, in *nats*) stops at the
-# dotted line, $-\sum_c p_c \ln p_c$ over the letters' frequencies $p_c$. That is what you pay if you know how often each letter occurs and nothing else: the model has lost the text.
+# Right, what it costs to lose the plus sign: the loss (the mean of $-\ln p$ of the
+# right letter, in *nats*) stops at the dotted line, $-\sum_c p_c \ln p_c$ over the
+# letters' frequencies $p_c$. That is what you pay if you know how often each letter
+# occurs and nothing else: the model has lost the text.
 #
-# Post-norm lets the tokens become rather alike, but not the same; its gradients reach every block, and still, at the rate that suits pre-norm, its curve ends on the same line. Treated gently, with a third of the rate and a warm-up, it learns, and slowly. The usual explanation
-# is that its gradients are large and badly balanced at the start (Xiong et al. 2020); in the middle panel they are larger than pre-norm's and vary more from block to block. Pre-norm needs no such care. GPT-2 and nearly everything since is wired this way.
+# Post-norm lets the tokens become rather alike, but not the same; its gradients reach
+# every block, and still, at the rate that suits pre-norm, its curve ends on the same
+# line. Treated gently, with a third of the rate and a warm-up, it learns, and slowly.
+# The usual explanation is that its gradients are large and badly balanced at the start
+# (Xiong et al. 2020); in the middle panel they are larger than pre-norm's and vary more
+# from block to block. Pre-norm needs no such care. GPT-2 and nearly everything since is
+# wired this way.
 
 # %% tags=["nbval-check-output"]
 final = {wiring: found["loss"][-1] for wiring, found in results.items()}
 pre_norm, without = results["pre-norm"], results["no residual"]
-{
+off = {wiring: abs(loss - letter_entropy) for wiring, loss in final.items()}
+even = pre_norm["feed-forward"][0] / pre_norm["feed-forward"][-1]
+first_block = without["feed-forward"][0] / without["feed-forward"][-1]
+look = without["queries and keys"][0] / pre_norm["queries and keys"][0]
+claims = {
     "pre-norm has learned the text": final["pre-norm"] < 0.1,
-    "without residual, only the letter frequencies": abs(final["no residual"] - letter_entropy) < 0.1,
-    "post-norm at that rate, the same": abs(final["post-norm"] - letter_entropy) < 0.1,
-    "post-norm treated gently is on its way": final["post-norm, gently"] < letter_entropy / 2,
+    "without residual, only the letter frequencies": off["no residual"] < 0.1,
+    "post-norm at that rate, the same": off["post-norm"] < 0.1,
+    "post-norm, gently, is on its way": final["post-norm, gently"] < letter_entropy / 2,
     "without residual, all tokens are alike": without["similarity"][-1] > 0.99,
-    "pre-norm: the first block gets as much gradient as the last": 0.5
-    < pre_norm["feed-forward"][0] / pre_norm["feed-forward"][-1]
-    < 2,
-    "without residual it gets less than a 50th": without["feed-forward"][0] < without["feed-forward"][-1] / 50,
-    "and its queries and keys less than a millionth of pre-norm's": without["queries and keys"][0]
-    < 1e-6 * pre_norm["queries and keys"][0],
+    "pre-norm: block 1 gets as much gradient as the last": 0.5 < even < 2,
+    "without residual it gets less than a 50th": first_block < 1 / 50,
+    "and its queries and keys less than a millionth of pre-norm's": look < 1e-6,
 }
+for claim, holds in claims.items():
+    print("holds " if holds else "FAILS ", claim)
 
 # %% [markdown]
 # ## The block
@@ -251,18 +297,22 @@ pre_norm, without = results["pre-norm"], results["no residual"]
 # %%
 #| export
 class TransformerBlock(nn.Module):
-    """A pre-norm block: attention, then a feed-forward network, each added to the residual stream.
+    """A pre-norm block: attention, then a feed-forward network, both added to x.
 
     Args:
         d_model: Width D of the residual stream.
         n_heads: Number of attention heads; divides `d_model`.
         d_ff: Width of the feed-forward network's hidden layer.
-        dropout: Probability of dropping attention weights and the output channels of both parts, in training.
+        dropout: Probability of dropping attention weights and the output channels of
+            both parts, in training.
 
-    Source: Radford et al. 2019 (GPT-2), section 2.3; Xiong et al. 2020 on where the norm belongs.
+    Source: Radford et al. 2019 (GPT-2), section 2.3; Xiong et al. 2020 on where the
+    norm belongs.
     """
 
-    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, d_ff: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(d_model)
         self.attention = MultiHeadAttention(d_model, n_heads, dropout)
@@ -270,7 +320,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff, dropout)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """`(B, T, D)` to `(B, T, D)`; `cache` goes to the attention as it is (chapter 7)."""
+        """`(B, T, D)` to `(B, T, D)`; `cache` goes to the attention as it is."""
         x = x + self.attention(self.norm_1(x), cache)
         return x + self.feed_forward(self.norm_2(x))
 
@@ -282,38 +332,41 @@ class TransformerBlock(nn.Module):
 
 # %% tags=["nbval-check-output"]
 block = TransformerBlock(d_model=768, n_heads=12, d_ff=3072)
-{name: f"{sum(p.numel() for p in part.parameters()):,}" for name, part in block.named_children()}
+for name, part in block.named_children():
+    print(f"{name:12} {sum(p.numel() for p in part.parameters()):>9,}")
 
 # %% [markdown]
-# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$. And how much does an untrained block change a stream of numbers around 1? Little: it begins as a small correction to what is there, and learns to be a larger one.
+# One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$.
+# And how much does an untrained block change a stream of numbers around 1? Little: it
+# begins as a small correction to what is there, and learns to be a larger one.
 
 # %%
 x = torch.randn(1, 16, 768)  # (B, T, D)
 with torch.no_grad():
-    print(f"the block moves the stream by {((block(x) - x).norm() / x.norm()).item():.1%} of its length")
+    moved = ((block(x) - x).norm() / x.norm()).item()
+print(f"the block moves the stream by {moved:.1%} of its length")
 
 # %% [markdown]
-# A switch that beginners leave on: **dropout**. It makes a training step robust by deleting channels at random, and an evaluation wrong by the same means. `block.eval()` turns it
-# off on every path; forgetting it costs nothing visible, just a worse loss.
+# A switch that beginners leave on: **dropout**. It makes a training step robust by
+# deleting channels at random, and an evaluation wrong by the same means. `block.eval()`
+# turns it off on every path; forgetting it costs nothing visible, just a worse loss.
 
 # %% tags=["nbval-check-output"]
 wobbly = TransformerBlock(64, 4, 256, dropout=0.5)
 x = torch.randn(1, 8, 64)
-{
-    "training: twice the same": torch.equal(wobbly(x), wobbly(x)),
-    "eval: twice the same": torch.equal(wobbly.eval()(x), wobbly(x)),
-}
+print("training, twice the same:", torch.equal(wobbly(x), wobbly(x)))
+print("eval, twice the same:", torch.equal(wobbly.eval()(x), wobbly(x)))
 
 # %% [markdown]
 # ## Is it right?
 #
-# The reference is PyTorch's own encoder layer, which can be wired the same way. It must be given the same matrices and a causal mask.
+# The reference is PyTorch's own encoder layer, which can be wired the same way. It must
+# be given the same matrices and a causal mask.
 
 # %% tags=["nbval-check-output"]
 ours = TransformerBlock(32, 4, 128)
-theirs = nn.TransformerEncoderLayer(
-    32, 4, 128, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
-)
+wiring = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+theirs = nn.TransformerEncoderLayer(32, 4, 128, activation=gelu_tanh, **wiring)
 pairs = [
     (ours.norm_1, theirs.norm1),
     (ours.norm_2, theirs.norm2),
@@ -330,16 +383,18 @@ x, mask = torch.randn(2, 10, 32), nn.Transformer.generate_square_subsequent_mask
 changed = x.clone()
 changed[:, -1] = 7.0
 ours(x).square().sum().backward()
-{
-    "equals nn.TransformerEncoderLayer": torch.allclose(ours(x), theirs(x, mask), atol=1e-5),
-    "the past does not move when the last token changes": torch.equal(ours(x)[:, :-1], ours(changed)[:, :-1]),
-    "gradient reaches every parameter": all(bool(p.grad.abs().sum() > 0) for p in ours.parameters()),
-}
+equal = torch.allclose(ours(x), theirs(x, mask), atol=1e-5)
+print("equals nn.TransformerEncoderLayer, within 1e-5:", equal)
+still = torch.equal(ours(x)[:, :-1], ours(changed)[:, :-1])
+print("the past does not move when the last token changes:", still)
+reached = all(bool(p.grad.abs().sum() > 0) for p in ours.parameters())
+print("gradient reaches every parameter:", reached)
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. Layer norm.** Write it for `(B, T, D)`, with stretch and shift, from means and variances.
+# **1. Layer norm.** Write it for `(B, T, D)`, with stretch and shift, from means and
+# variances.
 
 # %% tags=["exercise"]
 from course import check
@@ -363,18 +418,37 @@ check.layer_norm(my_layer_norm)
 # ```
 # </details>
 #
-# **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`. Connect them as a pre-norm block.
+# **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`.
+# Connect them as a pre-norm block.
 
 # %% tags=["exercise"]
 Part = Callable[[Tensor], Tensor]
 
 
-def my_block(x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part) -> Tensor:
+def my_block(
+    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
+) -> Tensor:
     """One pre-norm block."""
     raise NotImplementedError("your turn")
 
 
 check.block_wiring(my_block)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which normalises the stream itself:
+
+
+# %% tags=["nbval-check-output"]
+def norm_overwrites(
+    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
+) -> Tensor:
+    x = norm_1(x)
+    x = x + attention(x)
+    x = norm_2(x)
+    return x + feed_forward(x)
+
+
+check.block_wiring(norm_overwrites)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -386,13 +460,14 @@ check.block_wiring(my_block)
 # ```
 # </details>
 #
-# **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
-# return how many whole blocks you can afford.
+# **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D`
+# with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and return how
+# many whole blocks you can afford.
 
 
 # %% tags=["exercise"]
 def my_depth(budget: int, d_model: int) -> int:
-    """The largest number of blocks of width d_model with at most `budget` parameters in all."""
+    """The most blocks of width d_model with at most `budget` parameters in all."""
     raise NotImplementedError("your turn")
 
 
@@ -401,7 +476,8 @@ check.affordable_depth(my_depth)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.
+# Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and
+# $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.
 # ```python
 # def my_depth(budget, d_model):
 #     return budget // (12 * d_model**2 + 13 * d_model)
@@ -410,7 +486,8 @@ check.affordable_depth(my_depth)
 #
 # ## What you have now
 #
-# A unit that can be stacked as deep as you can pay for. The next chapter puts tokens in at the bottom and takes predictions out at the top.
+# A unit that can be stacked as deep as you can pay for. [GPT](#gpt) puts tokens in at
+# the bottom and takes predictions out at the top.
 
 # %%
-course.summary("slm/blocks.py")
+course.summary("slm/model/blocks.py")

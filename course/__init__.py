@@ -1,4 +1,4 @@
-"""The machinery of the course: what a chapter needs around the code that it teaches. `slm` never imports it.
+"""What a chapter needs around the code that it teaches; `slm` never imports it.
 
 `python -m course export` writes `slm/` from the chapters, `python -m course run` executes them.
 """
@@ -25,7 +25,9 @@ def start(seed: int = 0) -> None:
     _started = time.perf_counter()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler reports each start and stop of its own
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "6"
+    )  # else PyTorch's profiler reports each start and stop of its own
 
     import torch
 
@@ -43,7 +45,9 @@ def add_to(cls: type) -> Callable[[Method], Method]:
     """
 
     def register(method: Method) -> Method:
-        function: Any = getattr(method, "fget", method)  # a property has no name of its own before Python 3.13
+        function: Any = getattr(
+            method, "fget", method
+        )  # a property has no name of its own before Python 3.13
         setattr(cls, function.__name__, method)
         return method
 
@@ -57,7 +61,11 @@ def summary(*modules: str) -> None:
     for module in modules:
         path = ROOT / module
         if not path.exists():
-            raise FileNotFoundError(f"{module} is not there; `python -m course export` writes it from this chapter.")
+            raise FileNotFoundError(
+                f"{module} is not there; `python -m course export` writes it from this chapter."
+            )
         source = path.read_text(encoding="utf-8")
-        print(f"{module}: {len(source.splitlines())} lines, {', '.join(public_names(source))}")
+        print(
+            f"{module}: {len(source.splitlines())} lines, {', '.join(public_names(source))}"
+        )
     print(f"this chapter: {time.perf_counter() - _started:.0f} seconds")

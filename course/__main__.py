@@ -1,4 +1,4 @@
-"""`python -m course export` writes the package from the chapters, `run` executes them, `book` renders them."""
+"""The commands export, run, book and tree of `python -m course`."""
 
 import argparse
 import subprocess
@@ -12,17 +12,47 @@ from course import ROOT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="export | run | book")
-    export = commands.add_parser("export", help="write slm/ and modal_app.py from the chapters' export cells")
-    export.add_argument("--check", action="store_true", help="write nothing; show a diff and fail if something differs")
-    export.add_argument("--to", type=Path, default=ROOT, metavar="FOLDER", help="write below this folder instead")
+    commands = parser.add_subparsers(
+        required=True, metavar="export | run | book | tree"
+    )
+    export = commands.add_parser(
+        "export", help="write slm/ and modal_app.py from the chapters' export cells"
+    )
+    export.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; show a diff and fail if something differs",
+    )
+    export.add_argument(
+        "--to",
+        type=Path,
+        default=ROOT,
+        metavar="FOLDER",
+        help="write below this folder instead",
+    )
     export.set_defaults(command=_export)
     run = commands.add_parser("run", help="execute chapters into _build/chapters")
-    run.add_argument("chapters", nargs="*", metavar="NN", help="chapter numbers; all chapters if none is given")
-    run.add_argument("--write", action="store_true", help="also write the executed notebooks to chapters/")
+    run.add_argument(
+        "chapters",
+        nargs="*",
+        metavar="NN",
+        help="chapter numbers; all chapters if none is given",
+    )
+    run.add_argument(
+        "--write",
+        action="store_true",
+        help="also write the executed notebooks to chapters/",
+    )
     run.set_defaults(command=_run)
-    book = commands.add_parser("book", help="render the executed chapters into _build/html")
+    book = commands.add_parser(
+        "book", help="render the executed chapters into _build/html"
+    )
     book.set_defaults(command=_book)
+    tree = commands.add_parser("tree", help="print what lies where, a line a file")
+    tree.add_argument(
+        "--write", action="store_true", help="also put it into the README"
+    )
+    tree.set_defaults(command=_tree)
     arguments = parser.parse_args(argv)
     return int(arguments.command(arguments))
 
@@ -40,7 +70,10 @@ def _export(arguments: argparse.Namespace) -> int:
         difference = differences(modules, arguments.to)
         if difference:
             print(difference, end="")
-            print("The package differs from the chapters: `python -m course export` writes it anew.", file=sys.stderr)
+            print(
+                "The package differs from the chapters: `python -m course export` writes it anew.",
+                file=sys.stderr,
+            )
         return int(bool(difference))
     sources = {module.path: module.chapter for module in modules}
     for path in write(modules, arguments.to):
@@ -71,9 +104,21 @@ def _book(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     except subprocess.CalledProcessError:
-        print("The book was not rendered: the lines above say what is wrong; a warning counts.", file=sys.stderr)
+        print(
+            "The book was not rendered: the lines above say what is wrong; a warning counts.",
+            file=sys.stderr,
+        )
         return 1
     print(f"\nThe book is ready. Open {(HTML / 'index.html').as_uri()}")
+    return 0
+
+
+def _tree(arguments: argparse.Namespace) -> int:
+    from course.modules import tree, write_tree
+
+    if arguments.write:
+        write_tree(ROOT / "README.md")
+    print(tree())
     return 0
 
 

@@ -1,11 +1,15 @@
-"""The book: gathers the executed chapters in `_build/chapters`, renders them, and extends Sphinx for that.
+"""Render the executed chapters as a book, and extend Sphinx for that.
 
-As an extension (`course.book` in book.yml) it draws a badge on each exported cell, takes MathJax from an installed
-package instead of the network, and computes the welcome page's figure and table.
+As an extension (`course.book` in book.yml) it lets chapters link to each other by name, draws a badge on each exported
+cell, says of each fold what it holds, takes MathJax from an installed package instead of the network, and computes the
+welcome page's figure and table.
 """
 
+import ast
+import functools
 import html
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +21,16 @@ import jupytext
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
+from sphinx import addnodes
 
 from course import ROOT
-from course.export import MARK, Chapter, chapters, module_name
+from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
+from course.modules import dotted
+from course.provenance import defined_names
 from course.run import BUILD, RunError, times
 
 HTML = ROOT / "_build" / "html"
+ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
 
 
 def build() -> None:
@@ -34,15 +42,38 @@ def build() -> None:
     """
     missing = [path.stem for path in chapters() if path.stem not in times()]
     if missing:
-        raise RunError(f"Not executed yet: {', '.join(missing)}. `python -m course run` executes them.")
+        raise RunError(
+            f"Not executed yet: {', '.join(missing)}. `python -m course run` executes them."
+        )
     for path in sorted((ROOT / "chapters").rglob("*")):
         target = BUILD / path.relative_to(ROOT / "chapters")
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".ipynb") and ".ipynb_checkpoints" not in path.parts:
+        if (
+            path.is_file()
+            and path.suffix not in (".py", ".pyc", ".ipynb")
+            and ".ipynb_checkpoints" not in path.parts
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    options = ["--config", "book.yml", "--path-output", ".", "-W", "-n", "--keep-going", "--quiet"]
-    subprocess.run([*jupyter_book, "build", BUILD.relative_to(ROOT), *options], cwd=ROOT, check=True)
+    jupyter_book = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+    ]
+    options = [
+        "--config",
+        "book.yml",
+        "--path-output",
+        ".",
+        "-W",
+        "-n",
+        "--keep-going",
+        "--quiet",
+    ]
+    subprocess.run(
+        [*jupyter_book, "build", BUILD.relative_to(ROOT), *options],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 class ChapterTable(Directive):
@@ -50,14 +81,20 @@ class ChapterTable(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Write the table as Markdown, so that Sphinx links the chapters by their titles."""
-        seconds = times()
+        seconds, found = times(), chapters(ROOT)
         rows = ["| chapter | exports | seconds |", "|---|---|--:|"]
-        for path in chapters():
-            exports = ", ".join(f"`{module}`" for module in Chapter.read(path).exports)
-            rows.append(f"| {int(path.stem[:2])}. {{doc}}`{path.stem}` | {exports} | {seconds[path.stem]:.0f} |")
-        rows.append(f"| all of them | | {sum(seconds[path.stem] for path in chapters()):.0f} |")
+        for path in found:
+            chapter = Chapter.read(path, ROOT)
+            exports = "<br>".join(f"`{module}`" for module in chapter.exports)
+            mark = ENGINE_BADGE if chapter.engine_room else ""
+            link = f"{{doc}}`{path.stem}`{mark}"
+            rows.append(f"| {link} | {exports} | {seconds[path.stem]:.0f} |")
+        total = sum(seconds[path.stem] for path in found)
+        rows.append(f"| all of them | | {total:.0f} |")
         parent = nodes.container(classes=["chapter-table"])
-        self.state.nested_parse(StringList(rows, "chapter-table"), self.content_offset, parent)
+        self.state.nested_parse(
+            StringList(rows, "chapter-table"), self.content_offset, parent
+        )
         return [parent]
 
 
@@ -66,35 +103,43 @@ class PackageFigure(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Draw it from the chapters themselves."""
-        return [nodes.raw("", f'<div class="package-figure">{package_figure()}</div>', format="html")]
+        return [
+            nodes.raw(
+                "",
+                f'<div class="package-figure">{package_figure()}</div>',
+                format="html",
+            )
+        ]
 
 
 def package_figure() -> str:
     """An SVG: each chapter a strip of its cells, the exported ones coloured, with lines to their modules."""
-    strips = [(Chapter.read(path), list(_cells(path))) for path in chapters()]
+    strips = [(Chapter.read(path, ROOT), list(_cells(path))) for path in chapters(ROOT)]
     longest = max(sum(lines for lines, _ in cells) for _, cells in strips)
-    scale, top, height = 400 / longest, 34, 44
-    parts = []
-    for row, (chapter, cells) in enumerate(strips):
-        y = top + row * height
-        parts.append(f'<text x="0" y="{y + 12}" class="name">{row + 1}  {html.escape(chapter.title)}</text>')
-        x = 150.0
+    scale, y, parts = 400 / longest, 34.0, []
+    for chapter, cells in strips:
+        title, x = html.escape(chapter.title), 150.0
+        parts.append(f'<text x="0" y="{y + 12}" class="name">{title}</text>')
         for lines, module in cells:
-            width = lines * scale
+            width = max(lines * scale - 1, 0.6)
             kind = f"export m{chapter.exports.index(module)}" if module else "cell"
-            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{max(width - 1, 0.6):.1f}" height="16" class="{kind}"/>')
-            x += width
+            box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="16"'
+            parts.append(f'<rect {box} class="{kind}"/>')
+            x += lines * scale
         for number, module in enumerate(chapter.exports):
-            y_module = y + 12 + number * 13 - (len(chapter.exports) - 1) * 6.5
-            curve = f"M{x + 4:.1f} {y + 8} C{x + 40:.1f} {y + 8} 560 {y_module - 4} 596 {y_module - 4}"
+            y_module = y + 12 + number * 15
+            ends = f"560 {y_module - 4} 596 {y_module - 4}"
+            curve = f"M{x + 4:.1f} {y + 8} C{x + 40:.1f} {y + 8} {ends}"
             parts.append(f'<path d="{curve}" class="link m{number}"/>')
             parts.append(f'<text x="602" y="{y_module}" class="module">{module}</text>')
-    bottom = top + len(strips) * height
+        y += 17 + 15 * len(chapter.exports)
+    modules = sum(len(chapter.exports) for chapter, _ in strips)
     label = (
-        "Nine chapters drawn as strips of cells; the exported cells of each join into the modules named at its right."
+        f"{len(strips)} chapters drawn as strips of cells; the exported cells of each join "
+        f"into its modules, named at its right: {modules} modules in all."
     )
     return (
-        f'<svg viewBox="0 0 760 {bottom}" role="img" aria-label="{label}">'
+        f'<svg viewBox="0 0 800 {y:.0f}" role="img" aria-label="{label}">'
         '<text x="150" y="16" class="head">the chapters, cell by cell</text>'
         '<text x="602" y="16" class="head">the package</text>'
         f"{''.join(parts)}</svg>"
@@ -103,9 +148,12 @@ def package_figure() -> str:
 
 def _cells(path: Path) -> Iterator[tuple[int, str | None]]:
     """The lines of each cell of a chapter, and the module that it is exported to, if any."""
-    exports = Chapter.read(path).exports
+    exports = Chapter.read(path, ROOT).exports
     for cell in jupytext.read(path, fmt="py:percent").cells:
-        yield len(cell.source.splitlines()) + 1, _module_of(cell.source, exports) if cell.cell_type == "code" else None
+        yield (
+            len(cell.source.splitlines()) + 1,
+            _module_of(cell.source, exports) if cell.cell_type == "code" else None,
+        )
 
 
 def _module_of(source: str, exports: list[str]) -> str | None:
@@ -113,34 +161,124 @@ def _module_of(source: str, exports: list[str]) -> str | None:
     mark = MARK.fullmatch(source.partition("\n")[0])
     if not mark or not exports:
         return None
-    return next(module for module in exports if mark["name"] in (None, module_name(module)))
+    return next(
+        module for module in exports if mark["name"] in (None, module_name(module))
+    )
 
 
-def add_badges(app: Any, document: nodes.document) -> None:
-    """Replace the `#| export` line of a cell by a badge that names the module."""
-    path = ROOT / "chapters" / f"{app.env.docname}.py"
-    if not path.exists():
+def dress(app: Any, document: nodes.document) -> None:
+    """Finish a page: its name as a label, badges, what a fold holds, and links from modules to their chapters."""
+    page = app.env.docname
+    std = app.env.domains["std"]
+    std.anonlabels[anchor(page)] = (page, "")
+    std.labels[anchor(page)] = (page, "", app.env.titles[page].astext())
+    path = ROOT / "chapters" / f"{page}.py"
+    chapter = Chapter.read(path, ROOT) if path.exists() else None
+    for cell in document.findall(nodes.container):
+        if cell.get("nb_element") == "cell_code":
+            _name_fold(cell)
+            if chapter:
+                _add_badge(cell, chapter.exports)
+    if chapter and chapter.engine_room:
+        _mark_engine_room(document)
+    _link_modules(document, page)
+
+
+def anchor(page: str) -> str:
+    """The name by which chapters link to a chapter: 07_corpora is `[…](#corpora)`."""
+    return re.sub(r"^\d+_", "", page)
+
+
+def fold_summary(source: str) -> str:
+    """What a folded cell holds, told by its code; a chapter may say it better, as `code_prompt_show`."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic
+        return "The code of this cell"
+    imports = (ast.Import, ast.ImportFrom)
+    if all(isinstance(node, imports) or is_text(node) for node in body):
+        return "Imports"
+    names = [name for node in body for name in defined_names(node)]
+    if names:
+        rest = " and more" if len(names) > 4 else ""
+        return f"The code of {', '.join(names[:4])}{rest}"
+    modules = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    if any(module.startswith("course.figures") for module in modules):
+        return "The code of the figure"
+    return "The code of this cell"
+
+
+def is_text(node: ast.stmt) -> bool:
+    """Whether a statement is only a text, such as a docstring."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _name_fold(cell: nodes.container) -> None:
+    """Say the same of a fold whether it is open or closed: what is inside."""
+    if not cell.get("hide_mode"):
         return
-    exports = Chapter.read(path).exports
-    for cell in document.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
-        for block in cell.findall(nodes.literal_block):
-            module = _module_of(block.astext(), exports)
-            if module:
-                source = block.astext().partition("\n")[2]
-                block.rawsource, block.children = source, []
-                block += nodes.Text(source)
-                cell["classes"].append("exported")
-                # behind the source, which has to stay first to be foldable; the style sheet draws it above
-                cell.insert(1, nodes.raw("", f'<div class="export-badge">→ {module}</div>', format="html"))
-                break
+    if cell["prompt_show"].startswith("Show code cell"):
+        cell["prompt_show"] = fold_summary(_source(cell).astext())
+    cell["prompt_hide"] = cell["prompt_show"]
+
+
+def _source(cell: nodes.container) -> nodes.literal_block:
+    return next(cell.findall(nodes.literal_block))
+
+
+def _add_badge(cell: nodes.container, exports: list[str]) -> None:
+    """Replace the `#| export` line of a cell by a badge that names the module."""
+    block = _source(cell)
+    module = _module_of(block.astext(), exports)
+    if module:
+        source = block.astext().partition("\n")[2]
+        block.rawsource, block.children = source, []
+        block += nodes.Text(source)
+        cell["classes"].append("exported")
+        badge = f'<div class="export-badge">→ {module}</div>'
+        # behind the source, which has to stay first to be foldable; the style sheet draws it above
+        cell.insert(1, nodes.raw("", badge, format="html"))
+
+
+def _mark_engine_room(document: nodes.document) -> None:
+    """Draw the line that says so as a badge."""
+    for paragraph in document.findall(nodes.paragraph):
+        if ENGINE_ROOM in paragraph.astext():
+            paragraph["classes"].append("engine-room")
+            return
+
+
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Each module, as a file and as Python names it, with the chapter that exports it."""
+    homes: dict[str, str] = {}
+    for path in chapters(ROOT):
+        for module in Chapter.read(path, ROOT).exports:
+            homes |= dict.fromkeys((module, dotted(module)), path.stem)
+    return homes
+
+
+def _link_modules(document: nodes.document, page: str) -> None:
+    """Make each module that is named in the text a link to the chapter that exports it, on other pages."""
+    for name in list(document.findall(nodes.literal)):
+        home = _homes().get(name.astext(), page)
+        if home != page and not isinstance(name.parent, nodes.reference):
+            link = addnodes.pending_xref(refdoc=page, refdomain=None, refexplicit=True)
+            link["reftype"], link["reftarget"] = "myst", anchor(home)
+            link += nodes.inline("", "", name.deepcopy())
+            name.parent.replace(name, link)
 
 
 def use_installed_mathjax(app: Any, config: Any) -> None:
     """Serve MathJax from the page's own folder."""
     package = importlib.util.find_spec("sphinx-mathjax-offline")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("sphinx-mathjax-offline is not installed; `make book` installs it.")
-    config.html_static_path.append(str(Path(package.origin).parent / "static" / "mathjax" / "tex-svg.js"))
+        raise ModuleNotFoundError(
+            "sphinx-mathjax-offline is not installed; `make book` installs it."
+        )
+    config.html_static_path.append(
+        str(Path(package.origin).parent / "static" / "mathjax" / "tex-svg.js")
+    )
     config.mathjax_path = "tex-svg.js"
 
 
@@ -149,5 +287,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_directive("chapter-table", ChapterTable)
     app.add_directive("package-figure", PackageFigure)
     app.connect("config-inited", use_installed_mathjax)
-    app.connect("doctree-read", add_badges)
+    app.connect("doctree-read", dress)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

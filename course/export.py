@@ -1,9 +1,11 @@
-"""Write the package `slm/` (and `modal_app.py`) from the cells that the chapters mark with `#| export`.
+"""Write the package from the cells that the chapters mark with `#| export`.
 
 A chapter's front matter lists the modules that it exports. A cell whose first line is `#| export` goes to the first of
-them, `#| export data/tokenizer` to `slm/data/tokenizer.py`. Cells are joined in order; imports go to the top, and a function
-marked `@add_to(Class)` moves into its class. A module that opens with a docstring of its own keeps it; otherwise the
-chapter's title and goal become its docstring.
+them, `#| export data/tokenizer` to `slm/data/tokenizer.py`; each folder below `slm/` gets an empty `__init__.py`.
+
+A module opens with a docstring of its own, in its first cell. Cells are joined in order, and the statements of one cell
+keep their own spacing. Imports go to the top, and a function marked `@add_to(Class)` moves into its class. Where the
+chapter begins a new section, the section's title stands as a comment.
 """
 
 import ast
@@ -12,7 +14,6 @@ import json
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ import jupytext
 from course import ROOT
 from course.provenance import Definition, defined_names
 
+ENGINE_ROOM = "can be skipped at first reading"
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
 
@@ -38,6 +40,7 @@ class Cell:
     number: int
     line: int
     source: str
+    section: str = ""  # the nearest heading above it, below the chapter's title
 
     def error(self, line: int, message: str) -> str:
         """The message, placed at a line of this cell (the cell's own first line is 1)."""
@@ -61,12 +64,15 @@ class Piece:
 class Module:
     """One file of the package, gathered from the cells of one chapter."""
 
-    path: str  # slm/attention.py
+    path: str  # slm/model/attention.py
     chapter: str
-    docstring: str
+    docstring: str = ""
+    section: str = ""  # the last one whose title stands as a comment
     imports: list[Piece] = field(default_factory=list)
     body: list[Piece] = field(default_factory=list)
-    added: dict[str, list[str]] = field(default_factory=dict)  # class -> methods that @add_to put there
+    added: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # class -> methods that @add_to put there
     source: str = ""  # the finished text
 
 
@@ -78,25 +84,36 @@ class Chapter:
     cells: list[Cell]
     exports: list[str]
     title: str
-    goal: str
+    engine_room: bool = False  # its subject is the hardening, and no idea needs it
 
     @classmethod
     def read(cls, path: Path, root: Path = ROOT) -> "Chapter":
         """Read a chapter's percent source."""
         name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
         notebook = jupytext.reads(text, fmt="py:percent")
-        cells, at = [], 0
-        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cells, at, number, section = [], 0, 0, ""
+        for cell in notebook.cells:
+            if cell.cell_type != "code":
+                section = ([section] + _headings(cell.source))[-1]
+                continue
+            number += 1
             found = text.find(cell.source, at)
-            if found >= 0:  # a cell with a magic reads otherwise in the text, and can't be exported
-                cells.append(Cell(name, number, text.count("\n", 0, found) + 1, cell.source))
+            if found >= 0:  # a magic reads otherwise in the text, and can't be exported
+                line = text.count("\n", 0, found) + 1
+                cells.append(Cell(name, number, line, cell.source, section))
                 at = found + len(cell.source)
         exports = notebook.metadata.get("slm", {}).get("exports", [])
-        if not isinstance(exports, list) or not all(isinstance(module, str) for module in exports):
-            raise ExportError(f"{name}:1: slm.exports in the front matter is {exports!r}; a list of paths is expected.")
-        first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
-        title, goal = _title_and_goal(first)
-        return cls(name, cells, exports, title, goal)
+        if not isinstance(exports, list) or not all(
+            isinstance(module, str) for module in exports
+        ):
+            raise ExportError(
+                f"{name}:1: slm.exports in the front matter is {exports!r}; a list of paths is expected."
+            )
+        first = next(
+            (c.source for c in notebook.cells if c.cell_type == "markdown"), ""
+        )
+        title = first.strip().partition("\n")[0].lstrip("#").strip()
+        return cls(name, cells, exports, title, ENGINE_ROOM in " ".join(first.split()))
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -120,17 +137,29 @@ def export(root: Path = ROOT) -> list[Module]:
             continue
         built, problems = _gather(chapter)
         for module in built:
-            if other := next((known for known in modules if known.path == module.path), None):
-                problems.append(f"{chapter.name}:1: {module.path} is already exported by {other.chapter}.")
+            if other := next(
+                (known for known in modules if known.path == module.path), None
+            ):
+                problems.append(
+                    f"{chapter.name}:1: {module.path} is already exported by {other.chapter}."
+                )
             else:
                 modules.append(module)
         errors += problems
     for module in modules:
         errors += _finish(module)
-    folders = {path.as_posix(): module for module in modules for path in PurePosixPath(module.path).parents}
+    folders = {
+        path.as_posix(): module
+        for module in modules
+        for path in PurePosixPath(module.path).parents
+    }
     for folder, module in folders.items():
-        if folder.startswith("slm/") and all(known.path != f"{folder}/__init__.py" for known in modules):
-            modules.append(Module(f"{folder}/__init__.py", module.chapter, ""))  # empty, as Python asks for it
+        if folder.startswith("slm/") and all(
+            known.path != f"{folder}/__init__.py" for known in modules
+        ):
+            modules.append(
+                Module(f"{folder}/__init__.py", module.chapter)
+            )  # empty, as Python asks for it
     if errors:
         raise ExportError("\n".join(dict.fromkeys(errors)))
     return modules
@@ -160,14 +189,20 @@ def differences(modules: list[Module], root: Path = ROOT) -> str:
             module.path,
             f"{module.path} from {module.chapter}",
         )
-    parts += [f"{path}: no chapter exports it; delete it.\n" for path in orphans(modules, root)]
+    parts += [
+        f"{path}: no chapter exports it; delete it.\n"
+        for path in orphans(modules, root)
+    ]
     return "".join(parts)
 
 
 def orphans(modules: Iterable[Module], root: Path = ROOT) -> list[str]:
     """Files of the package that no chapter exports."""
     exported = {module.path for module in modules}
-    present = [path.relative_to(root).as_posix() for path in sorted((root / "slm").rglob("*.py"))]
+    present = [
+        path.relative_to(root).as_posix()
+        for path in sorted((root / "slm").rglob("*.py"))
+    ]
     if (root / "modal_app.py").exists():
         present.append("modal_app.py")
     return [path for path in present if path not in exported]
@@ -176,13 +211,20 @@ def orphans(modules: Iterable[Module], root: Path = ROOT) -> list[str]:
 def public_names(source: str) -> list[str]:
     """The functions and classes that a module defines, without those that begin with an underscore."""
     tree = ast.parse(source)
-    return [node.name for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")]
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, Definition) and not node.name.startswith("_")
+    ]
 
 
 def added_to(node: ast.stmt | None) -> ast.Call | None:
     """The `@add_to(…)` call above a function, or None."""
     for call in getattr(node, "decorator_list", []):
-        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "add_to":
+        if (
+            isinstance(call, ast.Call)
+            and ast.unparse(call.func).split(".")[-1] == "add_to"
+        ):
             return call
     return None
 
@@ -192,13 +234,12 @@ def module_name(path: str) -> str:
     return path.removeprefix("slm/").removesuffix(".py")
 
 
-def _title_and_goal(markdown: str) -> tuple[str, str]:
-    """The title and the first paragraph below it, without Markdown's marks."""
-    title, _, rest = markdown.strip().partition("\n")
-    goal = rest.strip().split("\n\n")[0]
-    goal = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", goal)  # a link keeps its text
-    goal = re.sub(r"\*\*?|(?<!\w)_|_(?!\w)", "", goal)
-    return re.sub(r"^#+\s*", "", title), " ".join(goal.split())
+def _headings(markdown: str) -> list[str]:
+    """The titles of the sections that a Markdown cell begins, without links and emphasis."""
+    outside = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^###?[ \t]+(.+?)[ \t]*$", outside, flags=re.MULTILINE)
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    return [re.sub(r"\*\*?|(?<!\w)_|_(?!\w)", "", title) for title in titles]
 
 
 def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
@@ -215,33 +256,39 @@ def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
         elif name in modules:
             errors.append(f"{chapter.name}:1: the front matter lists {name!r} twice.")
         else:
-            modules[name] = Module(
-                path, chapter.name, f"{chapter.title}.\n\n{textwrap.fill(chapter.goal, 116)}".strip()
-            )
+            modules[name] = Module(path, chapter.name)
     for cell in chapter.cells:
         errors += _place(cell, modules)
     for module in modules.values():
         if not errors and not module.imports and not module.body:
-            errors.append(f"{chapter.name}:1: the front matter lists {module.path}, but no cell is exported to it.")
+            errors.append(
+                f"{chapter.name}:1: the front matter lists {module.path}, but no cell is exported to it."
+            )
     return list(modules.values()), errors
 
 
 def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
     """Put a cell's statements where they belong, if the cell is exported; returns what is wrong."""
-    first, _, _ = cell.source.partition("\n")
-    late = [n for n, line in enumerate(cell.source.splitlines(), 1) if n > 1 and line.startswith("#|")]
-    if late:
-        return [cell.error(late[0], "a `#|` line counts only as the first line of its cell.")]
+    first, *rest = cell.source.splitlines() or [""]
+    for number, line in enumerate(rest, 2):
+        if line.startswith("#|"):
+            late = "a `#|` line counts only as the first line of its cell."
+            return [cell.error(number, late)]
     if not first.startswith("#|"):
         return []
-    mark = MARK.fullmatch(first)
+    mark, listed = MARK.fullmatch(first), ", ".join(map(repr, modules))
+    name = (mark and mark["name"]) or next(iter(modules), "")
+    problem = ""
     if not mark:
-        return [cell.error(1, f"{first!r} is not understood; `#| export` or `#| export NAME` is allowed.")]
-    if not modules:
-        return [cell.error(1, "exported, but the chapter's front matter lists no module under slm.exports.")]
-    name = mark["name"] or next(iter(modules))
-    if name not in modules:
-        return [cell.error(1, f"exported to {name!r}; the front matter lists {', '.join(map(repr, modules))}.")]
+        allowed = "`#| export` or `#| export NAME` is allowed"
+        problem = f"{first!r} is not understood; {allowed}."
+    elif not modules:
+        header = "the chapter's front matter lists no module under slm.exports"
+        problem = f"exported, but {header}."
+    elif name not in modules:
+        problem = f"exported to {name!r}; the front matter lists {listed}."
+    if problem:
+        return [cell.error(1, problem)]
     try:
         pieces = list(_pieces(cell))
     except SyntaxError as error:
@@ -267,37 +314,68 @@ def _pieces(cell: Cell) -> Iterator[Piece]:
 def _add(module: Module, cell: Cell, pieces: list[Piece]) -> list[str]:
     """Append statements to a module; returns what is wrong."""
     errors = []
-    if pieces and isinstance(pieces[-1].node, ast.Expr) and len(pieces) > 1:
-        errors.append(cell.error(pieces[-1].node.lineno, "an export cell ends with a value; show it in the next cell."))
+    if pieces and not module.docstring and not module.imports and not module.body:
+        if _is_docstring(pieces[0].node):
+            module.docstring = _text_of(pieces.pop(0).node)
+        else:
+            missing = (
+                f"{module.path} opens without a docstring that says what it is for."
+            )
+            errors.append(cell.error(1, missing))
+    if len(pieces) > 1 and _is_value(pieces):
+        line = pieces[-1].lines[-1][2]
+        shown = "an export cell ends with a value; show it in the next cell."
+        errors.append(cell.error(line, shown))
     for piece in pieces:
         node = piece.node
         if isinstance(node, ast.Import | ast.ImportFrom):
             errors += _clashes(module, cell, node)
             module.imports.append(piece)
-        elif _is_docstring(node) and not module.imports and not module.body:
-            module.docstring = ast.literal_eval(node.value).strip()  # type: ignore[union-attr]
         elif call := added_to(node):
             errors += _move_into_class(module, cell, piece, call)
         else:
             known = {name for other in module.body for name in other.names}
-            known |= {name for other in module.imports for name in _imported(other.node)}
+            known |= {
+                name for other in module.imports for name in _imported(other.node)
+            }
             if not _is_overload(node):
                 errors += [
-                    cell.error(node.lineno if node else 1, f"{name!r} is exported to {module.path} a second time.")
+                    cell.error(
+                        node.lineno if node else 1,
+                        f"{name!r} is exported to {module.path} a second time.",
+                    )
                     for name in piece.names
                     if name in known
                 ]
+            if not module.body or module.body[-1].lines[-1][1] != cell:
+                while not piece.lines[0][0].strip():  # blank lines below imports
+                    piece.lines.pop(0)
+            if cell.section not in ("", module.section):
+                module.section = cell.section
+                piece.lines[:0] = [(f"# {cell.section}", cell, 1), ("", cell, 1)]
             module.body.append(piece)
     return errors
 
 
-def _clashes(module: Module, cell: Cell, node: ast.Import | ast.ImportFrom) -> list[str]:
+def _is_value(pieces: list[Piece]) -> bool:
+    """Whether a cell ends with an expression, other than the text that describes a constant above it."""
+    last, before = pieces[-1].node, pieces[-2].node
+    constant = isinstance(before, ast.Assign | ast.AnnAssign)
+    return isinstance(last, ast.Expr) and not (constant and _is_docstring(last))
+
+
+def _clashes(
+    module: Module, cell: Cell, node: ast.Import | ast.ImportFrom
+) -> list[str]:
     """What is wrong with an import whose name already means something else in the module."""
     defined = {name: "a definition" for piece in module.body for name in piece.names}
     for piece in module.imports:
         defined |= _imported(piece.node)
     return [
-        cell.error(node.lineno, f"{name!r} would be {origin} and also {defined[name]} in {module.path}.")
+        cell.error(
+            node.lineno,
+            f"{name!r} would be {origin} and also {defined[name]} in {module.path}.",
+        )
         for name, origin in _imported(node).items()
         if defined.get(name, origin) != origin
     ]
@@ -306,45 +384,88 @@ def _clashes(module: Module, cell: Cell, node: ast.Import | ast.ImportFrom) -> l
 def _imported(node: ast.stmt | None) -> dict[str, str]:
     """The names that an import binds, each with what it is."""
     if isinstance(node, ast.ImportFrom):
-        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        return {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for alias in node.names
+        }
     if isinstance(node, ast.Import):
         return {alias.asname or alias.name: alias.name for alias in node.names}
     return {}
 
 
 def _is_docstring(node: ast.stmt | None) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _text_of(node: ast.stmt | None) -> str:
+    assert isinstance(node, ast.Expr)
+    return str(ast.literal_eval(node.value)).strip()
 
 
 def _is_overload(node: ast.stmt | None) -> bool:
     """Whether a definition is one of several of its name: what follows `@overload`, or a registered variant named _."""
     return getattr(node, "name", None) == "_" or any(
-        ast.unparse(mark).split(".")[-1] == "overload" for mark in getattr(node, "decorator_list", [])
+        ast.unparse(mark).split(".")[-1] == "overload"
+        for mark in getattr(node, "decorator_list", [])
     )
 
 
-def _move_into_class(module: Module, cell: Cell, piece: Piece, call: ast.Call) -> list[str]:
+def _move_into_class(
+    module: Module, cell: Cell, piece: Piece, call: ast.Call
+) -> list[str]:
     """Append a function marked `@add_to(Class)` to that class; returns what is wrong."""
     method = piece.node
     assert isinstance(method, Definition)
     owner = ast.unparse(call.args[0]) if len(call.args) == 1 else ""
-    target = next((p for p in module.body if isinstance(p.node, ast.ClassDef) and p.node.name == owner), None)
+    target = next(
+        (
+            p
+            for p in module.body
+            if isinstance(p.node, ast.ClassDef) and p.node.name == owner
+        ),
+        None,
+    )
     if target is None:
-        return [cell.error(call.lineno, f"@add_to({owner}): no class {owner!r} is exported to {module.path} before.")]
+        return [
+            cell.error(
+                call.lineno,
+                f"@add_to({owner}): no class {owner!r} is exported to {module.path} before.",
+            )
+        ]
     assert isinstance(target.node, ast.ClassDef)
     accessor = any(
-        isinstance(mark, ast.Attribute) and mark.attr in ("setter", "deleter") for mark in method.decorator_list
+        isinstance(mark, ast.Attribute) and mark.attr in ("setter", "deleter")
+        for mark in method.decorator_list
     )
-    taken = {name for statement in target.node.body for name in Piece(statement, []).names}
-    if not accessor and (method.name in taken or method.name in module.added.get(owner, [])):
-        return [cell.error(method.lineno, f"{method.name!r} is exported to class {owner} a second time.")]
+    taken = {
+        name for statement in target.node.body for name in Piece(statement, []).names
+    }
+    if not accessor and (
+        method.name in taken or method.name in module.added.get(owner, [])
+    ):
+        return [
+            cell.error(
+                method.lineno,
+                f"{method.name!r} is exported to class {owner} a second time.",
+            )
+        ]
     module.added.setdefault(owner, []).append(method.name)
     keep = _lines_inside_strings(method)
     mark = range(call.lineno, (call.end_lineno or call.lineno) + 1)
     target.lines.append(("", cell, piece.lines[0][2]))
     for text, _, number in piece.lines:
         if number not in mark:
-            target.lines.append((text if number in keep or not text.strip() else f"    {text}", cell, number))
+            target.lines.append(
+                (
+                    text if number in keep or not text.strip() else f"    {text}",
+                    cell,
+                    number,
+                )
+            )
     return []
 
 
@@ -356,7 +477,9 @@ def _lines_inside_strings(method: Definition) -> set[int]:
             docstrings.add(node.body[0].value)  # type: ignore[attr-defined]
     inside: set[int] = set()
     for node in ast.walk(method):
-        text = isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str | bytes)
+        text = isinstance(node, ast.JoinedStr) or isinstance(
+            getattr(node, "value", None), str | bytes
+        )
         if text and isinstance(node, ast.expr) and node not in docstrings:
             inside.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
     return inside
@@ -364,16 +487,25 @@ def _lines_inside_strings(method: Definition) -> set[int]:
 
 def _finish(module: Module) -> list[str]:
     """Join, check and format a module; returns what is wrong."""
-    docstring = f'"""{module.docstring}\n\nExported from {module.chapter}; edit it there.\n"""'
+    docstring = (
+        f'"""{module.docstring}\n\nExported from {module.chapter}; edit it there.\n"""'
+    )
     if "\\" in module.docstring:
         docstring = "r" + docstring
     head = Cell(module.chapter, 0, 1, "")
     lines = [(line, head, 1) for line in docstring.splitlines()] + [("", head, 1)]
     for piece in [*_unique(module.imports), *module.body]:
-        lines += [*piece.lines, ("", piece.lines[-1][1], piece.lines[-1][2])]
+        _, cell, number = piece.lines[0]
+        if lines[-1][1] != cell:
+            lines.append(("", cell, number))
+        lines += piece.lines
     source = "\n".join(text for text, _, _ in lines) + "\n"
     errors = []
-    for problem in json.loads(_ruff(module, source, "check", "--select", "F821,F822", "--output-format", "json")):
+    for problem in json.loads(
+        _ruff(
+            module, source, "check", "--select", "F821,F822", "--output-format", "json"
+        )
+    ):
         _, cell, line = lines[problem["location"]["row"] - 1]
         meaning = problem["message"].replace("`", "'").rstrip(".")
         if problem["code"] == "F821":
@@ -381,11 +513,22 @@ def _finish(module: Module) -> list[str]:
         errors.append(cell.error(line, f"{meaning[0].lower()}{meaning[1:]}."))
     if errors:
         return errors
-    source = _ruff(module, source, "check", "--select", "I,F401", "--fix", "--fix-only", "--unsafe-fixes")
+    source = _ruff(
+        module,
+        source,
+        "check",
+        "--select",
+        "I,F401",
+        "--fix",
+        "--fix-only",
+        "--unsafe-fixes",
+    )
     module.source = _ruff(module, source, "format")
     for node in ast.walk(ast.parse(module.source)):
         if "course" in _packages(node):
-            errors.append(f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it.")
+            errors.append(
+                f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it."
+            )
     return errors
 
 

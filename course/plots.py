@@ -1,10 +1,19 @@
-"""One look for all figures: readable on a light and on a dark page, sharp at any size."""
+"""One look for all figures, on a light and on a dark page, sharp at any size."""
 
 import matplotlib as mpl
 from matplotlib.rcsetup import cycler
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#8b8b8b")
+COLORS = (
+    "#3b82f6",
+    "#f97316",
+    "#10b981",
+    "#a855f7",
+    "#ef4444",
+    "#eab308",
+    "#06b6d4",
+    "#8b8b8b",
+)
 """Eight colours that keep their contrast on white and on near black."""
 
 INK = "#808890"
@@ -13,7 +22,9 @@ INK = "#808890"
 
 def style() -> None:
     """Set matplotlib's defaults: transparent SVG, grey ink, no box, a faint grid, reproducible ids."""
-    set_matplotlib_formats("svg", metadata={"Date": None, "Creator": None})  # the same bytes at every run
+    set_matplotlib_formats(
+        "svg", metadata={"Date": None, "Creator": None}
+    )  # the same bytes at every run
     mpl.rcParams.update(
         {
             "svg.hashsalt": "slm",

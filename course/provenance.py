@@ -1,4 +1,4 @@
-"""The second half of the proof that the package is the chapters: what a notebook has executed equals what it exports.
+"""Prove that what a notebook has executed is what it exports.
 
 `definitions` runs in a chapter's own kernel after the last cell; `mismatches` compares its answer with the package.
 """
@@ -30,12 +30,17 @@ def definitions(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str,
         if source:
             sources[name] = source
         if inspect.isclass(value):
-            methods = {f"{name}.{attribute}": _function_source(member) for attribute, member in vars(value).items()}
+            methods = {
+                f"{name}.{attribute}": _function_source(member)
+                for attribute, member in vars(value).items()
+            }
             sources |= {method: source for method, source in methods.items() if source}
     return sources
 
 
-def mismatches(package: str, live: Mapping[str, str], added: Mapping[str, Iterable[str]]) -> list[str]:
+def mismatches(
+    package: str, live: Mapping[str, str], added: Mapping[str, Iterable[str]]
+) -> list[str]:
     """Names of a module of the package whose source differs from the live one, each with what is wrong.
 
     Args:
@@ -47,9 +52,13 @@ def mismatches(package: str, live: Mapping[str, str], added: Mapping[str, Iterab
     for node in ast.parse(package).body:
         for name in defined_names(node):
             if name not in live:
-                problems.append(f"{name} is in the package, but the notebook does not define it")
+                problems.append(
+                    f"{name} is in the package, but the notebook does not define it"
+                )
             elif isinstance(node, ast.ClassDef):
-                problems += _class_mismatches(node, package, live, set(added.get(name, ())))
+                problems += _class_mismatches(
+                    node, package, live, set(added.get(name, ()))
+                )
             elif _meaning(_lines(node, package)) != _meaning(live[name]):
                 problems.append(f"{name} differs from the package's")
     return problems
@@ -59,25 +68,49 @@ def defined_names(node: ast.stmt) -> list[str]:
     """What a top-level statement defines: a function, a class, or the targets of an assignment."""
     if isinstance(node, Definition):
         return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
     parts = [part for target in targets for part in ast.walk(target)]
-    return [part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    return [
+        part.id
+        for part in parts
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    ]
 
 
-def _class_mismatches(node: ast.ClassDef, package: str, live: Mapping[str, str], added: set[str]) -> list[str]:
+def _class_mismatches(
+    node: ast.ClassDef, package: str, live: Mapping[str, str], added: set[str]
+) -> list[str]:
     """What differs in one class: the class statement itself, then method by method."""
     problems = []
     kept = ast.parse(_lines(node, package)).body[0]
     assert isinstance(kept, ast.ClassDef)
-    kept.body = [part for part in kept.body if not (isinstance(part, Definition) and part.name in added)]
+    kept.body = [
+        part
+        for part in kept.body
+        if not (isinstance(part, Definition) and part.name in added)
+    ]
     if _shape(kept) != _shape(ast.parse(live[node.name]).body[0]):
         problems.append(f"class {node.name} differs from the package's")
-    methods = {part.name: part for part in reversed(node.body) if isinstance(part, ast.FunctionDef)}
+    methods = {
+        part.name: part
+        for part in reversed(node.body)
+        if isinstance(part, ast.FunctionDef)
+    }
     for name, method in methods.items():
         source = live.get(f"{node.name}.{name}")
         if source is None and name in added:
-            problems.append(f"{node.name}.{name} is in the package, but the notebook does not define it")
-        elif source is not None and _meaning(_lines(method, package)) != _meaning(source):
+            problems.append(
+                f"{node.name}.{name} is in the package, but the notebook does not define it"
+            )
+        elif source is not None and _meaning(_lines(method, package)) != _meaning(
+            source
+        ):
             problems.append(f"{node.name}.{name} differs from the package's")
     return problems
 
@@ -128,7 +161,9 @@ def _meaning(source: str) -> tuple[str, list[str]]:
     node = ast.parse(source).body[0]
     node = node.body[0] if isinstance(node, ast.If) else node
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return _shape(node), [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return _shape(node), [
+        token.string for token in tokens if token.type == tokenize.COMMENT
+    ]
 
 
 def _shape(node: ast.stmt) -> str:
@@ -136,7 +171,9 @@ def _shape(node: ast.stmt) -> str:
     for part in ast.walk(node):
         if not isinstance(part, Definition):
             continue
-        part.decorator_list = [mark for mark in part.decorator_list if "add_to(" not in ast.unparse(mark)]
+        part.decorator_list = [
+            mark for mark in part.decorator_list if "add_to(" not in ast.unparse(mark)
+        ]
         docstring = ast.get_docstring(part, clean=True)
         if docstring is not None:
             part.body[0] = ast.Expr(ast.Constant(docstring))

@@ -1,4 +1,4 @@
-"""Execute the chapters, each in a fresh kernel, and prove that what they executed is what the package holds.
+"""Execute the chapters, each in a fresh kernel, and hold them against the package.
 
 The executed notebooks lie in `_build/chapters/`, from where the book is rendered. A chapter is executed again only if
 its source, the package, the course's tools, a config or an installed version has changed.
@@ -29,14 +29,25 @@ from nbformat import NotebookNode
 
 from course import ROOT
 from course.export import ExportError, Module, chapters, export
+from course.lab import METADATA
 from course.provenance import defined_names, mismatches
 
 BUILD = ROOT / "_build" / "chapters"
 LOG = BUILD.parent / "kernel.log"
 TIMES = "times.json"  # chapter -> seconds, beside the executed notebooks
 PATIENCE = 600.0  # seconds without progress after which a cell is ended; one that works on gets all the time it needs
-IDLE = 0.01  # processors that an idle kernel keeps busy at most: less than this is no work
-MACHINERY = ("__main__.py", "book.py", "export.py", "run.py", "provenance.py")  # no chapter's result depends on them
+IDLE = (
+    0.01  # processors that an idle kernel keeps busy at most: less than this is no work
+)
+MACHINERY = (
+    "__main__.py",
+    "book.py",
+    "export.py",
+    "lab.py",
+    "modules.py",
+    "run.py",
+    "provenance.py",
+)  # no chapter's result depends on them
 
 
 class RunError(Exception):
@@ -74,7 +85,11 @@ def _run(selected: Sequence[Path], write: bool) -> None:
             print(f"{chapter.stem:<16} up to date", flush=True)
         else:
             print(f"{chapter.stem:<16} ", end="", flush=True)
-            own = [module for module in modules if module.chapter == f"chapters/{chapter.name}"]
+            own = [
+                module
+                for module in modules
+                if module.chapter == f"chapters/{chapter.name}"
+            ]
             try:
                 print(f"{_execute_into_build(chapter, own):6.1f} s", flush=True)
             except RunError:
@@ -89,17 +104,27 @@ def select(numbers: Sequence[str]) -> list[Path]:
     known = {path.name[:2]: path for path in chapters()}
     unknown = [number for number in numbers if number.zfill(2) not in known]
     if unknown:
-        raise RunError(f"There is no chapter {', '.join(unknown)}; there are {', '.join(known)}.")
-    return [path for number, path in known.items() if not numbers or number in {n.zfill(2) for n in numbers}]
+        raise RunError(
+            f"There is no chapter {', '.join(unknown)}; there are {', '.join(known)}."
+        )
+    return [
+        path
+        for number, path in known.items()
+        if not numbers or number in {n.zfill(2) for n in numbers}
+    ]
 
 
 def fingerprint(chapter: Path) -> str:
     """A hash of all that a chapter's outputs depend on."""
     digest = hashlib.sha256(platform.python_version().encode())
-    versions = {f"{found.name}=={found.version}" for found in importlib.metadata.distributions()}
+    versions = {
+        f"{found.name}=={found.version}" for found in importlib.metadata.distributions()
+    }
     digest.update("\n".join(sorted(versions)).encode())
     for path in [chapter, *_inputs()]:
-        digest.update(f"\n{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes())
+        digest.update(
+            f"\n{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes()
+        )
     return digest.hexdigest()
 
 
@@ -108,7 +133,10 @@ def is_fresh(chapter: Path) -> bool:
     notebook = _built(chapter)
     if not notebook.exists() or chapter.stem not in times():
         return False
-    return bool(nbformat.read(notebook, as_version=4).metadata.get("fingerprint") == fingerprint(chapter))
+    return bool(
+        nbformat.read(notebook, as_version=4).metadata.get("fingerprint")
+        == fingerprint(chapter)
+    )
 
 
 def times() -> dict[str, float]:
@@ -125,7 +153,7 @@ def publish(chapter: Path) -> None:
     """
     notebook = nbformat.read(_built(chapter), as_version=4)
     notebook.metadata.pop("fingerprint", None)
-    text = nbformat.writes(notebook)
+    text = nbformat.writes(notebook) + "\n"
     for place in (str(ROOT), str(Path.home())):
         for number, cell in enumerate(notebook.cells, 1):
             if len(place) > 1 and place in json.dumps(cell.get("outputs", [])):
@@ -137,7 +165,9 @@ def publish(chapter: Path) -> None:
         print(f"{'':16} → chapters/{target.name}")
 
 
-def execute(chapter: Path, proof: Iterable[str] = ()) -> tuple[NotebookNode, dict[str, str]]:
+def execute(
+    chapter: Path, proof: Iterable[str] = ()
+) -> tuple[NotebookNode, dict[str, str]]:
     """Execute a chapter in a fresh kernel of this Python.
 
     Args:
@@ -154,7 +184,9 @@ def execute(chapter: Path, proof: Iterable[str] = ()) -> tuple[NotebookNode, dic
     header = dict(notebook.metadata)
     question = f"import json, course.provenance as _p; print(json.dumps(_p.definitions(globals(), {sorted(proof)!r})))"
     notebook.cells.append(nbformat.v4.new_code_cell(question))
-    manager = AsyncKernelManager(kernel_spec_manager=_ThisPython(), kernel_name="python3")
+    manager = AsyncKernelManager(
+        kernel_spec_manager=_ThisPython(), kernel_name="python3"
+    )
     client = _Client(
         notebook,
         km=manager,
@@ -169,14 +201,17 @@ def execute(chapter: Path, proof: Iterable[str] = ()) -> tuple[NotebookNode, dic
         with LOG.open("w", encoding="utf-8") as log, _ended_when_idle(client) as idle:
             client.execute(env=_environment(), cleanup_kc=True, stderr=log)
     except CellExecutionError as error:
-        raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {error.ename}: {error.evalue}") from None
+        raise RunError(
+            f"{_failed_cell(chapter, notebook, client.at)}: {error.ename}: {error.evalue}"
+        ) from None
     except DeadKernelError:
         why = f"the kernel died; its last words are in {LOG.relative_to(ROOT)}"
         if idle:
             why = f"made no progress for {PATIENCE / 60:g} minutes (no output, no CPU time), so it was ended"
         raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {why}") from None
     answer = notebook.cells.pop()
-    notebook.metadata = nbformat.from_dict({**header, "language_info": {"name": "python"}})
+    header.get("jupytext", {}).pop("text_representation", None)
+    notebook.metadata = nbformat.from_dict({**header, **METADATA})
     _make_reproducible(notebook)
     return notebook, json.loads(answer.outputs[0].text)
 
@@ -187,7 +222,9 @@ class _Client(NotebookClient):
     messages = 0
     at = 0
 
-    async def async_execute_cell(self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any) -> Any:
+    async def async_execute_cell(
+        self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any
+    ) -> Any:
         self.at = cell_index
         return await super().async_execute_cell(cell, cell_index, *arguments, **options)
 
@@ -241,7 +278,9 @@ def _cpu_seconds(client: _Client) -> float:
     total = 0.0
     for process in _processes(client):
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])  # its own, and that of its ended children
+            total += sum(
+                process.cpu_times()[:4]
+            )  # its own, and that of its ended children
     return total
 
 
@@ -250,31 +289,37 @@ def set_aside_outdated_run() -> None:
     folder = ROOT / "runs" / "stories_cpu"
     if not folder.exists() or _is_current(folder):
         return
-    from slm.config import ConfigError
-    from slm.trainer import only_process
+    from slm.errors import SlmError
+    from slm.training.run import only_process
 
     target = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         with only_process(folder):
             folder.rename(target)
-    except ConfigError as error:
+    except SlmError as error:
         raise RunError(str(error)) from None
-    print(f"runs/{folder.name} was trained by another version of the code or the config; it is now runs/{target.name}.")
+    print(
+        f"runs/{folder.name} was trained by another version of the code or the config; it is now runs/{target.name}."
+    )
 
 
 def _is_current(folder: Path) -> bool:
     """Whether a run folder is one that the present code and config would write."""
-    from slm.config import ConfigError, load_config
-    from slm.trainer import code_fingerprint
+    from slm.errors import SlmError
+    from slm.training.config import load_config
+    from slm.training.run import code_fingerprint
 
     environment, config = folder / "environment.json", folder / "config.yaml"
     if not environment.exists() or not config.exists():
         return False
-    if json.loads(environment.read_text(encoding="utf-8")).get("code") != code_fingerprint():
+    if (
+        json.loads(environment.read_text(encoding="utf-8")).get("code")
+        != code_fingerprint()
+    ):
         return False
     try:
         trained = load_config(config)
-    except ConfigError:  # written when the config had other keys
+    except SlmError:  # written when the config had other keys
         return False
     present = load_config(ROOT / "configs" / "stories_cpu.yaml")
     return trained.as_dict() == present.as_dict()
@@ -290,19 +335,39 @@ def _execute_into_build(chapter: Path, modules: list[Module]) -> float:
     problems = [
         f"chapters/{chapter.name}: {problem} ({module.path})"
         for module in modules
-        for problem in mismatches((ROOT / module.path).read_text(encoding="utf-8"), live, module.added)
+        for problem in mismatches(
+            (ROOT / module.path).read_text(encoding="utf-8"), live, module.added
+        )
     ]
     if problems:
-        raise RunError("\n".join([*problems, "`python -m course export` writes the package anew from the chapters."]))
+        raise RunError(
+            "\n".join(
+                [
+                    *problems,
+                    "`python -m course export` writes the package anew from the chapters.",
+                ]
+            )
+        )
     notebook.metadata["fingerprint"] = before
     BUILD.mkdir(parents=True, exist_ok=True)
     _write(_built(chapter), nbformat.writes(notebook))
-    _write(BUILD / TIMES, json.dumps({**times(), chapter.stem: round(seconds, 1)}, indent=2, sort_keys=True) + "\n")
+    _write(
+        BUILD / TIMES,
+        json.dumps(
+            {**times(), chapter.stem: round(seconds, 1)}, indent=2, sort_keys=True
+        )
+        + "\n",
+    )
     return seconds
 
 
 def _names(module: Module) -> list[str]:
-    return [name for piece in module.body if piece.node for name in defined_names(piece.node)]
+    return [
+        name
+        for piece in module.body
+        if piece.node
+        for name in defined_names(piece.node)
+    ]
 
 
 def _built(chapter: Path) -> Path:
@@ -318,14 +383,24 @@ def _write(path: Path, text: str) -> None:
 
 def _inputs() -> list[Path]:
     """All files besides the chapter itself on which its outputs may depend."""
-    found = [*ROOT.glob("slm/**/*.py"), *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("modal_app.py")]
-    found += [path for path in ROOT.glob("course/**/*.py") if path.name not in MACHINERY]
+    found = [
+        *ROOT.glob("slm/**/*.py"),
+        *ROOT.glob("configs/**/*.yaml"),
+        *ROOT.glob("modal_app.py"),
+    ]
+    found += [
+        path for path in ROOT.glob("course/**/*.py") if path.name not in MACHINERY
+    ]
     return sorted(found)
 
 
 def _environment() -> dict[str, str]:
     """The kernel's environment: one thread, no network, no accounts, this repository's code."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_TOKEN_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MODAL_TOKEN_")
+    }
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     return environment | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -364,5 +439,14 @@ class _ThisPython(KernelSpecManager):
     """Knows one kernel: the running Python, whatever kernels the user or the system has registered."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python", resource_dir="")
+        argv = [
+            sys.executable,
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            "{connection_file}",
+            "--log-level=40",
+        ]
+        return KernelSpec(
+            argv=argv, display_name="Python 3", language="python", resource_dir=""
+        )

@@ -1,53 +1,59 @@
-"""A GPT-2-class language model in PyTorch: the package that the chapters of "SLM From Scratch" build.
+"""A GPT-2-class language model in PyTorch, from the chapters of "SLM From Scratch".
+
+    run = slm.train(slm.load_config("configs/stories_cpu.yaml"))
 
 The names below are loaded when they are first used, so that `import slm` is quick.
 
-Exported from chapters/08_cost.py; edit it there.
+Exported from chapters/19_door.py; edit it there.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# `python -m slm` and `import slm`
+
 if TYPE_CHECKING:
-    from slm.attention import MultiHeadAttention as MultiHeadAttention
-    from slm.attention import causal_attention as causal_attention
-    from slm.blocks import FeedForward as FeedForward
-    from slm.blocks import TransformerBlock as TransformerBlock
-    from slm.config import load_config as load_config
-    from slm.data import TextDataset as TextDataset
-    from slm.data import create_dataloader as create_dataloader
+    from slm.data.batches import TextDataset as TextDataset
+    from slm.data.dataset import TokenDataset as TokenDataset
+    from slm.data.dataset import create_dataloader as create_dataloader
+    from slm.data.tokenizer import get_tokenizer as get_tokenizer
     from slm.generation import generate as generate
     from slm.generation import stream as stream
-    from slm.gpt import GPT as GPT
-    from slm.gpt import GPTConfig as GPTConfig
-    from slm.tokenizer import get_tokenizer as get_tokenizer
-    from slm.trainer import Trainer as Trainer
-    from slm.trainer import load_run as load_run
-    from slm.trainer import train as train
+    from slm.model.attention import MultiHeadAttention as MultiHeadAttention
+    from slm.model.attention import causal_attention as causal_attention
+    from slm.model.blocks import FeedForward as FeedForward
+    from slm.model.blocks import TransformerBlock as TransformerBlock
+    from slm.model.config import GPTConfig as GPTConfig
+    from slm.model.gpt import GPT as GPT
+    from slm.training.config import load_config as load_config
+    from slm.training.run import load_run as load_run
+    from slm.training.run import train as train
+    from slm.training.trainer import Trainer as Trainer
 
+__version__ = "0.1.0"
 
-_MODULES = {
-    "MultiHeadAttention": "attention",
-    "causal_attention": "attention",
-    "FeedForward": "blocks",
-    "TransformerBlock": "blocks",
-    "load_config": "config",
-    "TextDataset": "data",
-    "create_dataloader": "data",
-    "generate": "generation",
-    "stream": "generation",
-    "GPT": "gpt",
-    "GPTConfig": "gpt",
-    "get_tokenizer": "tokenizer",
-    "Trainer": "trainer",
-    "load_run": "trainer",
-    "train": "trainer",
+_ADDRESSES = {
+    "MultiHeadAttention": "slm.model.attention",
+    "causal_attention": "slm.model.attention",
+    "FeedForward": "slm.model.blocks",
+    "TransformerBlock": "slm.model.blocks",
+    "GPTConfig": "slm.model.config",
+    "GPT": "slm.model.gpt",
+    "get_tokenizer": "slm.data.tokenizer",
+    "TextDataset": "slm.data.batches",
+    "TokenDataset": "slm.data.dataset",
+    "create_dataloader": "slm.data.dataset",
+    "load_config": "slm.training.config",
+    "Trainer": "slm.training.trainer",
+    "load_run": "slm.training.run",
+    "train": "slm.training.run",
+    "generate": "slm.generation",
+    "stream": "slm.generation",
 }
-
-__all__ = list(_MODULES)
+__all__ = list(_ADDRESSES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"slm.{_MODULES[name]}"), name)
+    if name in _ADDRESSES:
+        return getattr(importlib.import_module(_ADDRESSES[name]), name)
     raise AttributeError(f"module 'slm' has no attribute {name!r}")

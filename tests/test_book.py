@@ -20,9 +20,14 @@ from course.export import Chapter, chapters
 from course.run import run, times
 
 PAGES = ["index", *(path.stem for path in chapters())]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium on this machine"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +45,25 @@ class Resources(HTMLParser):
         super().__init__()
         self.loaded: list[str] = []
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(
+        self, tag: str, attributes: list[tuple[str, str | None]]
+    ) -> None:
         values = dict(attributes)
-        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed", "object"):
-            self.loaded += [values[name] or "" for name in ("src", "srcset", "data") if name in values]
+        if tag in (
+            "script",
+            "img",
+            "iframe",
+            "source",
+            "video",
+            "audio",
+            "embed",
+            "object",
+        ):
+            self.loaded += [
+                values[name] or ""
+                for name in ("src", "srcset", "data")
+                if name in values
+            ]
         if tag == "link" and values.get("rel") in (
             "stylesheet",
             "preload",
@@ -56,7 +76,11 @@ class Resources(HTMLParser):
 
 
 def test_every_page_is_there(html):
-    missing = [page for page in [*PAGES, "search", "genindex"] if not (html / f"{page}.html").exists()]
+    missing = [
+        page
+        for page in [*PAGES, "search", "genindex"]
+        if not (html / f"{page}.html").exists()
+    ]
     assert missing == []
 
 
@@ -67,8 +91,12 @@ def test_pages_load_only_files_of_the_book(html):
         assert resources.loaded
         for address in resources.loaded:
             parts = urlsplit(address)
-            assert (parts.scheme, parts.netloc) in (("", ""), ("data", "")), f"{page.name} loads {address}"
-            assert parts.scheme == "data" or (page.parent / parts.path).exists(), f"{page.name} misses {address}"
+            assert (parts.scheme, parts.netloc) in (("", ""), ("data", "")), (
+                f"{page.name} loads {address}"
+            )
+            assert parts.scheme == "data" or (page.parent / parts.path).exists(), (
+                f"{page.name} misses {address}"
+            )
 
 
 def test_styles_load_only_files_of_the_book(html):
@@ -76,8 +104,12 @@ def test_styles_load_only_files_of_the_book(html):
     assert styles
     for style in styles:
         text = style.read_text(encoding="utf-8")
-        addresses = re.findall(r"url\(\s*['\"]?([^)'\"]+)", text) + re.findall(r"@import\s+['\"]([^'\"]+)", text)
-        outside = [address for address in addresses if re.match(r"(?:https?:)?//", address)]
+        addresses = re.findall(r"url\(\s*['\"]?([^)'\"]+)", text) + re.findall(
+            r"@import\s+['\"]([^'\"]+)", text
+        )
+        outside = [
+            address for address in addresses if re.match(r"(?:https?:)?//", address)
+        ]
         assert outside == [], style.name
 
 
@@ -88,14 +120,18 @@ def test_welcome_page_shows_what_each_chapter_exports_and_takes(html):
         assert f'href="{path.stem}.html"' in page
         assert all(module in page for module in chapter.exports)
         assert f"<p>{times()[path.stem]:.0f}</p>" in page
-    assert page.count('class="module"') == sum(len(Chapter.read(path).exports) for path in chapters())
+    assert page.count('class="module"') == sum(
+        len(Chapter.read(path).exports) for path in chapters()
+    )
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_exported_cells_carry_their_badge(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
     cells = Chapter.read(chapter).cells
-    assert page.count('class="export-badge"') == sum(cell.source.startswith("#| export") for cell in cells)
+    assert page.count('class="export-badge"') == sum(
+        cell.source.startswith("#| export") for cell in cells
+    )
     sources = re.findall(r"<pre>.*?</pre>", page, re.DOTALL)
     assert sources and "#| export" not in re.sub(r"<[^>]+>", "", "".join(sources))
     for module in Chapter.read(chapter).exports:
@@ -110,20 +146,39 @@ def test_long_sources_are_folded_exported_or_not(html, chapter):
     assert page.count('<details class="admonition hide above-input">') == folded
 
 
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_folds_say_what_they_hold(html, chapter):
+    page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
+    assert "Show code cell" not in page and "Hide code cell" not in page
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_engine_rooms_are_marked_on_their_page_and_on_the_welcome_page(html, chapter):
+    page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
+    assert ('class="engine-room"' in page) == Chapter.read(chapter).engine_room
+    rooms = sum(Chapter.read(path).engine_room for path in chapters())
+    welcome = (html / "index.html").read_text(encoding="utf-8")
+    assert welcome.count('class="engine-badge"') == rooms
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves the book on this machine and remembers what was not found."""
 
     def __init__(self, folder: Path) -> None:
         self.missing: list[str] = []
         self.served: list[str] = []
-        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        super().__init__(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+        )
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     server: Server
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        (self.server.served if int(code) < 400 else self.server.missing).append(self.path)
+        (self.server.served if int(code) < 400 else self.server.missing).append(
+            self.path
+        )
 
     def log_error(self, format: str, *arguments: object) -> None:
         """Errors are in `missing` already."""
@@ -143,24 +198,51 @@ def visit(address: str, scratch: Path) -> tuple[str, set[str]]:
     """Open a page; returns its document after all scripts have run, and every address that the page asked for."""
     log = scratch / "net.json"
     assert BROWSER is not None
-    quiet = ["gpu", "background-networking", "component-update", "sync", "extensions", "default-apps", "dev-shm-usage"]
-    command = [BROWSER, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    command += [f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=8000"]
+    quiet = [
+        "gpu",
+        "background-networking",
+        "component-update",
+        "sync",
+        "extensions",
+        "default-apps",
+        "dev-shm-usage",
+    ]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--no-first-run",
+        *(f"--disable-{name}" for name in quiet),
+    ]
+    command += [
+        f"--user-data-dir={scratch / 'profile'}",
+        f"--log-net-log={log}",
+        "--virtual-time-budget=8000",
+    ]
     command += [
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     ]  # no name resolves: nothing leaves this machine
-    done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--dump-dom", address], capture_output=True, text=True, timeout=120
+    )
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    parameters = [event["params"] for event in events if "url" in event.get("params", {})]
+    parameters = [
+        event["params"] for event in events if "url" in event.get("params", {})
+    ]
     # what the browser asks for on its own account, such as the time of day, has no page as its initiator
     return done.stdout, {
-        found["url"] for found in parameters if found.get("initiator", "not an origin") != "not an origin"
+        found["url"]
+        for found in parameters
+        if found.get("initiator", "not an origin") != "not an origin"
     }
 
 
 def leaving(asked: set[str], host: str) -> list[str]:
     return sorted(
-        url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc != host
+        url
+        for url in asked
+        if urlsplit(url).scheme in ("http", "https", "ws", "wss")
+        and urlsplit(url).netloc != host
     )
 
 
@@ -178,9 +260,15 @@ def test_nothing_leaves_the_page(html, server, tmp_path, place):
     assert "MathJax-script" not in document or "mjx-merror" not in document
     document, asked = visit(f"{base}/search.html?q=attention", tmp_path)
     assert leaving(asked, host) == []
-    assert re.search(r'<a href="01_attention\.html[^"]*"', document.partition('id="search-results"')[2])
+    assert re.search(
+        r'<a href="01_attention\.html[^"]*"',
+        document.partition('id="search-results"')[2],
+    )
     if place == "http":
-        assert server.served and [path for path in server.missing if path != "/favicon.ico"] == []
+        assert (
+            server.served
+            and [path for path in server.missing if path != "/favicon.ico"] == []
+        )
 
 
 @needs_browser

@@ -1,8 +1,10 @@
 """What a chapter's first and last cell call, and how checks are found."""
 
+import importlib
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import matplotlib as mpl
 import pytest
@@ -27,24 +29,61 @@ def test_start_prepares_a_notebook(tmp_path, monkeypatch):
 
 def test_summary_counts_lines_and_names_what_is_public(capsys):
     course.start()
-    course.summary("slm/attention.py")
+    course.summary("slm/model/attention.py")
     module, seconds = capsys.readouterr().out.splitlines()
-    lines = len((course.ROOT / "slm" / "attention.py").read_text().splitlines())
-    assert module == f"slm/attention.py: {lines} lines, causal_attention, MultiHeadAttention"
+    lines = len((course.ROOT / "slm/model/attention.py").read_text().splitlines())
+    assert (
+        module
+        == f"slm/model/attention.py: {lines} lines, causal_attention, MultiHeadAttention"
+    )
     assert seconds.startswith("this chapter: ")
 
 
 def test_summary_of_a_missing_module_says_how_to_get_it():
-    with pytest.raises(FileNotFoundError, match="slm/none.py is not there; `python -m course export` writes it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="slm/none.py is not there; `python -m course export` writes it",
+    ):
         course.summary("slm/none.py")
 
 
-def test_checks_are_found_by_name():
-    assert check.attention.__module__ == "course.check.chapter_01"
+TWICE = """
+from course.check.verdict import exercise
+
+
+@exercise
+def twice(fn):
+    return ""
+"""
+
+
+def test_checks_are_found_by_name(tmp_path, monkeypatch):
+    """Also where the file has the check's name, before and after it was loaded."""
+    (tmp_path / "twice.py").write_text(TWICE)
+    monkeypatch.setattr(check, "__path__", [*check.__path__, str(tmp_path)])
+    monkeypatch.setattr(check, "CHAPTERS", [*check.CHAPTERS, "twice"])
+    monkeypatch.setitem(sys.modules, "course.check.twice", None)  # is removed again
+    del sys.modules["course.check.twice"]
+    for _ in range(2):
+        assert check.twice.__module__ == "course.check.twice"
+        importlib.import_module("course.check.twice")
+    assert check.entropy.__module__ == "course.check.floor"
     with pytest.raises(AttributeError, match="no check named 'nonsense'"):
         check.nonsense  # noqa: B018
     with pytest.raises(AttributeError):
         check.exercise  # noqa: B018 - imported there, but no check
+
+
+def test_every_check_has_a_name_of_its_own():
+    names = Counter(
+        name
+        for chapter in check.CHAPTERS
+        for name, found in vars(
+            importlib.import_module(f"course.check.{chapter}")
+        ).items()
+        if hasattr(found, "__wrapped__") and found.__module__.endswith(chapter)
+    )
+    assert names["entropy"] == 1 and set(names.values()) == {1}
 
 
 def test_verdict_of_each_kind():
@@ -57,16 +96,34 @@ def test_verdict_of_each_kind():
         raise NotImplementedError
 
     assert repr(even(lambda: 2)) == "Right. It is even." and even(lambda: 2).passed
-    assert repr(even(lambda: 1)).startswith("Not yet. It is odd.") and not even(lambda: 1).passed
+    assert (
+        repr(even(lambda: 1)).startswith("Not yet. It is odd.")
+        and not even(lambda: 1).passed
+    )
     assert repr(even(stub)).startswith("Not yet. It is still the stub")
     assert (
-        repr(even(lambda: 1 // 0)) == "Not yet. Your code raises ZeroDivisionError: integer division or modulo by zero"
+        repr(even(lambda: 1 // 0))
+        == "Not yet. Your code raises ZeroDivisionError: integer division or modulo by zero"
     )
 
 
 def test_package_imports_without_the_course_and_its_tools():
     """`import slm` needs neither the course nor what only some readers have installed."""
-    unwanted = ["course", "modal", "wandb", "datasets", "jupytext", "IPython", "matplotlib", "transformers"]
-    script = f"import sys, slm; print([name for name in {unwanted} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=course.ROOT, capture_output=True, text=True)
+    unwanted = [
+        "course",
+        "torch",
+        "modal",
+        "wandb",
+        "datasets",
+        "jupytext",
+        "IPython",
+        "matplotlib",
+        "transformers",
+    ]
+    script = (
+        f"import sys, slm; print([name for name in {unwanted} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=course.ROOT, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[]", done.stderr

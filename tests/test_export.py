@@ -1,6 +1,7 @@
 """The exporter: what it writes, what it refuses, and that it writes nothing when it refuses."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ HEADER = """\
 # %% [markdown]
 # # Softmax
 #
-# How scores become *probabilities*, with [a link](other.md).
+# How scores become *probabilities*.
 """
+PURPOSE = '"""What it is for."""'
 
 
 class Repository:
@@ -32,13 +34,34 @@ class Repository:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def chapter(self, *cells: str, exports: str = "slm/softmax.py", name: str = "01_softmax") -> None:
+    def chapter(
+        self,
+        *cells: str,
+        exports: str = "slm/softmax.py",
+        name: str = "01_softmax",
+        docstrings: bool = True,
+    ) -> None:
+        """Write a chapter. A cell that begins with `##` is Markdown; each module gets a docstring if asked."""
         path = self.root / "chapters" / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(HEADER.format(exports=exports) + "".join(f"\n# %%\n{cell.strip()}\n" for cell in cells))
+        text, opened = HEADER.format(exports=exports), set()
+        for cell in cells:
+            mark = re.match(r"#\| export *(\S*)\n", cell)
+            module = mark and (mark[1] or re.sub(r"^slm/|\.py.*", "", exports))
+            if docstrings and mark and module not in opened:
+                opened.add(module)
+                cell = f"{mark[0]}{PURPOSE}\n{cell[mark.end() :]}"
+            if cell.startswith("##"):
+                cell = "\n".join(f"# {line}".rstrip() for line in cell.split("\n"))
+                text += f"\n# %% [markdown]\n{cell}\n"
+            else:
+                text += f"\n# %%\n{cell.strip()}\n"
+        path.write_text(text)
 
     def module(self, path: str = "slm/softmax.py") -> str:
-        return next(module.source for module in export(self.root) if module.path == path)
+        return next(
+            module.source for module in export(self.root) if module.path == path
+        )
 
     def error(self) -> str:
         with pytest.raises(ExportError) as refused:
@@ -65,7 +88,7 @@ def test_module_reads_as_if_written_by_hand(repository):
         "\n    # safe\n    return math.exp( ONE )*z",
     )
     assert repository.module() == (
-        '"""Softmax.\n\nHow scores become probabilities, with a link.\n\n'
+        '"""What it is for.\n\n'
         'Exported from chapters/01_softmax.py; edit it there.\n"""\n\n'
         "import math\n\nimport torch\n\n"
         "# why one\nONE = 1\n\n\n"
@@ -73,14 +96,107 @@ def test_module_reads_as_if_written_by_hand(repository):
     )
 
 
-def test_own_docstring_wins(repository):
-    repository.chapter('#| export\n"""Safe for logits of any size."""\n\nX = 1')
-    assert repository.module().startswith('"""Safe for logits of any size.\n\nExported from chapters/01_softmax.py;')
+def test_a_module_opens_with_its_own_docstring(repository):
+    own = '"""Safe for logits of any size.\n\n    softmax(z)\n"""'
+    repository.chapter(f"#| export\n{own}\n\nX = 1", docstrings=False)
+    assert repository.module() == (
+        f'{own[:-4]}\n\nExported from chapters/01_softmax.py; edit it there.\n"""\n\nX = 1\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "cell", ["X = 1", "import re\n\nX = 1", 'X = 1\n"""One."""', "# only a comment"]
+)
+def test_a_module_without_a_docstring_is_refused(repository, cell):
+    repository.chapter("Y = 1", f"#| export\n{cell}", docstrings=False)
+    line = repository.line("#| export")
+    assert (
+        repository.error()
+        == f"chapters/01_softmax.py:{line}: cell 2: slm/softmax.py opens without a docstring that says what it is for."
+    )
+
+
+def test_statements_of_a_cell_keep_their_spacing(repository):
+    together = (
+        "A = 1\nB = 2  # nats\n\n# a group of their own\nC = 3\n"
+        '"""What C is."""\n# and\nD = 4'
+    )
+    repository.chapter(
+        f"#| export\n{together}\n# the end",
+        "#| export\nimport re\nE = re\nF = 6",
+        "#| export\ndef f(): ...\nG = 7\nH = 8",
+        '#| export\nI = 9\n"""What I is."""',
+    )
+    body = repository.module().partition("import re\n\n")[2]
+    assert body == (
+        f"{together}\n# the end\n\nE = re\nF = 6\n\n\ndef f(): ...\n\n\n"
+        'G = 7\nH = 8\n\nI = 9\n"""What I is."""\n'
+    )
+
+
+def test_a_section_leaves_its_title_above_its_first_statement(repository):
+    repository.chapter(
+        "#| export\nimport re",
+        "#| export b\nZERO = 0",
+        "## The *idea*\n\nProse.",
+        "#| export\nimport os\n\n# why one\nONE = os, re",
+        "#| export\nTWO = 2",
+        "## Nothing is exported here",
+        "## Once [more](#more) with `T`\n\n### And deeper\n\n```\n## no title\n```",
+        "#| export\nTHREE = 3",
+        "#| export b\nFOUR = 4",
+        "### And deeper",
+        "#| export\nclass A:\n    x = 1",
+        "## Methods",
+        "#| export\n@add_to(A)\ndef f(self): ...",
+        "## The end of it",
+        "#| export\ndef last(): ...",
+        exports="slm/a.py, slm/b.py",
+    )
+    assert repository.module("slm/a.py").partition("import re\n\n")[2] == (
+        "# The idea\n\n# why one\nONE = os, re\n\nTWO = 2\n\n"
+        "# And deeper\n\nTHREE = 3\n\n\n"
+        "class A:\n    x = 1\n\n    def f(self): ...\n\n\n"
+        "# The end of it\n\n\ndef last(): ...\n"
+    )
+    assert repository.module("slm/b.py").endswith(
+        '"""\n\nZERO = 0\n\n# And deeper\n\nFOUR = 4\n'
+    )
+
+
+def test_a_module_may_lie_in_folders(repository):
+    """Each folder is a package of its own, with an empty `__init__.py` unless a chapter exports one."""
+    repository.chapter(
+        "#| export\nA = 1",
+        "#| export model/deep/two\nfrom slm.model.gpt import A\n\nB = A",
+        "#| export data/__init__\nC = 3",
+        exports="slm/model/gpt.py, slm/model/deep/two.py, slm/data/__init__.py",
+    )
+    modules = export(repository.root)
+    assert write(modules, repository.root) == [
+        "slm/model/gpt.py",
+        "slm/model/deep/two.py",
+        "slm/data/__init__.py",
+        "slm/model/__init__.py",
+        "slm/model/deep/__init__.py",
+    ]
+    assert (repository.root / "slm/model/__init__.py").read_text() == ""
+    assert "C = 3" in (repository.root / "slm/data/__init__.py").read_text()
+    assert differences(modules, repository.root) == ""
+    (repository.root / "slm/model/old.py").write_text("")
+    assert orphans(modules, repository.root) == ["slm/model/old.py"]
 
 
 def test_cells_go_to_the_module_that_they_name(repository):
-    repository.chapter("#| export b\nB = 1", "#| export\nA = 1", "#| export a\nC = 2", exports="slm/a.py, slm/b.py")
-    assert "A = 1\n\nC = 2" in repository.module("slm/a.py") and "B = 1" not in repository.module("slm/a.py")
+    repository.chapter(
+        "#| export b\nB = 1",
+        "#| export\nA = 1",
+        "#| export a\nC = 2",
+        exports="slm/a.py, slm/b.py",
+    )
+    assert "A = 1\n\nC = 2" in repository.module(
+        "slm/a.py"
+    ) and "B = 1" not in repository.module("slm/a.py")
     assert "B = 1" in repository.module("slm/b.py")
 
 
@@ -121,8 +237,13 @@ def test_added_methods_stand_in_the_class(repository):
     assert "add_to" not in source and "course" not in source
     trainer, after = ast.parse(source).body[1:]
     assert isinstance(trainer, ast.ClassDef) and isinstance(after, ast.Assign)
-    assert [node.name for node in trainer.body if isinstance(node, ast.FunctionDef)] == ["step", "done"]
-    assert "    # what a batch costs\n    def step" in source and "# said at the end" in source
+    assert [
+        node.name for node in trainer.body if isinstance(node, ast.FunctionDef)
+    ] == ["step", "done"]
+    assert (
+        "    # what a batch costs\n    def step" in source
+        and "# said at the end" in source
+    )
     namespace: dict = {}
     exec(source, namespace)
     assert namespace["Trainer"]().step() == "kept\nas it is1\nend"
@@ -149,35 +270,66 @@ def test_add_to_does_the_same_in_a_notebook():
 @pytest.mark.parametrize(
     ("cells", "where", "message"),
     [
-        (["#| export\nA = 1", "#| export\ndef f(:\n    pass"], "def f(:", "cell 2: does not parse"),
+        (
+            ["#| export\nA = 1", "#| export\ndef f(:\n    pass"],
+            "def f(:",
+            "cell 2: does not parse",
+        ),
         (
             ["#| export\nA = 1", "#| export\n\ndef A():\n    pass"],
             "def A()",
             "cell 2: 'A' is exported to slm/softmax.py a",
         ),
-        (["helper = 1", "#| export\ndef f():\n    return helper"], "return helper", "cell 2: undefined name 'helper'"),
-        (["import torch", "#| export\nX = 1\nY = torch.ones(1)"], "Y = torch", "cell 2: undefined name 'torch'"),
+        (
+            ["helper = 1", "#| export\ndef f():\n    return helper"],
+            "return helper",
+            "cell 2: undefined name 'helper'",
+        ),
+        (
+            ["import torch", "#| export\nX = 1\nY = torch.ones(1)"],
+            "Y = torch",
+            "cell 2: undefined name 'torch'",
+        ),
         (
             ["#| export\nA = 1", "#| export other\nB = 1"],
             "#| export other",
             "cell 2: exported to 'other'; the front matter",
         ),
-        (["#| export\nimport re as A", "#| export\nA = 1"], "A = 1", "cell 2: 'A' is exported to slm/softmax.py a"),
+        (
+            ["#| export\nimport re as A", "#| export\nA = 1"],
+            "A = 1",
+            "cell 2: 'A' is exported to slm/softmax.py a",
+        ),
         (
             ["#| export\nfrom math import pi", "#| export\nfrom cmath import pi"],
             "from cmath",
             "cell 2: 'pi' would be cmath.pi and also math.pi",
         ),
-        (["#| export\nA = 1", "#| exports\nB = 1"], "#| exports", "cell 2: '#| exports' is not understood"),
-        (["#| export\nA = 1", "B = 1\n#| export"], "#| export", "counts only as the first line"),
-        (["#| export\nA = 1", "#| export\nB = A\nB"], "B = A", "cell 2: an export cell ends with a value"),
+        (
+            ["#| export\nA = 1", "#| exports\nB = 1"],
+            "#| exports",
+            "cell 2: '#| exports' is not understood",
+        ),
+        (
+            ["#| export\nA = 1", "B = 1\n#| export"],
+            "#| export",
+            "counts only as the first line",
+        ),
+        (
+            ["#| export\nA = 1", "#| export\nB = A\nB"],
+            "B = A",
+            "cell 2: an export cell ends with a value",
+        ),
         (
             ["#| export\nA = 1", "#| export\n@add_to(B)\ndef f(self):\n    pass"],
             "@add_to(B)",
             "cell 2: @add_to(B): no class 'B' is exported",
         ),
         (
-            ["#| export\nclass B:\n    def f(self):\n        pass", "#| export\n@add_to(B)\ndef f(self): ..."],
+            [
+                "#| export\nclass B:\n    def f(self):\n        pass",
+                "#| export\n@add_to(B)\ndef f(self): ...",
+            ],
             "def f(self): ...",
             "cell 2: 'f' is exported to class B a second time",
         ),
@@ -213,7 +365,10 @@ def test_front_matter_is_checked(repository, exports, message):
 def test_two_chapters_cannot_export_one_module(repository):
     repository.chapter("#| export\nA = 1")
     repository.chapter("#| export\nB = 1", name="02_again")
-    assert repository.error() == "chapters/02_again.py:1: slm/softmax.py is already exported by chapters/01_softmax.py."
+    assert (
+        repository.error()
+        == "chapters/02_again.py:1: slm/softmax.py is already exported by chapters/01_softmax.py."
+    )
 
 
 def test_package_may_not_depend_on_the_course(repository):
@@ -251,19 +406,31 @@ def test_command_writes_nothing_on_error(tmp_path):
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     repository = Repository(tmp_path)
     repository.chapter("#| export\nA = 1")
-    repository.chapter("#| export\nB = missing", exports="slm/other.py", name="02_other")
+    repository.chapter(
+        "#| export\nB = missing", exports="slm/other.py", name="02_other"
+    )
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "course", "export", *arguments], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "course", "export", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
 
     refused = command()
-    assert refused.returncode == 1 and "Nothing was written" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "Nothing was written" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
     assert not (tmp_path / "slm").exists()
     repository.chapter("#| export\nB = 1", exports="slm/other.py", name="02_other")
     assert command("--check").returncode == 1
     assert not (tmp_path / "slm").exists()
     assert command().returncode == 0
     assert command("--check").returncode == 0
-    assert sorted(path.name for path in (tmp_path / "slm").iterdir()) == ["other.py", "softmax.py"]
+    assert sorted(path.name for path in (tmp_path / "slm").iterdir()) == [
+        "other.py",
+        "softmax.py",
+    ]

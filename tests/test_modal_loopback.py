@@ -16,53 +16,48 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOPBACK = Path(os.environ.get("SLM_MODAL_LOOPBACK") or ROOT.parent / "shared" / "modal_loopback")
+LOOPBACK = Path(
+    os.environ.get("SLM_MODAL_LOOPBACK") or ROOT.parent / "shared" / "modal_loopback"
+)
 
 pytestmark = pytest.mark.skipif(
     not (LOOPBACK / "run.py").exists(),
     reason=f"no stand-in for Modal at {LOOPBACK}; set SLM_MODAL_LOOPBACK to the folder of one",
 )
 
-TINY = {
-    "model": {"vocab_size": 1024, "context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32},
-    "training": {
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "warmup_steps": 5,
-        "max_steps": 60,
-        "checkpoint_every": 10,
-        "eval_every": 20,
-        "log_every": 5,
-        "threads": 1,
-    },
-    "data": {"dataset": "stories", "tokenizer": "stories", "max_documents": 100},
-    "modal": {"gpu": "T4", "timeout": 600, "max_dollars": 1.0},
-    "wandb": {"enabled": False},
-}
+TINY = yaml.safe_load("""
+model: {vocab_size: 1024, context_length: 32, n_layers: 1, n_heads: 2, d_model: 16, d_ff: 32}
+training: {batch_size: 4, learning_rate: 0.01, warmup_steps: 5, max_steps: 60, threads: 1,
+           checkpoint_every: 10, eval_every: 20, log_every: 5}
+data: {dataset: stories, tokenizer: stories, max_documents: 100}
+modal: {gpu: T4, timeout: 600, max_dollars: 1.0}
+wandb: {enabled: false}
+""")
+# the module that defines `train`; each of the following is appended to it
+TRAINING = "training/run.py"
 CRASH_ONCE = """
-
 _train = train
 
-
 def train(config, run_dir=None, on_checkpoint=None, **rest):
+    import os, pathlib, signal
+
     def crash():
         on_checkpoint()
-        if not (Path(run_dir) / "crashed").exists():
-            (Path(run_dir) / "crashed").touch()
+        crashed = pathlib.Path(run_dir, "crashed")
+        if not crashed.exists():
+            crashed.touch()
             raise RuntimeError("boom")
 
     return _train(config, run_dir=run_dir, on_checkpoint=crash, **rest)
 """
 FULL = """
-
-
-def train(*_, **__):
+def full(self, stop):
     raise torch.OutOfMemoryError("CUDA out of memory")
+
+Trainer.train = full
 """
 SLOW = """
-
 _train = train
-
 
 def train(config, run_dir=None, on_checkpoint=None, **rest):
     import time
@@ -73,22 +68,21 @@ def train(config, run_dir=None, on_checkpoint=None, **rest):
 
     return _train(config, run_dir=run_dir, on_checkpoint=slowly, **rest)
 """
-
-
 CRASH_ALWAYS = """
-
-
 def train(*_, **__):
     raise RuntimeError("boom")
 """
-KILLED_ONCE = CRASH_ONCE.replace('raise RuntimeError("boom")', "os.kill(os.getpid(), signal.SIGKILL)")
+KILLED_ONCE = CRASH_ONCE.replace(
+    'raise RuntimeError("boom")', "os.kill(os.getpid(), signal.SIGKILL)"
+)
 NO_CHECKPOINT = """
-
-
 def train(*_, **__):
-    with _stop_signals() as signals:
-        while not signals:
-            time.sleep(0.1)
+    import signal, time
+
+    stopped = []
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+    while not stopped:
+        time.sleep(0.1)
 """
 
 
@@ -101,36 +95,49 @@ class Project:
         self.folder.mkdir()
         shutil.copy(ROOT / "modal_app.py", self.folder)
         for name in ("slm", "configs"):
-            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name,
+                self.folder / name,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
 
     def config(self, name="tiny", **sections):
-        merged = {key: {**TINY.get(key, {}), **sections.get(key, {})} for key in {**TINY, **sections}}
-        path = self.folder / f"{name}.yaml"  # not under configs/: it lies on this computer only
+        merged = {
+            key: {**TINY.get(key, {}), **sections.get(key, {})}
+            for key in {**TINY, **sections}
+        }
+        # not under configs/: it lies on this computer only
+        path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(merged))
         return path.name
 
     def look_every_second(self):
         """Let the meter tick each second."""
-        path = self.folder / "modal_app.py"
+        path = self.folder / "slm" / "cloud" / "budget.py"
         code = path.read_text()
         assert code.count("TICK = 30.0") == 1
         path.write_text(code.replace("TICK = 30.0", "TICK = 1.0"))
 
     def attempts(self, run="tiny"):
         """What the meter noted."""
-        return json.loads((self.state / "volumes" / "slm-data" / "runs" / run / "attempts.json").read_text())
+        path = self.state / "volumes" / "slm-data" / "runs" / run / "attempts.json"
+        return json.loads(path.read_text())
 
     def append(self, module, code):
         with (self.folder / "slm" / module).open("a") as file:
-            file.write(code)
+            file.write(f"\n\n{code}")
 
     def run(self, command, *options):
         """Run a shell command against the stand-in; returns its report, with what was printed under "output"."""
         report = self.folder.parent / "report.json"
         fixed = ["--quiet", "--json", str(report), "--state", str(self.state)]
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        serve = [sys.executable, str(LOOPBACK / "run.py"), *fixed, *options]
         done = subprocess.run(
-            [sys.executable, str(LOOPBACK / "run.py"), *fixed, *options, str(self.folder), "--", "bash", "-c", command],
+            [*serve, str(self.folder), "--", "bash", "-c", command],
             capture_output=True,
             text=True,
             cwd=self.folder.parent,
@@ -144,7 +151,9 @@ class Project:
         """Step, training loss and validation loss of a run on the volume."""
         path = self.state / "volumes" / "slm-data" / "runs" / run / "metrics.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows]
+        return [
+            (row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows
+        ]
 
     def checkpoints(self, run="tiny"):
         """Names of a run's checkpoints on the volume."""
@@ -173,7 +182,9 @@ def plain(tmp_path_factory):
 
 
 def attempts(report, call=-1):
-    return [attempt["status"] for attempt in report["calls"][call]["inputs"][0]["attempts"]]
+    return [
+        attempt["status"] for attempt in report["calls"][call]["inputs"][0]["attempts"]
+    ]
 
 
 def result(report, call=-1):
@@ -183,11 +194,17 @@ def result(report, call=-1):
 def errors(report):
     """What the servers refused, but for the question whether a new run was launched before."""
     asked = ("VolumeGetFile2", "NOT_FOUND")
-    return [error for error in report["rpc_errors"] if (error["rpc"], error["status"]) != asked]
+    return [
+        error
+        for error in report["rpc_errors"]
+        if (error["rpc"], error["status"]) != asked
+    ]
 
 
 def variant(report):
-    (function,) = [function for function in report["functions"] if function.get("variant_of")]
+    (function,) = [
+        function for function in report["functions"] if function.get("variant_of")
+    ]
     return function
 
 
@@ -204,30 +221,53 @@ def test_plain_launch_trains_to_the_end(plain):
 def test_function_asks_for_what_the_config_says(plain):
     _, report = plain
     train = variant(report)
-    base = next(function for function in report["functions"] if function["id"] == train["variant_of"])
+    base = next(
+        function
+        for function in report["functions"]
+        if function["id"] == train["variant_of"]
+    )
     assert base["gpu"] is None
-    assert (train["gpu"], train["timeout"], train["startup_timeout"]) == ("T4", 600, 1200)
+    assert (train["gpu"], train["timeout"], train["startup_timeout"]) == (
+        "T4",
+        600,
+        1200,
+    )
     assert train["retries"]["max_retries"] == 10 and train["single_use_containers"]
-    assert train["secrets"] == ["wandb"] and base["secrets"] == [] and train["volumes"]["/data"]["name"] == "slm-data"
+    assert (
+        train["secrets"] == ["wandb"]
+        and base["secrets"] == []
+        and train["volumes"]["/data"]["name"] == "slm-data"
+    )
 
 
 def test_image_lacks_nothing_that_was_imported(plain):
     _, report = plain
     assert report["image_coverage"]
     for found in report["image_coverage"].values():
-        assert found["not_covered_by_image"] == {} and found["pins_differ_from_what_ran"] == {}, found
+        assert (
+            found["not_covered_by_image"] == {}
+            and found["pins_differ_from_what_ran"] == {}
+        ), found
 
 
 def test_own_files_are_laid_over_the_image_and_not_built_in(plain):
     _, report = plain
-    assert {"/root/slm/trainer.py", "/root/configs/gpt_124m.yaml"} <= set(variant(report)["mounted_files"])
-    assert not any("COPY ./" in line for image in report["images"] for line in image["dockerfile"])
+    assert {"/root/slm/training/run.py", "/root/configs/gpt_124m.yaml"} <= set(
+        variant(report)["mounted_files"]
+    )
+    assert not any(
+        "COPY ./" in line for image in report["images"] for line in image["dockerfile"]
+    )
 
 
 def test_launch_prints_what_one_needs_next(plain):
     _, report = plain
     said = report["output"]
-    call = report["calls"][0]["id"] if "id" in report["calls"][0] else re.search(r"call +(fc-\S+)", said)[1]
+    call = (
+        report["calls"][0]["id"]
+        if "id" in report["calls"][0]
+        else re.search(r"call +(fc-\S+)", said)[1]
+    )
     assert call in said
     for words in (
         "modal app logs ap-",
@@ -254,14 +294,20 @@ def test_status_fetch_and_generate(plain):
 
 @pytest.mark.parametrize("name", ["gpt_124m", "gpt_350m", "gpt_774m"])
 def test_shipped_config_gets_its_gpu(project, name):
-    report = project.run(f"modal run modal_app.py --config configs/{name}.yaml", "--no-exec")
+    report = project.run(
+        f"modal run modal_app.py --config configs/{name}.yaml", "--no-exec"
+    )
     asked = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["modal"]
     assert report["exit_code"] == 0, report["output"]
     gpu = {"A100": "A100-40GB"}.get(asked["gpu"], asked["gpu"])
     assert variant(report)["gpu"] in (gpu, asked["gpu"])
     assert variant(report)["timeout"] == asked["timeout"]
     names = [call["function_id"] for call in report["calls"]]
-    prepare = next(function["id"] for function in report["functions"] if function["name"] == "prepare")
+    prepare = next(
+        function["id"]
+        for function in report["functions"]
+        if function["name"] == "prepare"
+    )
     assert names == [prepare, variant(report)["id"]]  # tokens first, on a CPU
 
 
@@ -276,16 +322,27 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_before_anything_is_built(project, case):
     sections, words = REFUSED[case]
-    report = project.run(f"modal run modal_app.py --config {project.config(**sections)}", "--no-default-secrets")
-    errors = [line for line in report["output"].splitlines() if line.startswith("error: ")]
+    report = project.run(
+        f"modal run modal_app.py --config {project.config(**sections)}",
+        "--no-default-secrets",
+    )
+    errors = [
+        line for line in report["output"].splitlines() if line.startswith("error: ")
+    ]
     assert report["exit_code"] == 2
     assert len(errors) == 1 and words in errors[0], report["output"]
-    assert report["images"] == [] and report["functions"] == [] and report["calls"] == []
+    assert (
+        report["images"] == [] and report["functions"] == [] and report["calls"] == []
+    )
     assert "Traceback" not in report["output"]
 
 
 def test_secret_is_not_asked_for_without_need(project):
-    report = project.run(f"modal run modal_app.py --config {project.config()}", "--no-exec", "--no-default-secrets")
+    report = project.run(
+        f"modal run modal_app.py --config {project.config()}",
+        "--no-exec",
+        "--no-default-secrets",
+    )
     assert variant(report)["secrets"] == [] and errors(report) == []
 
 
@@ -293,23 +350,33 @@ def test_secret_is_not_asked_for_without_need(project):
     ("options", "code", "expected"),
     [
         (["--preempt", "6,6"], SLOW, ["PREEMPTED", "PREEMPTED", "SUCCESS"]),
-        (["--timeout-override", "20"], SLOW.replace("sleep(2)", "sleep(5)"), ["TIMEOUT"]),
+        (
+            ["--timeout-override", "20"],
+            SLOW.replace("sleep(2)", "sleep(5)"),
+            ["TIMEOUT"],
+        ),
         ([], CRASH_ONCE, ["FAILURE", "SUCCESS"]),
     ],
     ids=["preempted twice", "timeout", "exception"],
 )
-def test_interrupted_run_ends_like_one_that_was_not(project, plain, options, code, expected):
-    project.append("trainer.py", code)
-    report = project.run(f"modal run modal_app.py --config {project.config()}", *options)
+def test_interrupted_run_ends_like_one_that_was_not(
+    project, plain, options, code, expected
+):
+    project.append(TRAINING, code)
+    report = project.run(
+        f"modal run modal_app.py --config {project.config()}", *options
+    )
     statuses = attempts(report)
-    assert statuses[: len(expected)] == expected and statuses[-1] == "SUCCESS", report["output"]
+    assert statuses[: len(expected)] == expected and statuses[-1] == "SUCCESS", report[
+        "output"
+    ]
     undisturbed, _ = plain
     assert project.metrics() == undisturbed.metrics()
 
 
 @pytest.mark.parametrize("detach", ["--detach", ""])
 def test_closed_laptop_stops_nothing(project, plain, detach):
-    project.append("trainer.py", SLOW)
+    project.append(TRAINING, SLOW)
     command = f"exec modal run {detach} modal_app.py --config {project.config()}"
     report = project.run(command, "--kill-client-after", "12")
     assert report["ended_by"] == "SIGKILL", report["output"]
@@ -318,27 +385,49 @@ def test_closed_laptop_stops_nothing(project, plain, detach):
 
 
 def test_interrupt_stops_the_watching_and_says_so(project):
-    project.append("trainer.py", SLOW.replace("sleep(2)", "sleep(5)"))  # launched by then, and not done, on any machine
+    project.append(
+        TRAINING, SLOW.replace("sleep(2)", "sleep(5)")
+    )  # launched by then, and not done, on any machine
     command = f"exec modal run modal_app.py --config {project.config()}"
     report = project.run(command, "--interrupt-client-after", "18")
     assert "Only the watching has stopped" in report["output"], report["output"]
-    assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    assert (
+        result(report)["status"] == "SUCCESS"
+        and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    )
 
 
 def test_two_gpus_are_two_ranks(project):
-    report = project.run(f"modal run modal_app.py --config {project.config(modal={'gpu': 'H100:2'})}")
+    report = project.run(
+        f"modal run modal_app.py --config {project.config(modal={'gpu': 'H100:2'})}"
+    )
     assert report["exit_code"] == 0, report["output"]
     assert variant(report)["gpu"] == "H100:2"
-    assert attempts(report) == ["SUCCESS"] and "'finished': True" in result(report)["value"]
-    ranks = [process for container in report["containers"] for process in container["imports"]["third_party"]]
+    assert (
+        attempts(report) == ["SUCCESS"]
+        and "'finished': True" in result(report)["value"]
+    )
+    ranks = [
+        process
+        for container in report["containers"]
+        for process in container["imports"]["third_party"]
+    ]
     assert "torch" in ranks
 
 
 def test_own_text_on_the_volume_is_prepared_on_a_cpu(project):
     text = project.folder / "own.txt"
-    text.write_text("\n\n".join(f"Mia has {n} kites and a boat. Leo has {n + 1}." for n in range(400)))
-    config = project.config(data={"dataset": "/data/text/own.txt", "max_documents": None})
-    upload = "modal volume create slm-data; modal volume put slm-data own.txt /text/own.txt"
+    text.write_text(
+        "\n\n".join(
+            f"Mia has {n} kites and a boat. Leo has {n + 1}." for n in range(400)
+        )
+    )
+    config = project.config(
+        data={"dataset": "/data/text/own.txt", "max_documents": None}
+    )
+    upload = (
+        "modal volume create slm-data; modal volume put slm-data own.txt /text/own.txt"
+    )
     report = project.run(f"{upload} && modal run modal_app.py --config {config}")
     assert report["exit_code"] == 0, report["output"]
     assert result(report, 0)["status"] == result(report, 1)["status"] == "SUCCESS"
@@ -349,26 +438,46 @@ def test_many_files_on_the_volume_are_prepared_in_parallel(project):
     folder = project.folder / "own"
     folder.mkdir()
     for i in range(9):
-        sentences = (f"Mia has {n} kites and a boat. Leo has {n + i}." for n in range(80))
-        (folder / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences))
+        sentences = (
+            f"Mia has {n} kites and a boat. Leo has {n + i}." for n in range(80)
+        )
+        (folder / f"{i}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in sentences)
+        )
     config = project.config(data={"dataset": "/data/text/own", "max_documents": None})
     upload = "modal volume create slm-data; modal volume put slm-data own /text/own"
     report = project.run(f"{upload} && modal run modal_app.py --config {config}")
     assert report["exit_code"] == 0, report["output"]
-    assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    assert (
+        result(report)["status"] == "SUCCESS"
+        and project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    )
     functions = {function["id"]: function for function in report["functions"]}
-    mapped = [call for call in report["calls"] if functions[call["function_id"]]["name"] == "prepare_part"]
+    mapped = [
+        call
+        for call in report["calls"]
+        if functions[call["function_id"]]["name"] == "prepare_part"
+    ]
     assert [len(call["inputs"]) for call in mapped] == [9, 9]  # train and validation
-    assert {each["result"]["status"] for call in mapped for each in call["inputs"]} == {"SUCCESS"}
+    assert {each["result"]["status"] for call in mapped for each in call["inputs"]} == {
+        "SUCCESS"
+    }
     assert not any(functions[call["function_id"]]["gpu"] for call in mapped)
     tokens = project.state / "volumes" / "slm-data" / "tokens"
-    assert len(list(tokens.glob("*.tokens"))) == len(list(tokens.glob("*.json"))) == 2  # joined, and made once
+    assert (
+        len(list(tokens.glob("*.tokens"))) == len(list(tokens.glob("*.json"))) == 2
+    )  # joined, and made once
 
 
 def test_spent_budget_stops_at_a_checkpoint(project):
     text = f'"$(cat {project.config()})"'
-    report = project.run(f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 1e-6")
-    assert report["exit_code"] == 0 and "a larger budget goes on from here" in report["output"], report["output"]
+    report = project.run(
+        f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 1e-6"
+    )
+    assert (
+        report["exit_code"] == 0
+        and "a larger budget goes on from here" in report["output"]
+    ), report["output"]
     assert attempts(report) == ["SUCCESS"]
     assert "'finished': False" in result(report)["value"]
     assert project.checkpoints() == ["step_00000010.pt"]
@@ -380,71 +489,110 @@ def test_spent_budget_is_not_exceeded_by_a_further_launch(project):
     report = project.run(f"{train} && {train}")
     assert report["exit_code"] == 0, report["output"]
     assert [attempts(report, call) for call in (0, 1)] == [["SUCCESS"], ["SUCCESS"]]
-    first, second = (re.search(r"'step': (\d+)", result(report, call)["value"])[1] for call in (0, 1))
-    assert first == second and project.checkpoints() == ["step_00000010.pt"]  # the second call did no step
+    first, second = (
+        re.search(r"'step': (\d+)", result(report, call)["value"])[1] for call in (0, 1)
+    )
+    assert first == second and project.checkpoints() == [
+        "step_00000010.pt"
+    ]  # the second call did no step
 
 
 def test_full_memory_is_not_tried_again(project):
-    project.append("trainer.py", FULL)
+    project.append(TRAINING, FULL)
     report = project.run(f"modal run modal_app.py --config {project.config()}")
-    assert report["exit_code"] == 1 and "lower training.batch_size" in report["output"], report["output"]
+    assert (
+        report["exit_code"] == 1 and "lower training.batch_size" in report["output"]
+    ), report["output"]
     assert attempts(report) == ["SUCCESS"]
 
 
 def test_error_that_comes_again_is_not_paid_for_eleven_times(project):
-    project.append("trainer.py", CRASH_ALWAYS)
+    project.append(TRAINING, CRASH_ALWAYS)
     report = project.run(f"modal run modal_app.py --config {project.config()}")
-    assert report["exit_code"] == 1 and "RuntimeError: boom" in report["output"], report["output"]
-    assert attempts(report) == ["FAILURE", "SUCCESS"]  # the second one says why there is no third
+    assert report["exit_code"] == 1 and "RuntimeError: boom" in report["output"], (
+        report["output"]
+    )
+    assert attempts(report) == [
+        "FAILURE",
+        "SUCCESS",
+    ]  # the second one says why there is no third
     assert "two attempts in a row" in result(report)["value"]
 
 
 def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project):
-    project.append("trainer.py", NO_CHECKPOINT)
-    report = project.run(f"modal run modal_app.py --config {project.config(modal={'timeout': 5})}")
-    assert attempts(report) == ["TIMEOUT", "TIMEOUT", "TIMEOUT", "SUCCESS"], report["output"]
+    project.append(TRAINING, NO_CHECKPOINT)
+    report = project.run(
+        f"modal run modal_app.py --config {project.config(modal={'timeout': 5})}"
+    )
+    assert attempts(report) == ["TIMEOUT", "TIMEOUT", "TIMEOUT", "SUCCESS"], report[
+        "output"
+    ]
     assert report["exit_code"] == 1 and "modal.timeout" in result(report)["value"]
 
 
 def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(project):
-    project.append("trainer.py", NO_CHECKPOINT)
+    project.append(TRAINING, NO_CHECKPOINT)
     project.look_every_second()
     text = f'"$(cat {project.config()})"'
-    report = project.run(f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 3e-4")
-    assert attempts(report) == ["SUCCESS"] and "a larger budget goes on from here" in report["output"], report["output"]
+    report = project.run(
+        f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 3e-4"
+    )
+    assert (
+        attempts(report) == ["SUCCESS"]
+        and "a larger budget goes on from here" in report["output"]
+    ), report["output"]
     assert 3e-4 <= project.attempts()[0]["dollars"] < 2e-3
 
 
 def test_seconds_of_a_killed_attempt_are_counted(project, plain):
-    project.append("trainer.py", KILLED_ONCE)
+    project.append(TRAINING, KILLED_ONCE)
     project.look_every_second()
     report = project.run(f"modal run modal_app.py --config {project.config()}")
-    assert attempts(report)[-1] == "SUCCESS" and len(attempts(report)) == 2, report["output"]
+    assert attempts(report)[-1] == "SUCCESS" and len(attempts(report)) == 2, report[
+        "output"
+    ]
     assert [attempt["seconds"] > 0 for attempt in project.attempts()] == [True, True]
     assert project.metrics() == plain[0].metrics()
 
 
 def test_second_launch_of_a_running_run_is_refused_and_stop_stops_it(project):
-    project.append("trainer.py", SLOW)
+    project.append(TRAINING, SLOW)
     launch = f"modal run modal_app.py --config {project.config()}"
     killed = f"timeout --signal KILL 9 {launch}"  # the laptop is closed
     stop = "modal run modal_app.py::stop --run tiny"
     status = "modal run modal_app.py::status --run tiny"
-    report = project.run(f"{killed}; {launch}; echo second $?; {status}; {stop}; sleep 6; {status}")
+    # a question that was not answered may be asked again, as it says itself
+    stopped = f"({stop} || {stop})"
+    report = project.run(
+        f"{killed}; {launch}; echo second $?; {status}; {stopped}; sleep 6; {status}"
+    )
     said = report["output"]
     assert "tiny is being trained already" in said and "second 2" in said, said
-    assert "tiny is stopped" in said and '"running": true' in said and '"running": false' in said, said
+    assert (
+        "tiny is stopped" in said
+        and '"running": true' in said
+        and '"running": false' in said
+    ), said
     assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
 
 
 def test_chapter_launches_where_there_is_a_token(project):
-    shutil.copytree(ROOT / "course", project.folder / "course", ignore=shutil.ignore_patterns("__pycache__"))
-    chapter = (ROOT / "chapters" / "09_modal.py").read_text()
+    shutil.copytree(
+        ROOT / "course",
+        project.folder / "course",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    chapter = (ROOT / "chapters" / "21_launch.py").read_text()
     assert "LAUNCH = False" in chapter
-    (project.folder / "chapter.py").write_text(chapter.replace("LAUNCH = False", "LAUNCH = True"))
+    (project.folder / "chapter.py").write_text(
+        chapter.replace("LAUNCH = False", "LAUNCH = True")
+    )
     execute = "jupytext --to ipynb chapter.py && jupyter nbconvert --to notebook --execute --inplace chapter.ipynb"
-    report = project.run(execute)
+    # the copy, wherever another `slm` may lie
+    report = project.run(f"export PYTHONPATH=$PWD; {execute}")
     assert report["exit_code"] == 0, report["output"]
-    assert [result(report, n)["status"] for n in range(len(report["calls"]))] == ["SUCCESS"]
-    assert (project.folder / "runs" / "modal" / "chapter_09" / "model").is_dir()
-    assert not (project.folder / "runs" / "chapter_09").exists()
+    assert [result(report, n)["status"] for n in range(len(report["calls"]))] == [
+        "SUCCESS"
+    ]
+    assert (project.folder / "runs" / "modal" / "launch" / "model").is_dir()
+    assert not (project.folder / "runs" / "launch").exists()

@@ -16,8 +16,14 @@ CHAPTERS = chapters()
 def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
     modules = export()
     write(modules, tmp_path)
-    fresh = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.py")}
-    package = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (ROOT / "slm").rglob("*.py")}
+    fresh = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*.py")
+    }
+    package = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in (ROOT / "slm").rglob("*.py")
+    }
     package["modal_app.py"] = (ROOT / "modal_app.py").read_bytes()
     assert fresh.keys() == package.keys()
     assert [path for path in fresh if fresh[path] != package[path]] == []
@@ -82,11 +88,26 @@ def test_equal_sources_agree(tmp_path):
     ("cell", "problem"),
     [
         ("LIMIT = 4", "LIMIT differs from the package's"),
-        ("def double(x: int) -> int:\n    # twice\n    return x * 2", "double differs from the package's"),
-        ("def double(x: int) -> int:\n    # two times\n    return 2 * x", "double differs from the package's"),
-        ("def late(self):\n    return 'b'\n\n\nAdder.late = late", "Adder.late differs from the package's"),
-        ("def add(self, x: int) -> int:\n    return x\n\n\nAdder.add = add", "Adder.add differs from the package's"),
-        ("del Adder.late", "Adder.late is in the package, but the notebook does not define it"),
+        (
+            "def double(x: int) -> int:\n    # twice\n    return x * 2",
+            "double differs from the package's",
+        ),
+        (
+            "def double(x: int) -> int:\n    # two times\n    return 2 * x",
+            "double differs from the package's",
+        ),
+        (
+            "def late(self):\n    return 'b'\n\n\nAdder.late = late",
+            "Adder.late differs from the package's",
+        ),
+        (
+            "def add(self, x: int) -> int:\n    return x\n\n\nAdder.add = add",
+            "Adder.add differs from the package's",
+        ),
+        (
+            "del Adder.late",
+            "Adder.late is in the package, but the notebook does not define it",
+        ),
         ("del double", "double is in the package, but the notebook does not define it"),
         ("class Adder:\n    pass", "class Adder differs from the package's"),
     ],

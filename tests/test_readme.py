@@ -11,15 +11,18 @@ import pytest
 import torch
 import yaml
 
-from slm import stories
 from slm.cli import main
-from slm.config import load_config
-from slm.gpt import GPT, GPTConfig
-from slm.trainer import train
+from slm.data import stories
+from slm.model.config import GPTConfig
+from slm.model.gpt import GPT
+from slm.training.config import load_config
+from slm.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(
-    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    r"^```(\w+)\n(.*?)^```$",
+    (ROOT / "README.md").read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -40,15 +43,23 @@ def no_network(monkeypatch, gpt2_cache, tmp_path):
     """Stand-ins: a small random GPT-2 for the hub's, 20 stories for TinyStories, the test package's vocabulary for GPT-2's."""
     torch.manual_seed(0)
     GPT(GPTConfig(50257, 64, 1, 2, 16, 32)).save_pretrained(tmp_path / "hub")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(tmp_path / "hub" / file))
-    rows = datasets.Dataset.from_dict({"text": [stories.sample(seed) * 20 for seed in range(20)]})
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, *_, **__: datasets.DatasetDict(train=rows, validation=rows)
+        huggingface_hub,
+        "hf_hub_download",
+        lambda name, file: str(tmp_path / "hub" / file),
+    )
+    rows = datasets.Dataset.from_dict(
+        {"text": [stories.sample(seed) * 20 for seed in range(20)]}
+    )
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, *_, **__: datasets.DatasetDict(train=rows, validation=rows),
     )
 
 
 def test_the_kinds_of_blocks_are_those_that_are_tested_here():
-    assert {kind for kind, _ in BLOCKS} == {"console", "python", "yaml"}
+    assert {kind for kind, _ in BLOCKS} == {"console", "python", "text", "yaml"}
     assert len(blocks("python")) == 3 and len(blocks("yaml")) == 1
 
 
@@ -57,49 +68,79 @@ def test_python_block(code, elsewhere, no_network, capsys):
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     if "TextDataset" in code:
-        assert names["x"].shape == names["y"].shape and torch.equal(names["x"][1:], names["y"][:-1])
+        assert names["x"].shape == names["y"].shape and torch.equal(
+            names["x"][1:], names["y"][:-1]
+        )
     else:
         assert len(capsys.readouterr().out.split()) > 3
 
 
 def test_yaml_block_trains_on_a_text_of_ones_own(elsewhere, no_network):
     (elsewhere / "path/to").mkdir(parents=True)
-    (elsewhere / "path/to/my_text.txt").write_text("\n\n".join(stories.sample(seed) for seed in range(60)))
+    (elsewhere / "path/to/my_text.txt").write_text(
+        "\n\n".join(stories.sample(seed) for seed in range(60))
+    )
     (elsewhere / "my_text.yaml").write_text(blocks("yaml")[0])
-    quick = ["training.max_steps=2", "training.warmup_steps=1", "training.batch_size=2", "training.sample_tokens=2"]
+    quick = [
+        "training.max_steps=2",
+        "training.warmup_steps=1",
+        "training.batch_size=2",
+        "training.sample_tokens=2",
+    ]
     run = train(load_config("my_text.yaml", quick), verbose=False)
     assert run.finished and run.val_loss > 0
 
 
 def commands():
     lines = "".join(blocks("console")).splitlines() + [
-        found for found in re.findall(r"`(slm train [^`]*)`", (ROOT / "README.md").read_text())
+        found
+        for found in re.findall(
+            r"`(slm train [^`]*)`", (ROOT / "README.md").read_text()
+        )
     ]
     return [shlex.split(line, comments=True) for line in lines]
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
     named = {words[1] for words in commands() if words[0] == "make"} | set(
         re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text())
     )
-    assert named >= {"book", "test", "lab", "train", "export", "clean"} and named <= targets
+    assert (
+        named >= {"book", "test", "lab", "train", "export", "clean"}
+        and named <= targets
+    )
 
 
 def test_slm_commands_work_one_after_the_other(elsewhere, capsys):
     """In the order of the README; the training is cut to two steps, which the run folder then shows as finished."""
-    short = ["training.max_steps=2", "training.warmup_steps=1", "training.sample_tokens=2", "training.eval_batches=1"]
+    short = [
+        "training.max_steps=2",
+        "training.warmup_steps=1",
+        "training.sample_tokens=2",
+        "training.eval_batches=1",
+    ]
     ran = []
     for program, *arguments in commands():
         if Path(program).name != "slm":
             continue
-        arguments = [path for a in arguments for path in (map(str, sorted(Path().glob(a))) if "*" in a else [a])]
+        arguments = [
+            path
+            for a in arguments
+            for path in (map(str, sorted(Path().glob(a))) if "*" in a else [a])
+        ]
         if arguments[0] == "train":
-            arguments = [a for a in arguments if not a.startswith("training.max_steps")] + short
+            arguments = [
+                a for a in arguments if not a.startswith("training.max_steps")
+            ] + short
         assert main(arguments) == 0, arguments
         ran.append(arguments[0])
     assert set(ran) == {"train", "generate", "cost"} and ran.count("train") >= 2
-    assert (elsewhere / "runs/stories_cpu/model").is_dir() and (elsewhere / "runs/short/model").is_dir()
+    assert (elsewhere / "runs/stories_cpu/model").is_dir() and (
+        elsewhere / "runs/short/model"
+    ).is_dir()
     assert "$" in capsys.readouterr().out
 
 
@@ -117,4 +158,6 @@ def test_linked_files_exist():
 
 def test_citation_is_valid_yaml_with_title_and_licence():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["title"] and citation["license"] == "MIT" and citation["cff-version"]
+    assert (
+        citation["title"] and citation["license"] == "MIT" and citation["cff-version"]
+    )

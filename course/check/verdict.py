@@ -33,7 +33,10 @@ def exercise(check: Callable[..., str]) -> Callable[..., Verdict]:
         try:
             return Verdict(True, check(*answers))
         except NotImplementedError:
-            return Verdict(False, "It is still the stub: replace the line that raises NotImplementedError.")
+            return Verdict(
+                False,
+                "It is still the stub: replace the line that raises NotImplementedError.",
+            )
         except AssertionError as found:
             return Verdict(False, str(found) or "An assert of your own fails.")
         except Exception as error:  # whatever the learner's code raises is the finding
@@ -51,7 +54,9 @@ def untouched(fn: Callable[..., Any], **inputs: Any) -> Any:
     result = fn(*copies.values())
     for name, given in inputs.items():
         left = copies[name]
-        assert torch.equal(left, given) if isinstance(given, Tensor) else left == given, (
+        assert (
+            torch.equal(left, given) if isinstance(given, Tensor) else left == given
+        ), (
             f"Your code changed its input {name} in place (+=, an assignment to {name}[…], or a method such as add_ or append). "
             f"Write {name} = {name} + …, so that whoever holds {name} still has it."
         )
@@ -65,7 +70,9 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.names.add(getattr(func, "__name__", ""))
         return func(*args, **(kwargs or {}))
 

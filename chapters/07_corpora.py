@@ -1,0 +1,985 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
+#   slm:
+#     exports:
+#     - slm/data/readers.py
+#     - slm/data/corpus.py
+# ---
+
+# %% [markdown]
+# # Corpora
+#
+# *An engine room: it can be skipped at first reading.* Where text comes from: the
+# embedded stories, files on your machine, data sets of the Hugging Face hub; split into
+# train and validation so that nothing leaks, and cut into pieces that can be tokenized
+# in any order. You export `DataConfig`, which says what is read, and `find_source`,
+# which opens it.
+#
+# *Runs in about 6 seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %% tags=["hide-input"]
+#| export
+"""Files as texts, in constant memory: pieces of them, and what can be wrong in them.
+
+    rows = READERS[".jsonl"](Path("texts.jsonl"), "text", print)
+    texts = list(take_texts(rows, "text"))
+"""
+
+import codecs
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slm.errors import SlmError
+
+# %% tags=["hide-input"]
+from course import add_to
+from slm.data import stories
+from slm.data.tokenizer import get_tokenizer
+
+# %% [markdown]
+# ## Pieces
+#
+# A corpus may be one file of many gigabytes. It must be read in blocks, in constant
+# memory, and tokenized block by block, and the blocks must give the ids of the whole.
+# You cannot cut anywhere:
+
+# %% tags=["nbval-check-output"]
+tokenizer = get_tokenizer("stories")
+text = "Once upon a time, there was a cat."
+whole = tokenizer.encode(text)
+for cut in (17, 18, 20, 23, 24):
+    same = tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
+    print(f"{text[:cut]}|{text[cut:]}  {'the same ids' if same else 'other ids'}")
+
+# %% [markdown]
+# Cuts inside a word change it, and so does a cut *behind* a space, since the tokenizer
+# keeps a space with the word that follows. *Before* a space is safe: no token reaches
+# from a visible character into the white space behind it. Of two spaces in a row, only
+# the last belongs to the word, so the safe place is before a space or newline that a
+# visible character follows.
+#
+# A piece of a document needs one thing besides its text: whether a document starts with
+# it, for that is where end-of-text goes.
+
+
+# %%
+#| export
+class Piece(NamedTuple):
+    """A text that can be tokenized alone, and whether a document starts with it."""
+
+    text: str
+    starts: bool
+
+
+def split_pieces(blocks: Iterable[str]) -> Iterator[Piece]:
+    """Cut one long document into pieces that, tokenized one by one, give its ids.
+
+    A word of GPT-2's pattern never reaches over the white space before it, except for
+    one space in front. So the place before a space or newline that a visible character
+    follows is a safe cut. Only a block without any (a megabyte without a space) is cut
+    at its end, where a token may come out differently.
+    """
+    rest, starts = "", True
+    for block in blocks:
+        text = rest + block
+        inside = range(len(text) - 2, 0, -1)
+        safe = (i for i in inside if text[i] in " \n" and not text[i + 1].isspace())
+        cut = next(safe, len(text))
+        if text[:cut]:
+            yield Piece(text[:cut], starts)
+            starts = False
+        rest = text[cut:]
+    if rest:
+        yield Piece(rest, starts)
+
+
+# %% [markdown]
+# Fifty stories as one book, in blocks of a hundred characters that end anywhere:
+
+# %% tags=["nbval-check-output"]
+book = "\n\n".join(map(stories.sample, range(50)))
+blocks = [book[i : i + 100] for i in range(0, len(book), 100)]
+pieces = list(split_pieces(blocks))
+ids = [i for piece in pieces for i in tokenizer.encode(piece.text)]
+naive = [i for block in blocks for i in tokenizer.encode(block)]
+whole = tokenizer.encode(book)
+print(
+    f"{len(pieces)} pieces of {len(blocks)} blocks, ids as of the whole: {ids == whole}"
+)
+print(f"blocks as they come: {len(naive) - len(whole)} tokens too many")
+
+# %% [markdown]
+# ## A split that does not leak
+#
+# A validation loss means something only if the model has never seen the text. Real
+# corpora are full of copies. Take 1,000 stories, 200 of which occur twice, and hold out
+# a tenth in three ways: a tenth of the *rows* of 64 tokens, the last tenth of the
+# shuffled *documents*, and the documents whose *hash*, read as a number between 0 and
+# 1, is below 0.1.
+
+
+# %%
+#| export
+def in_validation(document: str, val_fraction: float) -> bool:
+    """Whether a document is held out: its content decides, so copies go together."""
+    content = document.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "big") < val_fraction * 2**64
+
+
+# %% tags=["nbval-check-output"]
+import numpy as np
+
+corpus = [stories.sample(seed) for seed in [*range(1000), *range(200)]]
+random = np.random.RandomState(0)
+random.shuffle(corpus)
+lengths = [len(tokenizer.encode(text)) + 1 for text in corpus]
+document_of = np.repeat(np.arange(len(corpus)), lengths)  # (N,) of each token
+row_of = np.arange(len(document_of)) // 64  # (N,)
+in_held_row = (random.rand(row_of[-1] + 1) < 0.1)[row_of]  # (N,)
+by_hash = {i for i, text in enumerate(corpus) if in_validation(text, 0.1)}
+held = {
+    "rows": (set(document_of[in_held_row]), set(document_of[~in_held_row])),
+    "documents": (set(range(1080, 1200)), set(range(1080))),
+    "hashes": (by_hash, set(range(1200)) - by_hash),
+}
+leaks = {}
+for unit, (validation, train) in held.items():
+    texts = {corpus[i] for i in validation}
+    leaks[unit] = (len(texts & {corpus[i] for i in train}), len(texts))
+    print(f"held out by {unit}: {leaks[unit][0]} of {leaks[unit][1]} are also in train")
+
+# %% mystnb={"figure": {"caption": "Stories of the validation side, held out in three ways; the orange part is in train, too. A row is part of a story, so nearly all of them leak; whole documents leak by their copies; a hash keeps copies together.", "name": "fig-leaks"}, "image": {"alt": "Three horizontal bars for rows, documents and hashes. Nearly all of the first is orange, a third of the second, nothing of the third."}} tags=["hide-input"]
+from course.figures.corpora import leaks_figure
+
+leaks_figure(leaks)
+
+# %% [markdown]
+# By rows nearly every story is on both sides, copy or not, because a row is only part
+# of one ({numref}`fig-leaks`). By documents only the copies leak. Both happen without a
+# word, and the validation loss then rewards memory. A hash cannot: equal texts have
+# equal hashes, so a copy follows its original, on any machine, in any order, and when
+# documents are added later.
+#
+# That is the rule here for the rows of `.jsonl`, `.parquet` and hub data without a
+# validation split of its own. A folder of `.txt` files, each of which is one document,
+# holds out an exact share of the files, those with the lowest hashes; there, adding
+# files can move one. Where that makes less than one file, the last part of *each* is
+# held out, from a blank line on. The embedded stories have a split by seeds, and train
+# skips any story that validation holds too.
+#
+# ## Files, told in sentences
+#
+# A reader gives texts, one at a time, and tells how far it has got, for a progress bar.
+# Most of its lines deal with what can be wrong in a file that somebody else wrote.
+# There, a traceback helps nobody; the sentence must say which file, which line or byte,
+# and what would be right. Text first. UTF-8 has characters of up to four bytes, and a
+# block may end inside one, so the decoder is one that keeps the bytes of an unfinished
+# character for the next block:
+
+# %%
+#| export
+Advance = Callable[[float], object]  # told how far a reader has got
+Rows = Iterator[tuple[str, dict[str, Any]]]  # each with the words that name its place
+
+
+def _not_utf8(path: Path, offset: int) -> SlmError:
+    wrong = f"invalid byte at offset {offset}; convert it first"
+    return SlmError(f"{path} is not UTF-8 text: {wrong}.")
+
+
+def read_utf8(path: Path, start: int, stop: int, advance: Advance) -> Iterator[str]:
+    """The text between two byte positions of a file, a megabyte at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if start == 0 else "utf-8")()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(1 << 20, stop - start))
+            if not block:
+                raise SlmError(f"{path} became shorter while it was being read.")
+            start += len(block)
+            advance(len(block))
+            try:
+                yield decoder.decode(block, final=start == stop)
+            except UnicodeDecodeError as error:
+                at = start - len(error.object) + error.start
+                raise _not_utf8(path, at) from None
+
+
+# %% [markdown]
+# JSON Lines hold a row with a text column on each line; Parquet holds the same in
+# columns, and only the text column is read. pyarrow reads a whole file ahead unless
+# told otherwise, which a corpus of hundreds of gigabytes does not forgive.
+
+
+# %% tags=["hide-input"]
+#| export
+def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
+    """The objects of a JSON Lines file."""
+    start = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, start + error.start) from None
+            except json.JSONDecodeError as error:
+                wrong = f"{error.msg} at column {error.colno}"
+                raise SlmError(f"{where} is not JSON: {wrong}.") from None
+            except (ValueError, RecursionError) as error:
+                # a number of thousands of digits, thousands of brackets
+                raise SlmError(f"{where} cannot be read as JSON: {error}.") from None
+            if not isinstance(row, dict):
+                needed = "an object with a text column is needed"
+                raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
+            start += len(line)
+            advance(len(line))
+            if row:
+                yield where, row
+
+
+def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
+    """The rows of a Parquet file, of which only the text column is read."""
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        how = 'pip install "slm[data]"'
+        raise SlmError(f"Reading {path} needs pyarrow: {how}.") from None
+    try:
+        # else pyarrow reads the whole file ahead, and a row group's column at once
+        with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            # None: all columns, for the message to list
+            columns = [column] if column in file.schema_arrow.names else None
+            share = path.stat().st_size / max(file.metadata.num_rows, 1)
+            batches = file.iter_batches(batch_size=1024, columns=columns)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, 1):
+                advance(share)
+                yield f"{path}, row {number}", row
+    except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        # no Parquet file at all, or one with a damaged part
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SlmError(f"{path} cannot be read as Parquet: {reason}.") from None
+
+
+READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+SUFFIXES = (".txt", *READERS)
+
+
+def take_texts(rows: Rows, column: str) -> Iterator[str]:
+    """The text column of rows. Documents that are empty or null are left out."""
+    for where, row in rows:
+        if column not in row:
+            there = f"the columns there are {', '.join(map(repr, row))}"
+            raise SlmError(f"{where} has no column {column!r}; {there}.")
+        text = row[column]
+        if not isinstance(text, str | None):
+            kind = type(text).__name__
+            raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+        if text:
+            yield text
+
+
+def as_pieces(
+    texts: Iterable[str], side: str | None, val_fraction: float
+) -> Iterator[Piece]:
+    """Each text as a piece: all of them, or one side of the split by hash."""
+    for text in texts:
+        validation = side == "validation"
+        if side is None or in_validation(text, val_fraction) == validation:
+            yield Piece(text, True)
+
+
+# %% [markdown]
+# Here are four ways in which a file disappoints, and what its reader says. Each
+# sentence begins with the place, so the way from it to the mistake is short:
+
+# %% tags=["nbval-check-output"]
+import tempfile
+
+scratch = Path(tempfile.mkdtemp())
+wrong = {
+    "latin-1.txt": "caf\xe9 ole".encode("latin-1"),
+    "half.jsonl": b'{"text": "one"}\n{"text": ',
+    "column.jsonl": b'{"content": "one", "id": 1}\n',
+    "number.jsonl": b'{"text": 5}\n',
+}
+for name, content in wrong.items():
+    path = scratch / name
+    path.write_bytes(content)
+    try:
+        if reader := READERS.get(path.suffix):
+            list(take_texts(reader(path, "text", lambda n: None), "text"))
+        else:
+            list(read_utf8(path, 0, len(content), lambda n: None))
+    except SlmError as error:
+        print(str(error).replace(f"{scratch}/", ""))
+
+# %% [markdown]
+# ## What is read: the section `data`
+#
+# Everything that decides which text is read, and how, stands in one object, which is
+# the section `data:` of a config file. It is handed on whole: what reads text takes a
+# `DataConfig` and never eight loose values. It is frozen, so nobody changes it on the
+# way, and it checks itself. A second module begins here, `slm/data/corpus.py`. After
+# its imports comes the class, a line or two for each key.
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+"""Where text comes from: the embedded stories, files of this machine, the hub.
+
+    reading = find_source(DataConfig("texts/*.jsonl")).read("train")
+    texts = [piece.text for piece in reading.pieces(print)]
+"""
+
+import functools
+import glob
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from slm.data import stories
+from slm.data.readers import (
+    READERS,
+    SUFFIXES,
+    Advance,
+    Piece,
+    Rows,
+    as_pieces,
+    read_utf8,
+    split_pieces,
+    take_texts,
+)
+from slm.errors import SlmError, settings
+from slm.files import answers
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+@settings
+class DataConfig:
+    """`data:`, what is read; `dataset` must be given."""
+
+    dataset: str = Field(
+        min_length=1, description="'stories', a Hugging Face hub name, or a path"
+    )
+    train_split: str = Field("train", description="name of the part to train on")
+    val_split: str = Field(
+        "validation", description="name of the part that is held out"
+    )
+    val_fraction: float = Field(
+        0.1, gt=0, lt=1, description="held out where the source has no validation split"
+    )
+    text_column: str = Field(
+        "text", description="column of the source that holds a document"
+    )
+    tokenizer: str = Field(
+        "gpt2", description="'gpt2', 'stories', or the path of a saved one"
+    )
+    packing: Literal["stream", "documents"] = Field(
+        "stream", description="'documents': each row starts with a document"
+    )
+    max_documents: int | None = Field(
+        None, ge=1, description="per split; null takes all"
+    )
+    streaming: bool | None = Field(
+        None, description="read a hub data set without storing it; null: decide by size"
+    )
+    cache_dir: str = Field("data", description="where token files are kept")
+    num_workers: int = Field(
+        0, ge=0, le=256, description="threads that prepare batches ahead"
+    )
+
+
+# %% tags=["nbval-check-output"]
+try:
+    DataConfig("stories", packing="tight", val_fraction=1.5, num_worker=2)
+except SlmError as error:
+    print(error)
+
+# %% [markdown]
+# All mistakes are told at once, with what is allowed and the nearest key. Some of the
+# keys belong to later steps: `tokenizer`, `packing` and `num_workers` are read by [what
+# prepares and deals out tokens](#prepare). They stand here because a run names its data
+# in one place, and what is handed on whole cannot be mixed up with its neighbour.
+#
+# ## Three sources, one form
+#
+# A source has a `name`; a `fingerprint` that changes when its text may have changed;
+# `shards(split)`, the number of parts that it can be divided into; and `read(split,
+# part)`, which gives a `Reading`. To add a source, write a class with these four, and
+# name it in `find_source`. `split_name` makes one name of several ("val" is
+# "validation"); a source is asked by that one. A source that has no validation split
+# makes one, and the `Reading` says by which rule.
+
+# %%
+#| export data/corpus
+Part = tuple[int, int]  # (k, n): the k-th, from 0, of n parts of a split
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
+
+
+def split_name(split: str) -> str:
+    """The one name of a split that goes by several, such as "val"."""
+    return next((name for name, others in SPLITS.items() if split in others), split)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One split of a source: how it was made, its pieces, its size in some unit."""
+
+    rule: str
+    pieces: Callable[[Advance], Iterator[Piece]]
+    size: float | None
+    unit: str
+
+
+class StorySource:
+    """The embedded stories, split by seeds; train skips what validation holds."""
+
+    TRAIN, VALIDATION, VALIDATION_SEED = 30_000, 1_000, 1_000_000_000
+    name = "stories"
+
+    def __init__(self, data: DataConfig) -> None:
+        train = data.max_documents or self.TRAIN
+        self.sizes = {"train": train, "validation": min(train, self.VALIDATION)}
+        # what the rules say (weights to nine digits), and what is made of them
+        rules = [
+            line if isinstance(line, str) else f"{line[0]:.9g} {line[1]}"
+            for name, lines in stories.RULES.items()
+            for line in (name, *lines)
+        ]
+        known = "\n".join([*rules, *map(stories.sample, range(10))])
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+
+    def _pieces(self, split: str, advance: Advance) -> Iterator[Piece]:
+        seeds = range(self.sizes["validation"])
+        held_out = [stories.sample(self.VALIDATION_SEED + seed) for seed in seeds]
+        excluded = set(held_out)
+        every = map(stories.sample, itertools.count())
+        train = (text for text in every if text not in excluded)
+        texts = train if split == "train" else held_out
+        for text in itertools.islice(texts, self.sizes[split]):
+            advance(1)
+            yield Piece(text, True)
+
+    def shards(self, split: str) -> int:
+        """They are written in seconds."""
+        return 1
+
+    def read(self, split: str, part: Part | None = None) -> Reading:
+        """The pieces of "train" or "validation"."""
+        if part:
+            raise SlmError(
+                "The stories cannot be divided into parts; they are written in "
+                "seconds: leave part out."
+            )
+        if split not in self.sizes:
+            there = "there are 'train' and 'validation'"
+            raise SlmError(f"The stories have no split {split!r}; {there}.")
+        seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
+        pieces = functools.partial(self._pieces, split)
+        return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
+
+
+# %% [markdown]
+# The fingerprint of the stories is a hash of the grammar's rules and of the first ten
+# stories. Change one word of one rule, and every token file made from the old rules is
+# another corpus's.
+#
+# ## Files and folders
+#
+# A path may be a file, a folder or a pattern like `texts/*.jsonl`. Names can carry a
+# split, as in `train-00001.parquet`; a single `train.txt` brings the `val.txt` beside
+# it. What is one document is settled by the kind of file, and with it how a split is
+# made. A long text is cut where `val_fraction` of it is left, then at the next blank
+# line, else line, else character:
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+def _find_files(path: str) -> list[Path]:
+    """The files with text that a path, folder or glob pattern stands for, sorted."""
+    root = Path(path).expanduser()
+    if root.is_dir():
+        inside = (p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        found = sorted(
+            p for p in inside if "/." not in f"/{p.relative_to(root).as_posix()}"
+        )
+    else:
+        matches = map(Path, glob.glob(str(root), recursive=True))
+        found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
+    kinds = ", ".join(SUFFIXES)
+    if not found and root.is_dir():
+        raise SlmError(f"The folder {path} has no {kinds} file.")
+    if not found:
+        raise SlmError(f"{path} does not exist.")
+    for file in found:
+        if file.suffix not in SUFFIXES:
+            raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
+    if full := [file for file in found if file.stat().st_size]:
+        return full
+    raise SlmError(f"{path} is empty.")
+
+
+def _split_of_file(path: Path) -> str | None:
+    """The split that a file name carries as a word, as in `train-00001.parquet`."""
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    return next((name for name, others in SPLITS.items() if words & {*others}), None)
+
+
+def _tail_start(file: Path, fraction: float) -> int:
+    """Where a text's last `fraction` starts, at a blank line, else line, else sign."""
+    size = file.stat().st_size
+    target = int(size * (1 - fraction))
+    with open(file, "rb") as opened:
+        opened.seek(max(target - 3, 0))
+        before = opened.read(target - opened.tell() + 1)
+        opened.seek(target)
+        window = opened.read(1 << 20)
+    for boundary in (rb"\n\r?\n", rb"\n", rb"(?s:.)(?=[^\x80-\xbf])"):
+        found = re.search(boundary, window)
+        if found and target + found.end() < size:
+            return target + found.end()
+    # inside the last character: back to its first byte
+    while before and 0x80 <= before[-1] <= 0xBF:
+        before, target = before[:-1], target - 1
+    return target
+
+
+def fingerprint_file(file: Path) -> list[Any]:
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    stat = file.stat()
+    with open(file, "rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(max(stat.st_size - (1 << 16), 0))
+        ends = hashlib.sha256(head + opened.read()).hexdigest()[:16]
+    return [file.name, stat.st_size, stat.st_mtime_ns, ends]
+
+
+# %% tags=["nbval-check-output"]
+novel = scratch / "novel.txt"
+novel.write_text("\n\n".join(map(stories.sample, range(200))))
+start, size = _tail_start(novel, 0.1), novel.stat().st_size
+before, after = novel.read_text()[:start], novel.read_text()[start:]
+print(f"cut at {start / size:.3f} of the text")
+print(repr(before[-40:]), repr(after[:40]), sep="\n")
+
+# %% [markdown]
+# A hash of a whole corpus would tell its text exactly, and reading hundreds of
+# gigabytes at each start would take minutes. Size, time of the last change, and both
+# ends are enough to tell files of one name apart.
+#
+# Parts are *runs* of files: part $k$ of $n$ holds the files from $\lfloor k F / n
+# \rfloor$ to $\lfloor (k+1) F / n \rfloor$ of `F`. Written one behind the other, the
+# parts are the whole. Which files are held out is decided before they are dealt out,
+# since it depends on all of them.
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+class FileSource:
+    """Files on this machine.
+
+    Files whose names carry a split ("train.txt", "validation-0.parquet") are that
+    split; a single "…train…" file brings the validation file beside it. Where there is
+    no validation file, part of train is held out:
+
+    - of .jsonl and .parquet files the documents whose hash, as a number between 0 and
+      1, is below `val_fraction`;
+    - of .txt files, each of which is one document, that share of the files (those with
+      the lowest hashes) if it makes at least one; else the last `val_fraction` of each,
+      from a blank line or line end on.
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        self.data, self.name = data, Path(data.dataset).name
+        files = _find_files(data.dataset)
+        if len(files) == 1 and _split_of_file(files[0]) == "train":
+            first, others = files[0], SPLITS["validation"]
+            names = (re.sub("train(ing)?", other, first.name) for other in others)
+            beside = (first.with_name(name) for name in names)
+            files += itertools.islice(filter(Path.is_file, beside), 1)
+        self.fingerprint = [fingerprint_file(file) for file in files]
+        of = {file: _split_of_file(file) for file in files}
+        self.train = [file for file in files if of[file] in ("train", None)]
+        self.others = {name: [f for f in files if of[f] == name] for name in SPLITS}
+        if not self.train:  # all are named for another split: then names say nothing
+            self.train, self.others = files, {}
+
+    def shards(self, split: str) -> int:
+        """The number of files that a split is read from."""
+        return len((split != "train" and self.others.get(split)) or self.train)
+
+    def read(self, split: str, part: Part | None = None) -> Reading:
+        """The pieces of "train", "validation", or a split that files are named for."""
+        files, side, rule = self.train, None, f"the files named {split}"
+        if split != "train" and self.others.get(split):
+            files = self.others[split]
+        elif split == "train" and self.others.get("validation"):
+            rule = "the files not named for another split"
+        elif split in ("train", "validation"):
+            side = split
+            rule = f"{self.data.val_fraction:g} held out for validation"
+        else:
+            there = "there are 'train' and 'validation'"
+            raise SlmError(f"{self.data.dataset} has no split {split!r}; {there}.")
+        held = self._held_out(files) if side else set()
+        k, n = part or (0, 1)
+        files = files[k * len(files) // n : (k + 1) * len(files) // n]
+
+        def pieces(advance: Advance) -> Iterator[Piece]:
+            for file in files:
+                if file.suffix == ".txt":
+                    of_side = self._range(file, side, held)
+                    yield from split_pieces(read_utf8(file, *of_side, advance))
+                    continue
+                column = self.data.text_column
+                rows = READERS[file.suffix](file, column, advance)
+                texts = take_texts(rows, column)
+                yield from as_pieces(texts, side, self.data.val_fraction)
+
+        return Reading(rule, pieces, sum(file.stat().st_size for file in files), "B")
+
+
+# %% [markdown]
+# Which text files are held out, and which bytes of one:
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+@add_to(FileSource)
+def _held_out(self, files: list[Path]) -> set[Path]:
+    """The text files that are held out whole; none if there are too few of them."""
+    digests = {}
+    texts = [file for file in files if file.suffix == ".txt"]
+    n = int(len(texts) * self.data.val_fraction)
+    for file in texts if n else ():
+        with open(file, "rb") as opened:
+            digests[file] = hashlib.file_digest(opened, "sha256").digest()
+    lowest = sorted(digests.values())[:n]
+    return {file for file, digest in digests.items() if digest in lowest}
+
+
+@add_to(FileSource)
+def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, int]:
+    """The bytes of a text file that belong to a side; all of them if it is None."""
+    size = file.stat().st_size
+    if side is None:
+        return 0, size
+    if held:
+        return (0, size) if (file in held) == (side == "validation") else (0, 0)
+    cut = _tail_start(file, self.data.val_fraction)
+    return (0, cut) if side == "train" else (cut, size)
+
+
+# %% [markdown]
+# ## The hub
+#
+# `datasets` knows the formats of the hub, and can read them over the network row by row
+# or store them first. What it says when something is wrong fills a screen; here it
+# becomes a sentence. Whether the hub answers at all is asked before, since `datasets`
+# would try for minutes. Only a hub data set's name and revision are known without a
+# network, so they are its fingerprint: say `owner/name@revision` to pin its text.
+#
+# Stored or streamed? Streaming reads only the rows that are asked for: right for a
+# first look at a thousand documents of a corpus of terabytes. Storing first is right
+# when all of it will be read, since a broken connection then costs nothing that has
+# arrived. Unless `streaming` says otherwise, `max_documents` decides.
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+class HubSource:
+    """A data set of the hub: "owner/name", "owner/name:config", "…@revision".
+
+    Its token files are found again without a network. A validation split that it lacks
+    is made by hash from train.
+    """
+
+    PATTERN = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w./-]+))?")
+
+    def __init__(self, data: DataConfig) -> None:
+        found = self.PATTERN.fullmatch(data.dataset)
+        if not found:
+            raise SlmError(
+                f"{data.dataset!r} is no corpus: it must be 'stories', a "
+                f"{', '.join(SUFFIXES)} file, a folder of such files, or a data set of "
+                "the Hugging Face hub, 'owner/name' or 'owner/name:config'."
+            )
+        self.data, self.name = data, data.dataset
+        self.fingerprint = self.name
+        self.repository, self.config, self.revision = found.groups()
+        few = data.max_documents is not None
+        self.streaming = few if data.streaming is None else data.streaming
+
+    def _load(self, streaming: bool) -> Any:
+        """The data set's splits, as `datasets` gives them."""
+        try:
+            import datasets
+            from huggingface_hub import constants
+        except ImportError:
+            needed = 'needs datasets: pip install "slm[data]"'
+            raise SlmError(f"Reading {self.name!r} from the hub {needed}.") from None
+        offline = datasets.config.HF_HUB_OFFLINE
+        if not offline and not answers(constants.ENDPOINT, 4.0):
+            raise SlmError(
+                f"The Hugging Face hub does not answer, so {self.name!r} cannot be "
+                "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
+                "data set is already in this machine's cache.",
+                retry=True,
+            )
+        streaming = streaming and not offline
+        name, config, revision = self.repository, self.config, self.revision
+        try:
+            return datasets.load_dataset(
+                name, config, revision=revision, streaming=streaming
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            searched = "so only this machine's cache was searched"
+            hint = f"; HF_HUB_OFFLINE is set, {searched}" if offline else ""
+            failed = f"Cannot read {self.name!r} from the Hugging Face hub"
+            raise SlmError(f"{failed}: {reason.rstrip('.')}{hint}.") from error
+
+    def _rows(self, split: str, streaming: bool) -> tuple[Any, bool]:
+        """The rows that a split is read from, and whether train's are to be split."""
+        loaded = self._load(streaming)
+        splits = {split_name(name): data for name, data in loaded.items()}
+        made = split in ("train", "validation") and "validation" not in splits
+        source = "train" if made else split
+        if source not in splits:
+            there = ", ".join(map(repr, loaded))
+            raise SlmError(f"{self.name!r} has no split {split!r}; it has {there}.")
+        return splits[source], made
+
+    def shards(self, split: str) -> int:
+        """The number of files of a split; 1 if only this machine's cache holds it."""
+        return getattr(self._rows(split, streaming=True)[0], "num_shards", 1)
+
+
+# %% [markdown]
+# A part of a stored data set is a run of its files, too. What only this machine's cache
+# holds has no files to deal out; its rows are dealt out in runs, and the parts make up
+# the whole all the same.
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+@add_to(HubSource)
+def read(self, split: str, part: Part | None = None) -> Reading:
+    """The pieces of any split that there is, and of "validation"."""
+    data, made = self._rows(split, self.streaming or part is not None)
+    fraction, column = self.data.val_fraction, self.data.text_column
+    if part:  # runs of files, or of rows of what is stored
+        most = data.num_shards if hasattr(data, "num_shards") else len(data)
+        k, n = part[0], min(part[1], most)
+        data = data.shard(n, k) if k < n else data.take(0)
+    if column in (data.column_names or ()):
+        data = data.select_columns([column])
+
+    def rows(advance: Advance) -> Rows:
+        for number, row in enumerate(data, 1):
+            advance(1)
+            yield f"{self.name}, row {number}", row
+
+    def pieces(advance: Advance) -> Iterator[Piece]:
+        texts = take_texts(rows(advance), column)
+        return as_pieces(texts, split if made else None, fraction)
+
+    by_hash = f"{fraction:g} of train held out by hash"
+    rule = by_hash if made else f"the data set's own {split!r}"
+    size = len(data) if hasattr(data, "__len__") else None
+    return Reading(rule, pieces, size, "document")
+
+
+# %% [markdown]
+# ## From a name to its source
+#
+# "stories" is ours. Else, what looks like a path, or exists as one, is a path (write
+# `./stories` for a folder of that name). The rest must have the form of a hub name.
+
+# %%
+#| export data/corpus
+Source = StorySource | FileSource | HubSource
+
+
+def find_source(data: DataConfig) -> Source:
+    """What `data.dataset` stands for: the stories, local files, a data set of the hub.
+
+    Raises:
+        SlmError: There is no such file, or the name is none of the three.
+    """
+    name = data.dataset
+    if name == "stories":
+        return StorySource(data)
+    path = name.endswith(SUFFIXES) or name.startswith((".", "~", "/"))
+    local = path or glob.has_magic(name) or os.path.exists(name)
+    return FileSource(data) if local else HubSource(data)
+
+
+# %% [markdown]
+# ## Use it
+#
+# A folder with two kinds of files and no validation split. Both sides are read, and
+# each text is in exactly one of them:
+
+# %% tags=["nbval-check-output"]
+folder = scratch / "texts"
+folder.mkdir()
+rows = [json.dumps({"text": stories.sample(seed)}) for seed in range(200)]
+(folder / "rows.jsonl").write_text("\n".join(rows))
+(folder / "novel.txt").write_bytes(novel.read_bytes())
+source = find_source(DataConfig(str(folder)))
+print(type(source).__name__, source.name, f"{source.shards('train')} files")
+for split in ("train", "validation"):
+    reading = source.read(split)
+    read = list(reading.pieces(lambda n: None))
+    characters = sum(len(piece.text) for piece in read)
+    documents = sum(piece.starts for piece in read)
+    print(f"{split}: {documents} documents, {characters:,} characters")
+print("rule:", reading.rule)
+
+# %% [markdown]
+# ## Is it right?
+#
+# Divided or not, a source gives the same pieces in the same order, and the two sides
+# together are everything:
+
+
+# %% tags=["nbval-check-output"]
+def texts_of(split: str, part: Part | None = None) -> list[str]:
+    return [piece.text for piece in source.read(split, part).pieces(lambda n: None)]
+
+
+for split in ("train", "validation"):
+    for n in (1, 2, 3):
+        parts = [text for k in range(n) for text in texts_of(split, (k, n))]
+        print(f"{split} in {n} parts equal to the whole: {parts == texts_of(split)}")
+everything = sorted([*texts_of("train"), *texts_of("validation")])
+characters = sum(map(len, everything))
+expected = sum(len(json.loads(row)["text"]) for row in rows) + len(novel.read_text())
+print(f"characters of both sides {characters:,}, of the folder {expected:,}")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. A safe cut.** A block of text ends anywhere, and what is behind its last safe
+# place has to wait for the next block. Return the number of characters before that
+# place; if there is no safe place, all of them. The texts hold visible characters,
+# spaces and newlines.
+
+
+# %% tags=["exercise"]
+def last_safe_cut(text: str) -> int:
+    """Characters before the last safe cut."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+from course import check
+
+check.last_safe_cut(last_safe_cut)
+
+# %% [markdown]
+# The first idea is often the last space:
+
+# %% tags=["hide-input", "nbval-check-output"]
+check.last_safe_cut(lambda text: text.rfind(" ") if " " in text else len(text))
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Before a space or newline that a visible character follows. The first character is no
+# place to cut: nothing would be before it.
+#
+# ```python
+# def last_safe_cut(text):
+#     for i in range(len(text) - 2, 0, -1):
+#         if text[i] in " \n" and not text[i + 1].isspace():
+#             return i
+#     return len(text)
+# ```
+# </details>
+#
+# **2. A split.** Split a list of documents into train and validation. About `fraction`
+# of them go to validation; copies stay together; and a document keeps its side when
+# others are added or the order changes, also in another process (Python's own `hash` of
+# a text is another one each time Python starts).
+
+
+# %% tags=["exercise"]
+def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Train and validation documents."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.split_documents(split_documents)
+
+# %% [markdown]
+# Shuffling the *different* texts and holding out the first of them keeps copies
+# together. It is still wrong:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def by_rank(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    different = sorted(set(texts), key=lambda text: hashlib.md5(text.encode()).digest())
+    held = set(different[: int(fraction * len(different))])
+    return [t for t in texts if t not in held], [t for t in texts if t in held]
+
+
+check.split_documents(by_rank)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Any good hash will do, as long as it is a function of the text and nothing else. Read
+# as a number between 0 and 1, it falls below `fraction` with just that probability.
+#
+# ```python
+# def split_documents(texts, fraction):
+#     def held_out(text):
+#         digest = hashlib.sha256(text.encode()).digest()
+#         return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+#
+#     return [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
+# ```
+# </details>
+#
+# ## What you have now
+#
+# A name or a path becomes documents, cut into pieces, on the right side of a split that
+# does not leak. Real corpora are one name away: `DataConfig("roneneldan/TinyStories")`,
+# `DataConfig("wikimedia/wikipedia:20231101.en")`, or `DataConfig("my_texts/")`. The
+# [next engine room](#prepare) writes their tokens to disk, once.
+
+# %%
+course.summary("slm/data/readers.py", "slm/data/corpus.py")

@@ -1,0 +1,832 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
+#   slm:
+#     exports:
+#     - slm/training/folder.py
+#     - slm/training/checkpoint.py
+# ---
+
+# %% [markdown]
+# # Checkpoints
+#
+# *An engine room: it can be skipped at first reading.* A file that holds a whole run,
+# is there entirely or not at all, and is checked before it is used. You kill processes
+# while they write, damage files by a bit, and export the names inside a run folder,
+# `save_checkpoint`, `load_latest` and `Checkpointer`.
+#
+# *Runs in about 25 seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %% tags=["hide-input"]
+#| export
+"""The names inside a run folder, and what can be read there without PyTorch.
+
+    report("runs/stories_cpu")["val_loss"]
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.errors import SlmError
+
+# %% tags=["hide-input"]
+#| export training/checkpoint
+"""Checkpoints that are whole or not there, and that are checked before they are used.
+
+    path, state = load_latest("runs/stories_cpu/checkpoints")
+"""
+
+import contextlib
+import pickle
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from slm.errors import SlmError
+from slm.files import writing
+from slm.hardware import rank
+from slm.training.config import RunConfig, changed_keys
+from slm.training.folder import checkpoint_path, list_checkpoints, step_of
+from slm.training.metrics import Observer
+from slm.training.trainer import Trainer
+
+# %% [markdown]
+# ## A folder that explains itself
+#
+# A run leaves a folder. Whoever opens it later, a person, the command line, or a
+# program in the cloud that has no PyTorch, must find the same things under the same
+# names. So the names stand in one class and nowhere else.
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things lie in the folder of a run; none of them need be there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config, with every default."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A row of JSON for each look at the run, see `read_metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def earlier_metrics(self) -> Path:
+        """The rows of a start that left no checkpoint."""
+        return self.path / "metrics.before.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, see `list_checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of texts that the model wrote on its way."""
+        return self.path / "samples"
+
+    @property
+    def environment(self) -> Path:
+        """What the run was computed with: versions, device, a hash of the code."""
+        return self.path / "environment.json"
+
+    @property
+    def model(self) -> Path:
+        """The finished model; a folder of this name means that the run is finished."""
+        return self.path / "model"
+
+    @property
+    def unfinished_model(self) -> Path:
+        """The finished model while it is written."""
+        return self.path / "model.part"
+
+    @property
+    def attempts(self) -> Path:
+        """What each attempt in the cloud cost."""
+        return self.path / "attempts.json"
+
+    @property
+    def launched(self) -> Path:
+        """Where the run was launched from here: enough to find it in the cloud."""
+        return self.path / "launched.json"
+
+    @property
+    def failure(self) -> Path:
+        """What a failed process says to its launcher, on the machine's own disk."""
+        return self.path / "failure.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains in this folder."""
+        return self.path / ".lock"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.model.is_dir()
+
+
+# %% [markdown]
+# A checkpoint's name is its step, in at least eight digits, so that a listing shows
+# them in order for a long while; the code compares numbers. Anything else in the folder
+# belongs to its user. Two programs that answer "which is the newest?" by two rules
+# would one day name different ones; there is one rule:
+
+
+# %%
+#| export
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in a folder of checkpoints."""
+    return Path(folder) / f"step_{step:08d}.pt"
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a folder, newest first; other names are the user's own."""
+    name = re.compile(r"step_\d{8,}")
+    found = [p for p in Path(folder).glob("step_*.pt") if name.fullmatch(p.stem)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(Path(checkpoint).stem.removeprefix("step_"))
+
+
+# %% tags=["nbval-check-output"]
+import tempfile
+from pathlib import Path
+
+from slm.training.folder import list_checkpoints
+
+with tempfile.TemporaryDirectory() as folder:
+    for name in ("step_00000800.pt", "step_123456789.pt", "step_5.pt", "best.pt"):
+        Path(folder, name).touch()
+    print([path.name for path in list_checkpoints(folder)])
+
+
+# %% [markdown]
+# ## Reading a run without PyTorch
+#
+# Rows are appended, so a crash can cut the last one short: it is left out. A damaged
+# line in the middle cannot come from a crash, so it is reported as an error. `report`
+# sums a folder up, for somebody who asks how a run is doing; the cloud sends its answer
+# over the network.
+
+
+# %%
+#| export
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics, oldest first; none if there is no such file.
+
+    A last line that is still being written, or that a crash cut short, is left out.
+
+    Raises:
+        SlmError: Another line is damaged.
+    """
+    path = RunFolder(Path(run_dir)).metrics
+    if not path.exists():
+        return []
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            damaged = "is not a row of metrics: mend or remove it"
+            raise SlmError(f"{path}, line {number} {damaged}") from None
+    return rows
+
+
+def report(run_dir: str | Path) -> dict[str, Any]:
+    """What a run came to: how far it is, what ended it, how good it is, what it cost.
+
+    "step" is the last one in the metrics. A run goes on from "checkpoint", which may be
+    behind.
+    """
+    folder, rows = RunFolder(Path(run_dir)), read_metrics(run_dir)
+    attempts: list[dict[str, Any]] = []
+    if folder.attempts.exists():
+        attempts = json.loads(folder.attempts.read_text(encoding="utf-8"))
+    last = attempts[-1] if attempts else {}
+    # a copy of the folder may be without its checkpoints
+    saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]
+
+    def newest(key: str) -> Any:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return values[-1] if values else None
+
+    return {
+        "run": folder.path.name,
+        "finished": folder.finished,
+        "problem": last.get("problem", ""),
+        "step": rows[-1]["step"] if rows else 0,
+        "checkpoint": step_of(saved[0]) if saved else 0,
+        "val_loss": newest("val/loss"),
+        "mfu": newest("perf/mfu"),
+        "attempts": len(attempts),
+        "seconds": sum(attempt["seconds"] for attempt in attempts),
+        "dollars": sum(attempt["dollars"] for attempt in attempts),
+        "budget": last.get("budget"),
+    }
+
+
+# %% [markdown]
+# ## A file that survives the power failure
+#
+# `torch.save(model.state_dict(), path)` has two faults. Weights alone do not continue a
+# run; that is what [`state_dict`](#trainer) of the trainer is for. And a process that
+# is killed while it writes leaves half a file under the good name, in place of the last
+# whole one.
+#
+# So the file is written under a temporary name, forced to disk, and only then renamed,
+# which the operating system does entirely or not at all ([`writing`](#files) does the
+# three). What does a kill leave, at each moment?
+#
+# | killed | under the good name | besides |
+# |---|---|---|
+# | before the writing | the old file | nothing |
+# | while writing, while forcing to disk | the old file | half a file of another name |
+# | between forcing and renaming | the old file | a whole file of another name |
+# | after renaming | the new file | nothing |
+#
+# Without the forcing (`fsync`), a *power failure* could break that: the rename may
+# reach the disk before the bytes do, and the good name then stands on an empty file.
+#
+# Disks and cables also change a bit now and then, and a run that goes on from such a
+# file is wrong without a sign of it. So the last four bytes are a checksum (CRC-32) of
+# all before them, which `torch.load` ignores and `load_checkpoint` verifies first. And
+# it reads with `weights_only=True`: a pickle can run code, and a checkpoint that
+# somebody sent you should not.
+
+# %%
+#| export training/checkpoint
+# It stands in every file; another layout of the state gets another number.
+FORMAT = "slm checkpoint 3"
+
+
+class CheckpointError(SlmError):
+    """A checkpoint is damaged or of another kind; the message names the file."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: a reader sees the old file or the whole new one.
+
+    Args:
+        path: Where it should be; its folder is made.
+        state: Tensors, numbers, strings, and dictionaries and lists of them.
+
+    Raises:
+        OSError: The disk is full or not writable; the file at `path` is as it was.
+    """
+    path = Path(path)
+    with writing(path) as part:
+        try:
+            torch.save({"format": FORMAT, "state": dict(state)}, part)
+        except RuntimeError as error:  # how torch reports a write that failed
+            free = shutil.disk_usage(path.parent).free
+            why = f"{free:,} bytes of the disk are free ({str(error).splitlines()[0]})"
+            raise OSError(f"{path} could not be written; {why}") from error
+        with open(part, "r+b") as file:
+            file.write(_checksum(file, part.stat().st_size))
+
+
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """The CRC-32 of a file's first `size` bytes; its position is then behind them."""
+    checksum, block = 0, 1 << 22
+    file.seek(0)
+    for start in range(0, size, block):
+        checksum = zlib.crc32(file.read(min(block, size - start)), checksum)
+    return checksum.to_bytes(4, "little")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint, after a look at its checksum; nothing in it can run code.
+
+    Returns:
+        What was saved. Its tensors are on the CPU and are mapped from the file: copy
+        those that you keep.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint of ours.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        if size <= 4 or _checksum(file, size - 4) != file.read():
+            wrong = "is cut short, altered or not a checkpoint"
+            raise CheckpointError(f"{path} {wrong}: the checksum at its end is wrong")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = "something besides tensors, numbers and texts; it is not loaded"
+        raise CheckpointError(f"{path} holds {what}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        old = f" ({found}, not {FORMAT})" if found else ""
+        cure = "go on with the version that wrote it, or start again in another folder"
+        told = f"{path} was not written by this version of slm{old}; {cure}"
+        raise CheckpointError(told)
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+# %% [markdown]
+# Kill it while it writes: processes that do nothing but save are killed at random
+# moments, by a signal that no process can catch. The plain way leaves ruins; ours never
+# does. (A kill tests the renaming. Forcing the bytes to disk is for the power failure,
+# which cannot be staged here.)
+
+# %%
+from course.figures.checkpoints import killed_while_saving
+
+print(killed_while_saving("torch.save"))
+print(killed_while_saving("save_checkpoint"))
+
+# %% [markdown]
+# Now damage one: a single bit of 64,000 weights is turned over. The plain reader takes
+# the file as it is and hands out a wrong weight. Ours refuses it by name.
+
+# %% tags=["nbval-check-output"]
+import torch
+
+from slm.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "step_00000001.pt"
+    save_checkpoint(path, {"weights": torch.ones(64_000)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b0100_0000
+    path.write_bytes(content)
+    wrong = torch.load(path, weights_only=True)["state"]["weights"]
+    print("plain reader: weights from", wrong.min().item(), "to", wrong.max().item())
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        print(str(error).replace(f"{folder}/", ""))
+
+# %% [markdown]
+# ## The newest that can be used
+#
+# A damaged checkpoint is no reason to lose a run: the one before is a few minutes
+# older. So reading goes from the newest to the oldest, names each that cannot be used,
+# and takes the first that can. "Can be used" is more than "can be read": a file may lie
+# there that belongs to another run, and to go on with it would be worse than to stop.
+
+
+# %%
+#| export training/checkpoint
+def load_latest(
+    folder: str | Path, mismatch: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be used, with its path; None if there are none.
+
+    One that can't is named on standard output, and the one before it is tried.
+
+    Args:
+        folder: Where the checkpoints are.
+        mismatch: Says why a checkpoint that can be read can't be used, in words that
+            follow its name; "" if it can.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them can be used; with the
+            reason for the newest.
+    """
+    problems: list[str] = []
+    for path in list_checkpoints(folder):
+        try:
+            state = load_checkpoint(path)
+        except FileNotFoundError:
+            if not path.is_symlink():  # a run that goes on has just replaced it
+                return load_latest(folder, mismatch)
+            problems.append(f"{path} is a link to a file that is not there")
+        except OSError as error:
+            problems.append(f"{path} can't be read: {error.strerror}")
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            if not (problem := mismatch(state)):
+                return path, state
+            problems.append(f"{path} {problem}")
+        print(f"{problems[-1]}; trying the one before")
+    if problems:
+        count = f"none of the {len(problems)} checkpoints in {folder} can be used"
+        cure = "move them away to start again"
+        raise CheckpointError(f"{count} ({problems[0]}); {cure}")
+    return None
+
+
+def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
+    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
+    if "config" not in state:
+        return "was not written by a trainer"
+    changed = "; ".join(changed_keys(state["config"], config.as_dict()))
+    return f"belongs to a run with another config: {changed}" if changed else ""
+
+
+# %% tags=["nbval-check-output"]
+import io
+
+from slm.training.checkpoint import load_latest
+
+with tempfile.TemporaryDirectory() as folder:
+    for step in (100, 200, 300):
+        save_checkpoint(Path(folder) / f"step_{step:08d}.pt", {"step": step})
+    newest = list_checkpoints(folder)[0]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        path, state = load_latest(folder)
+    print(told.getvalue().replace(f"{folder}/", ""), end="")
+print(f"{path.name} is used, of step {state['step']}")
+
+# %% [markdown]
+# ## Saving beside the training
+#
+# Writing a gigabyte takes seconds in which a rented GPU would stand still. So training
+# waits only for a *copy* in memory, and a thread writes that while the next steps
+# change the original. Reading, after one pass for the checksum, only maps the file into
+# memory: the numbers then go straight from it into the model, without a copy in
+# between.
+#
+# The `Checkpointer` is an [observer](#settings) of the trainer. After a step at which a
+# checkpoint is due, or after which the run stops, it collects the state of the trainer
+# *and of every observer* into one dictionary: each part says itself what it needs to go
+# on exactly. Several processes agree on it (each has random numbers of its own), and
+# the first one writes.
+#
+# {numref}`fig-beside` shows who waits for whom. Three rules follow from it:
+#
+# - At most one checkpoint is being written; the next one waits for it. Two would want
+#   twice the memory.
+# - What goes wrong in the thread is raised in the loop, after the first step that ends
+#   when the thread has failed. A disk that is full at midnight must not be found in the
+#   morning.
+# - Old checkpoints are deleted by the same thread, after the new one is on disk and not
+#   before. The last few are kept, and the one with the best validation loss.
+#
+# A failure to write is the one mistake here that another attempt may cure, on another
+# machine or with more room: its error says `retry=True`, and a launcher in the cloud
+# goes by that.
+
+# %% mystnb={"figure": {"caption": "Training waits for a copy in memory; a thread writes it while the next steps go on. The next checkpoint comes only when the one before is on disk.", "name": "fig-beside"}, "image": {"alt": "Two rows over time. In the upper one groups of four steps, each followed by a short copy; in the lower one a long bar of writing begins after each copy and runs beside the next steps."}} tags=["hide-input"]
+from course.figures.checkpoints import beside_training
+
+beside_training()
+
+
+# %%
+#| export training/checkpoint
+def copy_to_cpu(state: Any) -> Any:
+    """The same dictionaries and lists with a copy of every tensor, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copy_to_cpu(value) for value in state)
+    return state
+
+
+def prune_checkpoints(
+    folder: str | Path, keep: int, step: int, best_step: int | None
+) -> None:
+    """Of the checkpoints up to `step`, delete all but the newest `keep` and the best.
+
+    Later ones are left alone: a run that has come to `step` has passed them over, or
+    its user put them there.
+    """
+    so_far = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    for path in so_far[keep:]:
+        if step_of(path) != best_step:
+            path.unlink()
+
+
+# %%
+#| export training/checkpoint
+class Checkpointer(Observer):
+    """Saves a run every `checkpoint_every` steps and when it stops, from a thread.
+
+    Use it in a `with` block: at its end, whatever ended it, nobody is writing.
+
+    Args:
+        folder: Where the checkpoints are.
+        config: The run; it is kept in each of them.
+        on_checkpoint: Called when one is safely on disk, from the thread that wrote it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder, self.config, self.on_checkpoint = folder, config, on_checkpoint
+        self.best: tuple[float, int] | None = None  # validation loss and step
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None  # the checkpoint that it is at
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best and list(self.best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"] and tuple(state["best"])
+
+    def on_step(self, trainer: Any) -> None:
+        """Save if it is time, and raise what went wrong with the one before."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+        due, loss = trainer.is_due(self.config.training.checkpoint_every), None
+        if due:
+            loss = trainer.val_loss  # of this step: a checkpoint is validated
+        if loss is not None and (self.best is None or loss < self.best[0]):
+            self.best = loss, trainer.step
+        if due or trainer.stopping:
+            self.save(trainer)
+
+
+# %% [markdown]
+# Saving. Everything up to the copy happens in the loop, and on every process; the
+# writing in the thread, on the first.
+
+
+# %%
+#| export training/checkpoint
+@course.add_to(Checkpointer)
+def save(self, trainer: Trainer) -> None:
+    """Copy the state of this step; a thread writes it, and deletes older ones.
+
+    Raises:
+        SlmError: A loss is not finite, so this state would be worthless.
+        CheckpointError: The one before could not be written.
+    """
+    told = {type(each).__name__: each.state_dict() for each in trainer.observers}
+    state = {
+        "config": self.config.as_dict(),
+        "trainer": trainer.state_dict(),
+        "observers": told,
+    }
+    if rank() != 0:
+        return
+    self.finish()
+    self._writing = self._writer.submit(self._write, copy_to_cpu(state))
+
+
+@course.add_to(Checkpointer)
+def _write(self, state: dict[str, Any]) -> None:
+    step, best = state["trainer"]["step"], state["observers"]["Checkpointer"]
+    try:
+        save_checkpoint(checkpoint_path(self.folder, step), state)
+    except OSError as error:
+        told = f"step {step} was not saved: {error}; {self.last_good()}"
+        raise CheckpointError(told, retry=True) from error
+    keep, best_step = self.config.training.keep_checkpoints, None
+    if best["best"]:
+        best_step = best["best"][1]
+    try:
+        prune_checkpoints(self.folder, keep, step, best_step)
+    except OSError as error:
+        kept = "but an older checkpoint could not be deleted"
+        print(f"step {step:,} is saved, {kept}: {error}")
+    if self.on_checkpoint:
+        self.on_checkpoint()
+
+
+@course.add_to(Checkpointer)
+def finish(self) -> None:
+    """Wait for the checkpoint that is being written, if one is.
+
+    Raises:
+        CheckpointError: It could not be written.
+    """
+    if self._writing is not None:
+        # interrupted here, it still knows that there is something to wait for
+        wait_for([self._writing])
+        written, self._writing = self._writing, None
+        written.result()
+
+
+@course.add_to(Checkpointer)
+def on_end(self) -> None:
+    self.finish()
+
+
+# %% [markdown]
+# The end of a run has two ways. A run that comes to its end, or is asked to stop, waits
+# for the last checkpoint and raises what went wrong with it. A run that *fails* has an
+# error on its way already; it waits too, because a half-written file helps nobody, and
+# what went wrong with the writing is printed beside. A run that diverged names the last
+# good checkpoint, for which it has to wait just the same.
+#
+# Going on is the reverse of saving: find the newest that fits, give the trainer and
+# every observer what is theirs, and then clear away what a killed process left. Where
+# there is no checkpoint at all, nothing is cleared.
+
+
+# %%
+#| export training/checkpoint
+@course.add_to(Checkpointer)
+def __enter__(self) -> "Checkpointer":
+    return self
+
+
+@course.add_to(Checkpointer)
+def __exit__(self, *error: object) -> None:
+    """Wait; another error is on its way already, so what went wrong is printed."""
+    if self._writing is not None and (failure := self._writing.exception()):
+        print(failure)
+    self._writer.shutdown()
+
+
+@course.add_to(Checkpointer)
+def recovery(self) -> str:
+    if self._writing is not None:
+        wait_for([self._writing])
+    return self.last_good()
+
+
+@course.add_to(Checkpointer)
+def last_good(self) -> str:
+    """Which checkpoint a run that has failed can go on from, in words."""
+    for path in list_checkpoints(self.folder):
+        with contextlib.suppress(CheckpointError, OSError):  # a damaged one
+            load_checkpoint(path)
+            return f"the last good checkpoint is {path}"
+    return "there is no checkpoint yet"
+
+
+@course.add_to(Checkpointer)
+def resume(self, trainer: Trainer) -> Path | None:
+    """Go on from the newest checkpoint of this run; None if there is none at all.
+
+    Raises:
+        CheckpointError: There are checkpoints, but all are damaged, or of another
+            config, precision or text.
+    """
+
+    def mismatch(state: dict[str, Any]) -> str:
+        foreign = config_mismatch(state, self.config)
+        return foreign or trainer.mismatch(state["trainer"])
+
+    found = load_latest(self.folder, mismatch)
+    if found is None:
+        return None
+    path, state = found
+    try:
+        trainer.load_state_dict(state["trainer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0]
+        told = f"{path} does not fit this model and optimizer: {why}"
+        raise CheckpointError(told) from error
+    for observer in trainer.observers:
+        if (name := type(observer).__name__) in state["observers"]:
+            observer.load_state_dict(state["observers"][name])
+    if rank() == 0:
+        for part in self.folder.glob("*.tmp"):  # what a killed process left
+            part.unlink()
+    return path
+
+
+# %% [markdown]
+# ## Is it right?
+#
+# A trainer is stopped in the middle and its checkpoint handed to another, which has
+# other weights and other random numbers; the two then do the same steps. Besides,
+# pruning keeps what it should, and a full disk leaves the file that was there.
+
+# %% tags=["nbval-check-output"]
+from slm.data.batches import TextDataset, TokenLoader
+from slm.model.config import GPTConfig
+from slm.model.gpt import GPT
+from slm.data.stories import sample
+from slm.data.tokenizer import get_tokenizer
+from slm.training.checkpoint import Checkpointer, prune_checkpoints
+from slm.training.config import make_config
+from slm.training.trainer import Trainer
+
+tokenizer = get_tokenizer("stories")
+rows = TextDataset([sample(seed) for seed in range(40)], tokenizer, 32)
+shape = GPTConfig(tokenizer.n_vocab, 32, 1, 2, 16, 32, dropout=0.1)
+steps = {"max_steps": 12, "warmup_steps": 2, "checkpoint_every": 6, "dtype": "float32"}
+sections = {"model": {}, "data": {"dataset": "given"}, "training": steps}
+sections["model"] = {name: getattr(shape, name) for name in shape.__annotations__}
+config = make_config(sections)
+
+
+def run_in(folder: Path, seed: int, stop_at: int | None = None) -> torch.Tensor:
+    """Train in a folder of checkpoints, from the newest; returns all weights."""
+    torch.manual_seed(seed)
+    with Checkpointer(folder, config) as checkpointer:
+        loader, told = TokenLoader(rows, batch_size=2), [checkpointer]
+        trainer = Trainer(GPT(shape), loader, None, config, "cpu", False, told, False)
+        checkpointer.resume(trainer)
+        trainer.train(stop=lambda: stop_at is not None and trainer.step + 1 >= stop_at)
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+with tempfile.TemporaryDirectory() as home:
+    whole = run_in(Path(home) / "whole", seed=0)
+    run_in(Path(home) / "torn", seed=0, stop_at=8)
+    names = [path.name for path in list_checkpoints(Path(home) / "torn")]
+    torn = run_in(Path(home) / "torn", seed=77)
+    print("stopped after step 8, saved:", *names)
+    print("the same weights to the last bit:", torch.equal(whole, torn))
+
+    folder = Path(home) / "pruned"
+    for step in range(1, 7):
+        save_checkpoint(folder / f"step_{step:08d}.pt", {"step": step})
+    prune_checkpoints(folder, keep=2, step=5, best_step=1)
+    left = [load_checkpoint(path)["step"] for path in list_checkpoints(folder)]
+    print("of six, at step 5, with the best at 1, there are left:", *left)
+
+# %% [markdown]
+# ## Exercise: resume
+#
+# A run, with dropout, goes on in another process as if it had never stopped. What must
+# `my_save` put into its dictionary? It is used later, when the run that it was taken
+# from has moved on.
+
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_save(model: GPT, optimizer: torch.optim.Optimizer, step: int) -> dict:
+    """Everything that the next step depends on, as it is now."""
+    raise NotImplementedError("your turn")
+
+
+def my_load(state: dict, model: GPT, optimizer: torch.optim.Optimizer) -> int:
+    """Put it into a fresh model and optimizer; returns the number of steps done."""
+    raise NotImplementedError("your turn")
+
+
+check.resume(my_save, my_load)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which forgets that `state_dict` hands
+# out the live tensors:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def live(model: GPT, optimizer: torch.optim.Optimizer, step: int) -> dict:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return state | {"rng_state": torch.get_rng_state(), "step": step}
+
+
+def load(state: dict, model: GPT, optimizer: torch.optim.Optimizer) -> int:
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng_state"])
+    return state["step"]
+
+
+check.resume(live, load)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_save(model, optimizer, step):
+#     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+#     return copy_to_cpu(state | {"rng_state": torch.get_rng_state(), "step": step})
+#
+# def my_load(state, model, optimizer):
+#     model.load_state_dict(state["model"])
+#     optimizer.load_state_dict(state["optimizer"])
+#     torch.set_rng_state(state["rng_state"])
+#     return state["step"]
+# ```
+# </details>
+#
+# ## What you have now
+#
+# Names for everything in a run folder, a file that is whole or not there and that knows
+# when it was damaged, and a `Checkpointer` that saves beside the training. One thing is
+# missing: the command that finds such a folder and goes on. That is [the next
+# chapter](#runs).
+
+# %%
+course.summary("slm/training/folder.py", "slm/training/checkpoint.py")

@@ -1,0 +1,892 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: slm,jupytext.formats,jupytext.notebook_metadata_filter,jupytext.cell_metadata_filter,-all
+#   slm:
+#     exports:
+#     - slm/cloud/cost.py
+# ---
+
+# %% [markdown]
+# # Cost
+#
+# What a training run costs, known before it starts: you measure what your own computer
+# does with the operations that you have counted, turn counts into hours and dollars on
+# every GPU that Modal rents, and dollars into the loss that they buy, and export
+# `estimate`, `verdict`, `max_steps_that_fit`, `cost_table` and `report`.
+#
+# *Runs in about 50 seconds on two cores.*
+
+# %%
+import course
+
+course.start()
+
+# %% tags=["hide-input"]
+#| export
+"""What a run needs on each GPU, in hours, dollars and memory, before it starts.
+
+    print(cost_table(load_config("configs/gpt_124m.yaml")))
+"""
+
+import bisect
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.gpus import GPU, MODAL, Prices
+from slm.model.config import (
+    GPTConfig,
+    Memory,
+    count_flops_per_token,
+    count_memory,
+    count_parameters,
+)
+from slm.training.config import RunConfig
+
+# %% [markdown]
+# ## The idea
+#
+# A training run is a known number of multiplications. A GPU does a known number of them
+# per second, of which a program reaches a third or a half, and it has a price per
+# second. The rest is division:
+#
+# $$\text{hours} =
+# \frac{\text{tokens} \times \text{FLOPs per token}}
+# {3600 \times \text{peak FLOP/s} \times \text{utilisation}}$$
+#
+# $$\text{dollars} = \text{hours} \times \text{price per hour}$$
+#
+# Here is where that leads: the three GPT configs of this course on every GPU in the
+# table. Both axes are logarithmic, and down and left is better.
+
+# %% mystnb={"figure": {"caption": "Three models on every GPU of the table. Each bar goes from the fast to the slow end of what is assumed; down and left is better, and there stand the fast GPUs.", "name": "fig-hours-dollars"}, "image": {"alt": "Hours to the right, dollars upwards, both logarithmic. For each of three models the points fall from the T4 at the upper right to the B200 at the lower left."}} tags=["hide-input"]
+from pathlib import Path
+
+import torch
+
+from course.figures.cost import hours_and_dollars
+from slm.training.config import load_config
+
+gpt_configs = [load_config(path) for path in sorted(Path("configs").glob("gpt_*.yaml"))]
+hours_and_dollars(gpt_configs)
+
+# %% [markdown]
+# Look at how each model's points lie. If you paid for speed, the fast GPUs would stand
+# to the upper left: less time, more money. They stand to the lower left. The rest of
+# the chapter builds the numbers behind this figure, one at a time, and checks each.
+#
+# ## One bill, by hand
+#
+# Three numbers have been counted before: the parameters of a model, the FLOPs of a
+# token, and the bytes that a step needs ([the GPT](#gpt)). Three more stand in the
+# table of GPUs ([the settings](#settings)): the peak, the price, and the share of the
+# peak that training code is assumed to reach, the *model FLOPs utilisation* (MFU). For
+# the smallest of the configs on its own GPU:
+
+# %% tags=["nbval-check-output"]
+small = gpt_configs[0]
+t4 = MODAL.find(small.modal.gpu)
+flops_per_token = count_flops_per_token(small.model)
+rows = small.training.batch_size * small.training.gradient_accumulation_steps
+tokens = small.training.max_steps * rows * small.model.context_length
+print(f"{tokens / 1e6:,.0f} million tokens of {flops_per_token / 1e6:,.0f} MFLOPs")
+for share in sorted(t4.mfu, reverse=True):
+    seconds = tokens * flops_per_token / (1e12 * t4.peak_tflops * share)
+    price = seconds * t4.dollars_per_second
+    told = f"{seconds / 3600:.2f} hours, ${price:.2f} for the GPU"
+    print(f"{share:.0%} of {t4.peak_tflops:g} TFLOP/s: {told}")
+
+# %% [markdown]
+# That is nearly all there is to it. What is missing: the processor cores and the memory
+# beside the GPU, which are on the bill too; the minutes before the first step;
+# evaluations and checkpoints; and small models, which cannot keep a GPU busy. And one
+# question stands before the others: where does a share like 30 % come from?
+#
+# ## From FLOPs to seconds, on your machine
+#
+# How fast is the machine in front of you? One number is its **peak**: FLOP/s in a large
+# matrix product. The other is its **bandwidth**: bytes per second when it only moves
+# numbers. An operation that does few FLOPs per byte waits for memory, however fast the
+# processor is. The roof below is what the two numbers allow, and the points are what
+# the parts of GPT-2 reach, with 256 tokens, and two of them with one.
+
+# %% mystnb={"figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it. Few FLOPs per byte, at the left, means waiting for memory.", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens close to the flat part, norms, GELU and products of one token low at the left."}} tags=["hide-input"]
+from course.figures.cost import measure_machine, roofline
+
+machine = measure_machine()
+peak, bandwidth = machine.flops_per_second / 1e9, machine.bytes_per_second / 1e9
+print(f"peak {peak:.0f} GFLOP/s, bandwidth {bandwidth:.0f} GB/s (float32, one thread)")
+roofline(machine, small.model)
+
+# %% [markdown]
+# Products of many tokens stand on the right, close to the roof. (The slope was measured
+# by copying; what only reads may stand a little above it.) Norms and GELU sit far left,
+# bound by memory: they are hardly in the count, and yet they take time. And the product
+# for *one* token, which is what generation does, reads a whole matrix to use each
+# number once. This is why no program reaches the peak. The share that it does reach,
+#
+# $$\text{MFU} =
+# \frac{\text{tokens per second} \times \text{FLOPs per token}}{\text{peak FLOP/s}}$$
+#
+# is 30 to 64 % for the published codes that are named under *Prices* below, and less
+# for small models.
+#
+# ### Predict, then run
+#
+# A prediction is worth something if it is made before. Time a model of two layers and a
+# model of four, a few steps each: half the difference is a layer, the rest is
+# everything else. From these, predict the seconds of 200 steps of deeper models. Then
+# run them. All times are processor time of the one thread, so that other programs on
+# your machine do not count.
+
+# %%
+from course.figures.cost import median_seconds, training_step
+
+
+def shape(n_layers: int, d_model: int) -> GPTConfig:
+    return GPTConfig(512, 64, n_layers, n_heads=2, d_model=d_model, d_ff=4 * d_model)
+
+
+sizes, steps = [(6, 48), (5, 64), (6, 96)], 200
+predictions = []
+for n_layers, d_model in sizes:
+    shallow = [training_step(shape(n, d_model)) for n in (2, 4)]
+    two, four = median_seconds(shallow)
+    predictions.append(steps * (two + (n_layers - 2) * (four - two) / 2))
+print("predicted seconds:", [round(p, 2) for p in predictions])
+
+# %%
+import time
+
+for (n_layers, d_model), predicted in zip(sizes, predictions, strict=True):
+    config = shape(n_layers, d_model)
+    step = training_step(config)  # on 4 rows of 64 tokens
+    step()  # the first one allocates
+    began = time.process_time()
+    for _ in range(steps):
+        step()
+    seconds = time.process_time() - began
+    flops = steps * 4 * 64 * count_flops_per_token(config)
+    mfu = flops / seconds / machine.flops_per_second
+    told = f"predicted {predicted:.2f} s, took {seconds:.2f} s, error"
+    error = predicted / seconds - 1
+    print(f"{n_layers} layers of {d_model}: {told} {error:+.0%}, MFU {mfu:.0%}")
+
+# %% [markdown]
+# The errors above are what to expect, either way: a layer among many is not exactly as
+# fast as one among few, and no two minutes of a shared machine are alike. That is the
+# whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and
+# you know the hours. What you can know without renting is the peak and a range for the
+# MFU, and these make the table.
+#
+# ## Prices
+#
+# Prices change, so they carry their date and source, and `slm cost --prices FILE`
+# replaces them. Modal bills by the second: the GPU, plus the CPU cores and the memory
+# that you reserve (or use, if that is more).
+
+# %% tags=["nbval-check-output"]
+print(f"prices of {MODAL.date}, {MODAL.source}")
+for gpu in MODAL.gpus:
+    mfu = "-".join(f"{share:.0%}" for share in gpu.mfu)
+    speed = f"{gpu.peak_tflops:5,.0f} TFLOP/s, {gpu.memory_gb:3.0f} GB"
+    hour = 3600 * gpu.dollars_per_second
+    print(f"{gpu.name:<13} ${hour:.2f} an hour, {speed}, MFU {mfu}")
+
+# %% [markdown]
+# The MFU ranges are assumptions, and stated as such. For A100 and H100 they lie near
+# what published training codes reach: on an A100, nanoGPT 30 %, Raschka's tuned loop 39
+# %, and llm.c, written in CUDA, 60 to 64 %; on an H100, modded-nanogpt's baseline 40 %
+# and nanochat 41 to 46 %. For all other GPUs they are a guess by analogy. All hold for
+# compiled code; without `torch.compile` expect about half.
+#
+# ## The estimate
+#
+# Everything comes together in `estimate`: one config, one GPU. Each number has a fast
+# and a slow end, from the two ends of the MFU range. The other assumptions stand in
+# capitals, so that you can see and change them. Small models need `LAUNCH`: a GPU
+# spends a few microseconds to start each of a layer's many operations, however small
+# they are.
+
+# %%
+#| export
+# Pairs are fast end and slow end.
+START_UP = (60.0, 300.0)  # seconds: container, imports, compilation
+LAUNCH = (1e-4, 5e-4)  # seconds that a layer takes at least, however small it is
+OVERHEAD = 0.10  # of the training time: evaluation, checkpoints
+UNCOMPILED = 0.5  # share of the MFU that is left without torch.compile
+HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragmentation
+LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would need on one kind of GPU; pairs are (fast end, slow end).
+
+    Args:
+        gpu: Its name in the price table.
+        count: How many of them.
+        dtype: The type of the matrix products.
+        memory_gb: What a step needs on each.
+        capacity_gb: What each has.
+        largest_batch: Rows in the largest micro-batch that fits, up to LARGEST_BATCH.
+        tokens_per_second: Of all GPUs together.
+        hours: Of the whole run, start-up included.
+        dollars_per_hour: For GPUs, CPU cores and memory.
+        dollars: Of the whole run.
+    """
+
+    gpu: str
+    count: int
+    dtype: str
+    memory_gb: float
+    capacity_gb: float
+    largest_batch: int
+    tokens_per_second: tuple[float, float]
+    hours: tuple[float, float]
+    dollars_per_hour: float
+    dollars: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        """As in a config: `H100` or `H100:8`."""
+        return self.gpu if self.count == 1 else f"{self.gpu}:{self.count}"
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the config's micro-batch fits, with headroom."""
+        return self.memory_gb <= (1 - HEADROOM) * self.capacity_gb
+
+
+# %% [markdown]
+# Four questions to a config, each answered by a few lines. What does an hour cost? How
+# many tokens does a step see? In which type are the products computed: the trainer's
+# own rule, asked before there is a device? And what must the memory hold? On a T4,
+# which has no bfloat16, the trainer takes float16 with loss scaling, in which its peak
+# is given.
+
+
+# %%
+#| export
+def dollars_per_hour(
+    config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
+) -> float:
+    """Dollars for an hour of the config's GPUs (or another kind), cores and memory."""
+    machine = config.modal
+    each = prices.find(gpu or machine.gpu_name).dollars_per_second
+    cores = machine.cpu * prices.dollars_per_core_second
+    memory = machine.memory_mib / 1024 * prices.dollars_per_gib_second
+    return 3600 * (machine.gpu_count * each + (cores + memory))
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens that one optimizer step sees, on all GPUs together."""
+    training = config.training
+    rows = training.batch_size * training.gradient_accumulation_steps
+    return rows * config.modal.gpu_count * config.model.context_length
+
+
+def run_dtype(config: RunConfig, gpu: GPU) -> str:
+    """The type of the matrix products on that GPU, as the trainer chooses it."""
+    if not config.training.use_amp:
+        return "float32"
+    if config.training.dtype != "auto":
+        return config.training.dtype
+    return "bfloat16" if gpu.bfloat16 else "float16"
+
+
+def step_memory(config: RunConfig, gpu: GPU, batch_size: int | None = None) -> Memory:
+    """What a step of the config, or one with another micro-batch, holds on that GPU."""
+    training = config.training
+    return count_memory(
+        config.model,
+        batch_size or training.batch_size,
+        run_dtype(config, gpu),
+        "cuda",
+        training.gradient_accumulation_steps > 1,
+        training.optimizer,
+    )
+
+
+# %% [markdown]
+# The seconds of a step are the formula from the beginning of the chapter, with two
+# corrections. A GPU has two peaks: one for 16-bit products in its matrix units, and a
+# far smaller one for float32. And a layer takes at least as long as its launches.
+
+
+# %%
+#| export
+def seconds_per_step(config: RunConfig, gpu: GPU) -> tuple[float, float]:
+    """Seconds of an optimizer step on that GPU, at the fast and at the slow end."""
+    training, dtype = config.training, run_dtype(config, gpu)
+    in_matrix_units = dtype == "float16" or (dtype == "bfloat16" and gpu.bfloat16)
+    peak = 1e12 * (gpu.peak_tflops if in_matrix_units else gpu.float32_tflops)
+    share = 1 if training.compile else UNCOMPILED
+    tokens = training.batch_size * config.model.context_length  # of a micro-batch
+    flops = tokens * count_flops_per_token(config.model)
+    fast, slow = (
+        max(flops / (peak * mfu * share), config.model.n_layers * launch)
+        for mfu, launch in zip(sorted(gpu.mfu, reverse=True), LAUNCH, strict=True)
+    )
+    micro_batches = training.gradient_accumulation_steps
+    return micro_batches * fast, micro_batches * slow
+
+
+def estimate(
+    config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
+) -> Estimate:
+    """Memory, speed, hours and dollars of a config on its own GPU, or on another kind.
+
+    Raises:
+        SlmError: The GPU is not in the price table.
+    """
+    row = prices.find(gpu or config.modal.gpu_name)
+    steps, tokens = seconds_per_step(config, row), tokens_per_step(config)
+    training = [config.training.max_steps * step * (1 + OVERHEAD) for step in steps]
+    fast, slow = (
+        (start_up + seconds) / 3600
+        for start_up, seconds in zip(START_UP, training, strict=True)
+    )
+    rate = dollars_per_hour(config, prices, row.name)
+    room = (1 - HEADROOM) * row.memory_gb * 1e9  # bytes
+    largest = bisect.bisect_right(
+        range(1, LARGEST_BATCH + 1),
+        room,
+        key=lambda rows: step_memory(config, row, rows).peak,
+    )
+    return Estimate(
+        gpu=row.name,
+        count=config.modal.gpu_count,
+        dtype=run_dtype(config, row),
+        memory_gb=step_memory(config, row).peak / 1e9,
+        capacity_gb=row.memory_gb,
+        largest_batch=largest,
+        tokens_per_second=(tokens / steps[0], tokens / steps[1]),
+        hours=(fast, slow),
+        dollars_per_hour=rate,
+        dollars=(fast * rate, slow * rate),
+    )
+
+
+def estimate_all(config: RunConfig, prices: Prices = MODAL) -> list[Estimate]:
+    """An `estimate` for each kind of GPU of which the config's number can be rented."""
+    enough = [gpu for gpu in prices.gpus if config.modal.gpu_count <= gpu.limit]
+    return [estimate(config, prices, gpu.name) for gpu in enough]
+
+
+# %% [markdown]
+# What `LAUNCH` is for: the little story model on an H100, without it and with it, at
+# the fast end.
+
+# %% tags=["nbval-check-output"]
+little, h100 = load_config("configs/stories_cpu.yaml"), MODAL.find("H100")
+reached = 1e12 * h100.peak_tflops * max(h100.mfu)
+unbounded = reached / count_flops_per_token(little.model) / 1e6
+bounded = estimate(little, gpu="H100").tokens_per_second[0] / 1e6
+print(f"{little.name} on {h100.name}, million tokens per second:")
+print(f"{unbounded:.0f} by its FLOPs alone, {bounded:.1f} with LAUNCH")
+
+# %% [markdown]
+# What the estimate leaves out. Several GPUs exchange their gradients in every step, and
+# that is costed as if it were free. And the optimizer's own work is not counted. For
+# AdamW that is a few operations per parameter. Muon, however, multiplies each matrix of
+# the blocks with itself a few times over. PyTorch's counter says how much that is for
+# the story model, beside the products that are counted:
+
+# %% tags=["nbval-check-output"]
+from torch.utils.flop_counter import FlopCounterMode
+
+from slm.model.gpt import GPT
+from slm.training.optim import make_optimizers
+
+model = GPT(little.model)
+for parameter in model.parameters():
+    parameter.grad = torch.ones_like(parameter)
+optimizers = make_optimizers(model, little.training)
+for optimizer in optimizers:
+    optimizer.step()  # the first one also tries which type is fastest here
+with FlopCounterMode(display=False) as counter:
+    for optimizer in optimizers:
+        optimizer.step()
+step = tokens_per_step(little)
+share = counter.get_total_flops() / (step * count_flops_per_token(little.model))
+print(f"{little.training.optimizer}: {share:.0%} on top of a step of {step:,} tokens")
+
+# %% [markdown]
+# It is work per step, not per token: with large batches the share becomes small.
+#
+# ## Is the config honest?
+#
+# A config promises things: so many steps, within a `timeout`, for no more than
+# `max_dollars`, on this GPU. The promise can be checked before anything is rented, and
+# it should hold at the *slow* end of the range. If it does not, say what would, and say
+# "fits if" only of a change that has been through the same check. Steps that all belong
+# to the warm-up are no remedy: no config may have them.
+
+
+# %%
+#| export
+def _fits(config: RunConfig, found: Estimate) -> bool:
+    """Whether the slow end keeps all that the config promises."""
+    in_time = 3600 * found.hours[1] <= config.modal.timeout
+    in_money = found.dollars[1] <= config.modal.max_dollars
+    return found.fits_memory and in_time and in_money
+
+
+def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
+    """The most steps within `timeout` and `max_dollars`, at the slow end."""
+    found, limits = estimate(config, prices), config.modal
+    affordable = limits.max_dollars / found.dollars_per_hour * 3600  # seconds
+    seconds = min(limits.timeout, affordable) - START_UP[1]
+    each = (3600 * found.hours[1] - START_UP[1]) / config.training.max_steps
+    return max(0, int(seconds / each))
+
+
+def _remedy(config: RunConfig, prices: Prices) -> str:
+    """The batch size and the steps with which a config would fit its own GPU, checked.
+
+    Empty if there are none.
+    """
+    found = estimate(config, prices)
+    changes: dict[str, Any] = {}
+    if not found.fits_memory:
+        changes["batch_size"] = found.largest_batch
+    if not all(changes.values()):
+        return ""
+    config = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, **changes)
+    )
+    if not _fits(config, estimate(config, prices)):
+        changes["max_steps"] = max_steps_that_fit(config, prices)
+        if changes["max_steps"] <= config.training.warmup_steps:
+            return ""
+        config = dataclasses.replace(
+            config, training=dataclasses.replace(config.training, **changes)
+        )
+    if not _fits(config, estimate(config, prices)):
+        return ""
+    return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
+
+
+# %%
+#| export
+def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
+    """Whether a config keeps its promises of time, money and memory on its own GPU.
+
+    Returns:
+        That, and a sentence: what it needs, and what would fit or would be cheaper.
+    """
+    found, hours = estimate(config, prices), config.modal.timeout / 3600
+    fitting = [row for row in estimate_all(config, prices) if _fits(config, row)]
+    best = min(fitting, key=lambda row: row.dollars[1], default=None)
+    there = best and f"{best.name} ({best.hours[1]:.2f} h, ${best.dollars[1]:.2f})"
+    if not _fits(config, found):
+        return False, _refusal(config, prices, found, there or "")
+    told = f"Fits: at most {found.hours[1]:.2f} h of {hours:.1f} h"
+    told += f" and ${found.dollars[1]:.2f} on {found.name}."
+    if best and best.dollars[1] < found.dollars[1]:
+        told += f" Cheapest: {there}."
+    return True, told
+
+
+def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> str:
+    """What a config lacks, and the checked ways in which it would fit."""
+    modal, remedy = config.modal, _remedy(config, prices)
+    if found.fits_memory:
+        need = f"up to {found.hours[1]:.1f} h and ${found.dollars[1]:.2f}"
+        told = f"Needs {need} on {found.name}"
+    else:
+        told = f"Needs {found.memory_gb:.1f} GB, and {found.name} has "
+        told += f"{found.capacity_gb:g} GB, a tenth to be left free"
+    allowed = f"{modal.timeout / 3600:.1f} h and ${modal.max_dollars:.2f}"
+    told += f"; the config allows {allowed}."
+    if not found.fits_memory and found.largest_batch and not remedy:
+        told += f" The memory holds batch_size ≤ {found.largest_batch}, "
+        told += "but then time or dollars do not suffice."
+    ways = [way for way in (remedy, f"on {there}" if there else "") if way]
+    if not ways:
+        return f"{told} It fits on no other GPU either."
+    return f"{told} Fits if {', or '.join(ways)}."
+
+
+# %% [markdown]
+# What a wish looks like that cannot come true: 50,000 steps of the first config, in two
+# hours.
+
+# %% tags=["nbval-check-output"]
+changes = ["training.max_steps=50000", "modal.timeout=7200"]
+wish = load_config("configs/gpt_124m.yaml", changes)
+print(textwrap.fill(verdict(wish)[1], 88))
+
+# %% [markdown]
+# ## The table
+#
+# What `slm cost` prints: one row for each GPU, the verdict below it, and the
+# assumptions once at the end.
+
+
+# %%
+#| export
+_HEADER = (
+    f"{'GPU':<15} {'type':<8}{'MFU, %':>6}{'memory, GB':>13}{'batch':>9}"
+    f"{'k tokens/s':>12}{'hours':>12}{'dollars':>12}"
+)
+
+
+def _span(low: float, high: float, digits: int = 2) -> str:
+    """Two ends, with decimals only where they tell something."""
+    digits = digits if high < 100 else 0
+    return f"{low:.{digits}f}-{high:.{digits}f}"
+
+
+def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
+    low, high = prices.find(row.gpu).mfu
+    mark = " " if row.fits_memory else "!"
+    digits = 1 if row.memory_gb < 100 else 0
+    memory = f"{row.memory_gb:.{digits}f}{mark} of {row.capacity_gb:3g}"
+    most = "≥" if row.largest_batch == LARGEST_BATCH else ""
+    batch = f"{most}{row.largest_batch:,}"
+    fast, slow = (tokens / 1000 for tokens in row.tokens_per_second)
+    return (
+        f"{'*' if own else ' '}{row.name:<14} {row.dtype:<8}"
+        f"{_span(100 * low, 100 * high, 0):>6}{memory:>13}{batch:>9}"
+        f"{_span(slow, fast, 0):>12}{_span(*row.hours):>12}{_span(*row.dollars):>12}"
+    )
+
+
+def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
+    """A table of one or more runs on every GPU, each with its verdict, as text."""
+    lines = [_HEADER]
+    for config in [configs] if isinstance(configs, RunConfig) else configs:
+        step, flops = tokens_per_step(config), count_flops_per_token(config.model)
+        steps, own = config.training.max_steps, prices.find(config.modal.gpu_name).name
+        title = (
+            f"{config.name}: {count_parameters(config.model):,} parameters, "
+            f"{steps:,} steps of {step:,} tokens, {flops / 1e9:.3f} GFLOPs per token, "
+            f"{steps * step * flops:.2e} in all"
+        )
+        rows = estimate_all(config, prices)
+        lines += ["", textwrap.fill(title, 88)]
+        lines += [_table_row(row, row.gpu == own, prices) for row in rows]
+        lines += [textwrap.fill(verdict(config, prices)[1], 88)]
+    return "\n".join(lines)
+
+
+ASSUMPTIONS = textwrap.fill(
+    "* the config's GPU; ! does not fit into memory. Hours and dollars from the fast "
+    "to the slow end of an assumed MFU range, for compiled models of 100M parameters "
+    "and more (half of it without torch.compile; small models reach less). The ranges "
+    "of A100 and H100 lie near what published codes reach, the others are a guess by "
+    f"analogy. Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, "
+    f"{OVERHEAD:.0%} for evaluation and checkpoints, and the container's CPU cores and "
+    "memory. Not counted: the optimizer's own work (little for adamw, more for muon "
+    "with small batches), and the communication of several GPUs, as if it were free.",
+    88,
+)
+
+
+# %% tags=["nbval-check-output"]
+print(cost_table(gpt_configs))
+
+# %% [markdown]
+# Read a column from top to bottom: the price per second rises tenfold, and the dollars
+# *fall*, with steps back where the price rises more than the speed. A newer GPU's speed
+# grows faster than its price, and the CPU cores and memory beside it are paid for a
+# shorter time. **The fastest GPU is the cheapest one**, and what lies between is no
+# straight line. The steps back, for the first config:
+
+# %% tags=["nbval-check-output"]
+from itertools import pairwise
+
+for row, following in pairwise(estimate_all(small)):
+    if following.dollars[1] > row.dollars[1]:
+        price = following.dollars_per_hour / row.dollars_per_hour - 1
+        speed = following.tokens_per_second[1] / row.tokens_per_second[1] - 1
+        print(f"{row.name} to {following.name}: price {price:+.0%}, speed {speed:+.0%}")
+within = estimate(small).dollars[1] <= MODAL.free_dollars_per_month
+print(f"whole bill on {estimate(small).name} within the free credit: {within}")
+
+# %% [markdown]
+# Why does the smallest config name a T4 all the same, the slowest and dearest in its
+# table? By the hour it is the cheapest, so a first launch that goes wrong costs least
+# on it, and its whole bill stays within the free credit of a month. For the second run
+# change one word, `gpu`. The rule of the fastest GPU ends where the model is too small
+# to keep it busy:
+
+# %% tags=["nbval-check-output"]
+for config in [little, *gpt_configs]:
+    cheapest = min(estimate_all(config), key=lambda found: found.dollars[1])
+    print(f"{config.name}: cheapest on {cheapest.name}")
+
+# %% [markdown]
+# For machines the same numbers as JSON:
+
+
+# %%
+#| export
+def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
+    """All that is known about a config's cost, ready for JSON."""
+    fits, sentence = verdict(config, prices)
+    gpu = prices.find(config.modal.gpu_name)
+    steps = config.training.max_steps
+    return {
+        "config": config.name,
+        "parameters": count_parameters(config.model),
+        "steps": steps,
+        "tokens": steps * tokens_per_step(config),
+        "flops_per_token": count_flops_per_token(config.model),
+        "prices": {"date": prices.date, "source": prices.source},
+        "free_dollars_per_month": prices.free_dollars_per_month,
+        "gpu": estimate(config, prices).name,
+        "memory_bytes": asdict(step_memory(config, gpu)),
+        "fits": fits,
+        "verdict": sentence,
+        "max_steps_that_fit": max_steps_that_fit(config, prices),
+        "estimates": [asdict(row) for row in estimate_all(config, prices)],
+    }
+
+
+# %% [markdown]
+# ## What size buys
+#
+# So far a run is hours and dollars. What you want is a low loss. How it falls with the
+# number of parameters $N$ is a measured fact of many model families (Kaplan et al.
+# 2020):
+#
+# $$L(N) = E + a\,N^{-b}$$
+#
+# $E$ is what no model can predict, the entropy of the text. For natural language nobody
+# knows it, and it has to be fitted along with $a$ and $b$. Here the grammar gives it
+# exactly ([the floor](#floor)). So train five sizes on the same batches, subtract $E$,
+# and a power law must be a straight line on logarithmic axes. The line is fitted to the
+# *first four*, and the fifth tests it.
+
+# %%
+from slm.data.floor import reference_lines
+from slm.data.dataset import create_dataloader
+from slm.data.tokenizer import get_tokenizer
+from slm.training.trainer import Trainer
+
+floor = reference_lines(get_tokenizer("stories")).floor  # E, in nats per token
+source = {"batch_size": 8, "context_length": 128}
+source |= {"tokenizer": "stories", "packing": "documents"}
+text = [
+    create_dataloader("stories", split=split, **source)
+    for split in ("train", "validation")
+]
+schedule = {"batch_size": 8, "optimizer": "muon", "learning_rate": 2e-2}
+schedule |= {"warmup_steps": 30, "eval_batches": 40, "use_amp": False}
+schedule |= {"log_every": 300, "eval_every": 1000, "checkpoint_every": 1000}
+
+
+def final_loss(model: GPTConfig, steps: int) -> float:
+    """Validation loss after so many steps, in nats per token."""
+    torch.manual_seed(0)
+    training = {"training": {**schedule, "max_steps": steps}}
+    trainer = Trainer(GPT(model), *text, training, device="cpu", verbose=False)
+    return trainer.train()[-1]["val/loss"]
+
+
+def of_width(d: int) -> GPTConfig:
+    return GPTConfig(1024, 128, n_layers=2, n_heads=1, d_model=d, d_ff=4 * d)
+
+
+models = [of_width(d) for d in (4, 8, 16, 32, 64)]
+sizes = [count_parameters(model) for model in models]
+losses = [final_loss(model, 300) for model in models]
+targets = sum(int((text[0].batch(step)[1] != -100).sum()) for step in range(300))
+longer = final_loss(models[-1], 600)
+
+# %% mystnb={"figure": {"caption": "Loss above the floor for five sizes. The line is fitted to the first four; the fifth, which saw too few tokens for its size, leaves it upwards.", "name": "fig-scaling"}, "image": {"alt": "Loss above the floor against parameters, both logarithmic: four points along a falling line, and a fifth above it."}} tags=["hide-input"]
+from course.figures.cost import fit_power_law, scaling
+
+law = fit_power_law(sizes[:4], losses[:4], floor)
+print(f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first four")
+for n, loss in zip(sizes, losses, strict=True):
+    excess = (loss - floor) / (law(n) - floor) - 1
+    told = f"loss {loss:.3f}, law {law(n):.3f}: excess {excess:+.0%}"
+    print(f"{n:>7,} parameters, {targets / n:4.1f} tokens each: {told}")
+span = (losses[0] - floor) / (losses[3] - floor)
+print(f"the first four span a factor of {span:.0f} in excess loss")
+n, each = sizes[-1], 2 * targets / sizes[-1]
+print(f"{n:>7,} parameters, {each:4.1f} tokens each: loss {longer:.3f}")
+scaling(sizes, losses, floor, law)
+
+# %% [markdown]
+# Four points lie close to a line over a range of excess loss that the cell prints. The
+# fifth leaves it upwards. All five saw the same few tokens, and the middle column shows
+# how many that is for each parameter. Is the largest model too large for the text, or
+# undertrained? The last line tells: trained for twice as long, it ends below the law's
+# prediction. A law in $N$ alone holds only where the tokens do not run out first; the
+# rule of thumb for language is twenty per parameter (Hoffmann et al. 2022). At the
+# other end the law fails, too: towards no parameters at all it goes to infinity, where
+# the loss of a model that knows nothing is $\ln V$.
+#
+# ## What a dollar buys
+#
+# Money buys parameters and tokens, so the law must know both. Hoffmann et al. fitted
+# one to over 400 models on web text; its $E$ is an estimate. With it, a price table
+# becomes a question of loss: for each GPU, which of our three models is the best use of
+# so many dollars, and how good?
+
+
+# %%
+def predicted_loss(parameters: float, tokens: float) -> float:
+    """Nats per token on web text: Hoffmann et al. 2022, their approach 3."""
+    return 1.69 + 406.4 / parameters**0.34 + 410.7 / tokens**0.28
+
+
+# %% mystnb={"figure": {"caption": "The loss that a budget buys on five GPUs, with the best of three models for each budget. A marker stands where the next larger model takes over.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars for five GPUs: five falling lines of one shape, the B200's furthest to the left."}} tags=["hide-input"]
+from course.figures.cost import loss_for_dollars
+
+loss_for_dollars(gpt_configs, predicted_loss)
+
+# %% [markdown]
+# Two things. The lines of the GPUs are one line, moved sideways: a GPU that does twice
+# the work for a dollar buys the same loss for half the money, and at the left end only
+# the start-up counts. And a larger budget wants a larger model: a marker stands where
+# the next one takes over. Before it, the large model has seen too few tokens, as ours
+# had above. Read differences off this figure, not values: your text is not theirs.
+#
+# ## Is it right?
+#
+# The estimate against arithmetic that uses none of its functions, and the promises of
+# the shipped configs.
+
+# %% tags=["nbval-check-output"]
+found, mib = estimate(small, gpu="T4"), 8192
+by_hand = 3600 * (0.000164 + 2 * 0.0000131 + mib / 1024 * 0.00000222)
+fast, slow = found.tokens_per_second
+most = max_steps_that_fit(wish)
+fewer = load_config(
+    "configs/gpt_124m.yaml", [f"training.max_steps={most}", "modal.timeout=7200"]
+)
+print(f"an hour of a T4, 2 cores, 8 GiB: ${found.dollars_per_hour:.4f}")
+print(f"    by hand ${by_hand:.4f}")
+print(f"speed at the ends {fast / slow:.4f}, MFU 0.35 / 0.25 = {0.35 / 0.25:.4f}")
+print(f"the wish fits: {verdict(wish)[0]}, with {most:,} steps: {verdict(fewer)[0]}")
+for config in gpt_configs:
+    print(f"{config.name} keeps its promises: {verdict(config)[0]}")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. The bill.** A run of so many FLOPs on a GPU: how many hours, how many dollars?
+# The GPU's price is per second. A core costs `core` dollars per second, a GiB of memory
+# `gib`, and both are billed as long as the GPU is.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_bill(
+    flops: float,
+    peak_tflops: float,
+    mfu: float,
+    gpu: float,
+    cores: float,
+    core: float,
+    gibs: float,
+    gib: float,
+) -> tuple[float, float]:
+    """Hours and dollars of a run."""
+    raise NotImplementedError("your turn")
+
+
+check.bill(my_bill)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, one that forgets who else is on the
+# bill:
+
+
+# %% tags=["hide-input"]
+def only_the_gpu(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
+    seconds = flops / (peak_tflops * 1e12 * mfu)
+    return seconds / 3600, seconds * gpu
+
+
+check.bill(only_the_gpu)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_bill(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
+#     seconds = flops / (peak_tflops * 1e12 * mfu)
+#     return seconds / 3600, seconds * (gpu + cores * core + gibs * gib)
+# ```
+# </details>
+#
+# **2. A budget that refuses.** How many whole steps can be promised, with `timeout`
+# seconds and `dollars` to spend, if a step takes between `fast` and `slow` seconds?
+
+
+# %% tags=["exercise"]
+def my_steps(
+    timeout: float, dollars: float, fast: float, slow: float, dollars_per_hour: float
+) -> int:
+    """The most steps that keep both limits, whatever happens."""
+    raise NotImplementedError("your turn")
+
+
+check.steps_within(my_steps)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_steps(timeout, dollars, fast, slow, dollars_per_hour):
+#     affordable = dollars / dollars_per_hour * 3600  # seconds that the money lasts
+#     return int(min(timeout, affordable) / slow)  # a promise is kept at the slow end
+# ```
+# </details>
+#
+# **3. Five dollars.** Which model, on which GPU, gives the lowest predicted loss for a
+# budget? A model is its parameters and its training FLOPs per token; a GPU is the
+# FLOP/s that it reaches, and its dollars per hour. Leave start-up out; `law(parameters,
+# tokens)` gives the loss.
+
+
+# %% tags=["exercise"]
+def my_best_buy(
+    models: dict[str, tuple[float, float]],
+    gpus: dict[str, tuple[float, float]],
+    dollars: float,
+    law,
+) -> tuple[str, str]:
+    """The names of the model and of the GPU."""
+    raise NotImplementedError("your turn")
+
+
+check.best_buy(my_best_buy)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_best_buy(models, gpus, dollars, law):
+#     def loss(pair):
+#         parameters, flops_per_token = models[pair[0]]
+#         flops_per_second, dollars_per_hour = gpus[pair[1]]
+#         seconds = dollars / dollars_per_hour * 3600
+#         return law(parameters, seconds * flops_per_second / flops_per_token)
+#
+#     return min(((model, gpu) for model in models for gpu in gpus), key=loss)
+# ```
+# </details>
+#
+# ## What you have now
+#
+# The cost of any config before it starts, with every assumption on the table. [The
+# door](#door) makes it a command, and [the launch](#launch) asks it before anything is
+# rented.
+
+# %%
+course.summary("slm/cloud/cost.py")

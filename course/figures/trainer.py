@@ -1,0 +1,256 @@
+"""Figures and experiments of the chapter on the trainer: what each part of the recipe does, and what it learns."""
+
+import html
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from course.plots import COLORS
+from slm.data import floor
+from slm.data.floor import ReferenceLines
+from slm.data.tokenizer import Tokenizer
+from slm.model.gpt import GPT
+
+
+def step_figure() -> Figure:
+    """One step as a chain of boxes: parts that add up, then one move."""
+    upper = ["batch", "parts", "loss ×\nshare", "backward"]
+    lower = ["clip", "optimizer", "clear"]
+    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    places = {name: (2.0 * n, 1.5) for n, name in enumerate(upper)}
+    places |= {name: (6.0 - 2.0 * n, 0.0) for n, name in enumerate(lower)}
+    places["schedule"] = (4.0, -1.3)
+    box = {"boxstyle": "round,pad=0.45", "facecolor": "none"}
+    for n, (name, (x, y)) in enumerate(places.items()):
+        edge = COLORS[0] if n < len(upper) else COLORS[1]
+        style = {**box, "edgecolor": edge}
+        axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=style)
+    arrow = {"arrowstyle": "->", "color": COLORS[7], "shrinkA": 32, "shrinkB": 34}
+    upright = {**arrow, "shrinkA": 16, "shrinkB": 16}
+    chain = [*itertools.pairwise(upper), *itertools.pairwise(lower)]
+    for start, end in chain:
+        axes.annotate("", places[end], places[start], arrowprops=arrow)
+    for start, end in (("backward", "clip"), ("schedule", "optimizer")):
+        axes.annotate("", places[end], places[start], arrowprops=upright)
+    back = {**upright, "connectionstyle": "arc3,rad=0.45"}
+    axes.annotate("", places["parts"], places["backward"], arrowprops=back)
+    axes.text(4, 3.0, "once per part", ha="center", va="bottom", fontsize=11)
+    axes.set(xlim=(-0.9, 7), ylim=(-1.8, 3.6))
+    axes.axis("off")
+    plt.close(figure)
+    return figure
+
+
+def recipe_figure(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> Figure:
+    """Losses of runs that differ in one part of the recipe, smoothed; at the end, and the largest gradient norm."""
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for (name, (losses, norms)), color in zip(runs.items(), COLORS, strict=False):
+        axes.plot(
+            _smooth(losses, 0.8),
+            color=color,
+            label=f"{name}: {sum(losses[-10:]) / 10:.2f} ({max(norms):.1f})",
+        )
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(title="mean of the last ten (largest norm)")
+    plt.close(figure)
+    return figure
+
+
+def staircase_figure(
+    stairs: Mapping[str, Sequence[tuple[float, float]]],
+    metrics: Sequence[Mapping[str, Any]],
+    lines: ReferenceLines,
+) -> Figure:
+    """Loss against seconds: smaller models, the full one, its validation losses, and the grammar's computed lines."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    full = [
+        (row["seconds"], row["train/loss"]) for row in metrics if "train/loss" in row
+    ]
+    whole = f"one layer, {metrics[-1]['step']:,} steps"
+    for (name, points), color in zip(
+        {**stairs, whole: full}.items(), COLORS, strict=False
+    ):
+        seconds, losses = zip(*points, strict=True)
+        end = sum(losses[-5:]) / 5  # of fifty steps
+        axes.plot(
+            seconds, _smooth(losses, 0.5), color=color, label=f"{name}: {end:.2f}"
+        )
+    held_out = [
+        (row["seconds"], row["val/loss"]) for row in metrics if "val/loss" in row
+    ]
+    axes.plot(
+        *zip(*held_out, strict=True),
+        "o",
+        color=COLORS[len(stairs)],
+        markersize=4.5,
+        label="on validation text",
+    )
+    _reference_lines(axes, lines)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="seconds of training",
+        ylabel="loss (nats per token)",
+    )
+    axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
+    axes.minorticks_off()
+    axes.legend(
+        loc="upper right",
+        bbox_to_anchor=(1, 0.62),
+        title="loss at the end",
+        fontsize=8.5,
+    )
+    plt.close(figure)
+    return figure
+
+
+def _smooth(losses: Sequence[float], smoothing: float) -> list[float]:
+    return list(
+        itertools.accumulate(
+            losses, lambda mean, loss: smoothing * mean + (1 - smoothing) * loss
+        )
+    )
+
+
+def _reference_lines(axes: Axes, lines: ReferenceLines) -> None:
+    for name in ("unigram", "bigram", "floor"):
+        value = getattr(lines, name)
+        axes.axhline(value, color=COLORS[7], linestyle=":", linewidth=1.2)
+        axes.annotate(
+            f"{name} {value:.2f}",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -11 if name == "floor" else 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+        )
+
+
+SMALLER = """
+import json, sys, time, torch
+from torch import nn
+from slm.training.config import load_config
+from slm.data.dataset import create_dataloader
+from slm.model.gpt import GPT
+from slm.data.tokenizer import get_tokenizer
+from slm.training.trainer import Trainer
+
+class Nothing(nn.Module):
+    def forward(self, x, cache=None):
+        return torch.zeros_like(x)
+
+def train(name, steps, of, layers, attention=True, positions=True):
+    config = load_config("configs/stories_cpu.yaml", [f"training.max_steps={of}", f"model.n_layers={layers}"])
+    loader = create_dataloader("stories", batch_size=config.training.batch_size, context_length=128, packing="documents",
+                               tokenizer=get_tokenizer("stories"), seed=config.training.seed)
+    torch.manual_seed(config.training.seed)
+    model = GPT(config.model)
+    for block in model.blocks:
+        block.attention = block.attention if attention else Nothing()
+    model.position_embedding.weight.data.mul_(positions)
+    model.position_embedding.weight.requires_grad_(positions)
+    trainer, batches, points = Trainer(model, loader, None, config, device="cpu", verbose=False), iter(loader), []
+    start = time.perf_counter()
+    while trainer.step < steps:
+        trainer.train_step(batches)
+        if trainer.step % 10 == 0:
+            points.append((time.perf_counter() - start, torch.stack(trainer.pending)[:, 0].mean().item()))
+            trainer.pending.clear()
+    if name:
+        print(json.dumps([name, points]), flush=True)
+    return model
+
+torch.set_num_threads(1)
+full = load_config("configs/stories_cpu.yaml")
+torch.save(train("", int(sys.argv[2]), full.training.max_steps, full.model.n_layers).state_dict(), sys.argv[1])
+train("neither attention nor positions", 700, 700, 1, attention=False, positions=False)
+train("no attention", 700, 700, 1, attention=False)
+train("one layer, 800 steps", 800, 800, 1)
+train("two layers, 800 steps", 800, 800, 2)
+"""
+
+
+class SmallerModels:
+    """Models with less than the full one has, trained by a second process on a second core.
+
+    Args:
+        steps: Steps after which the full model's beginning is kept as `early`.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._early = Path(self._folder.name) / "early.pt"
+        self._process = _python(SMALLER, str(self._early), str(steps))
+
+    def wait(self, like: GPT) -> tuple[dict[str, list[tuple[float, float]]], GPT]:
+        """Each smaller model's (seconds, loss), and the full model, shaped `like` this one, after its first steps."""
+        printed, _ = self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(printed.decode())
+        early = GPT(like.config)
+        early.load_state_dict(torch.load(self._early, weights_only=True))
+        self._folder.cleanup()
+        return dict(
+            json.loads(line) for line in printed.decode().splitlines()
+        ), early.eval()
+
+
+@torch.no_grad()
+def token_surprisals(
+    model: GPT, tokenizer: Tokenizer, text: str
+) -> tuple[list[str], list[float], list[float]]:
+    """A story's tokens, and for each how surprised the model is and how surprised one has to be, in nats."""
+    ids = [tokenizer.eot_token, *tokenizer.encode(text)]
+    logits = model(torch.tensor([ids[:-1]]))[0]  # (T, V)
+    found = F.cross_entropy(
+        logits, torch.tensor(ids[1:]), reduction="none"
+    ).tolist()  # (T,)
+    pieces = [tokenizer.decode([token]) for token in ids[1:]]
+    characters = iter(floor.surprisal(text))
+    true = [sum(itertools.islice(characters, len(piece))) for piece in pieces]
+    return pieces, found, true
+
+
+def excess_strip(models: Mapping[str, GPT], tokenizer: Tokenizer, text: str) -> HTML:
+    """A story once per model, each token coloured by how far the model's surprisal is above the true one."""
+    rows = []
+    for name, model in models.items():
+        pieces, found, true = token_surprisals(model, tokenizer, text)
+        spans = "".join(
+            f'<span title="model {f:.2f}, true {t:.2f} nats" '
+            f'style="background:rgba(239,68,68,{min(0.85, max(0.0, f - t) / 4):.3f})">{html.escape(piece)}</span>'
+            for piece, f, t in zip(pieces, found, true, strict=True)
+        )
+        excess = sum(found) - sum(true)
+        rows.append(
+            f'<p style="margin:.4em 0 1em"><b>{html.escape(name)}</b>: {sum(found):.0f} nats where {sum(true):.0f} are '
+            f"needed, {excess / len(pieces):+.2f} per token<br>{spans}</p>"
+        )
+    return HTML(f'<div style="line-height:1.9">{"".join(rows)}</div>')
+
+
+def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    quiet = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **quiet},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )

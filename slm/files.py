@@ -1,0 +1,109 @@
+"""Files that are whole or not there, names that are safe, servers that answer.
+
+    write_text(Path("run/config.yaml"), text)
+
+Exported from chapters/90_files.py; edit it there.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from slm.errors import SlmError
+
+# Why a rename needs an fsync
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give a finished file or folder its name, in one step that a power failure keeps.
+
+    A reader of `path` sees what was there before or all of the new. What is in `part`
+    is forced to disk first, then it is renamed, then the change of name is forced.
+
+    Args:
+        part: The finished file or folder, beside `path`.
+        path: Its name from now on. A file there is replaced, a folder only if empty.
+
+    Raises:
+        OSError: The disk is full or not writable; `path` is as it was, or whole and new
+            if only the last step failed.
+    """
+    for entry in [*part.rglob("*"), part]:
+        force(entry)
+    os.replace(part, path)
+    force(path.parent)
+
+
+def force(path: Path) -> None:
+    """Force a file's contents, or a folder's entries, to disk."""
+    if path.is_dir() and os.name != "posix":  # there a folder can't be opened
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: published at the end, deleted after an error.
+
+    The folder is made. The name is this process's own, so that two writers do not mix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield part
+        publish(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole, in UTF-8 with plain line ends."""
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+# Names and servers
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+def check_run_name(name: str) -> str:
+    """The name, if it can name a run's folder here and in the cloud.
+
+    Raises:
+        SlmError: It holds other signs than letters, digits, `.`, `_`, `-`, begins with
+            a dot, or is longer than 64.
+    """
+    if not RUN_NAME.fullmatch(name):
+        allowed = "letters, digits, '.', '_' and '-', at most 64, the first no dot"
+        raise SlmError(f"{name!r} cannot name a run; allowed are {allowed}")
+    return name
+
+
+def answers(url: str, seconds: float = 1.0) -> bool:
+    """Whether a server answers in this time; a refusal is an answer, too."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):  # no network, no such server, too late
+            try:
+                request = urllib.request.Request(url, method="HEAD")
+                urllib.request.urlopen(request, timeout=seconds).close()
+            except urllib.error.HTTPError:
+                pass
+            answered.set()
+
+    # in a thread of its own, since looking up an address knows no time limit
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,127 @@
+"""The GPUs that can be rented: what each can do, what it holds, what it costs.
+
+    MODAL.find("H100").memory_gb  # 80.0
+
+Exported from chapters/10_settings.py; edit it there.
+"""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+
+from slm.errors import SlmError
+
+# One table of GPUs
+
+
+class GPU(BaseModel):
+    """One GPU: its price, what it can do, what training code is assumed to reach."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dollars_per_second: PositiveFloat
+    peak_tflops: PositiveFloat = Field(
+        description="dense, in bfloat16, or in float16 where there is no bfloat16"
+    )
+    float32_tflops: PositiveFloat = Field(
+        description="outside the matrix units, which is where float32 is computed"
+    )
+    memory_gb: PositiveFloat
+    mfu: tuple[PositiveFloat, PositiveFloat] = Field(
+        description="lowest and highest share of the peak to plan with, an assumption"
+    )
+    bfloat16: bool = True
+    limit: int = Field(8, ge=1, description="how many one container can have")
+
+
+# Other names that Modal takes. "H100!" is an H100 and never a free upgrade to an H200,
+# "B200+" may be a later model; both cost what the plain one does.
+ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
+
+
+class Prices(BaseModel):
+    """What a provider charges, on one day."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    date: str
+    dollars_per_core_second: float = Field(ge=0)
+    dollars_per_gib_second: float = Field(ge=0)
+    free_dollars_per_month: float = Field(ge=0)
+    gpus: tuple[GPU, ...] = Field(min_length=1)
+
+    def find(self, name: str) -> GPU:
+        """The GPU of that name, as Modal spells it.
+
+        Raises:
+            SlmError: The table has none.
+        """
+        wanted = ALIASES.get(name.upper(), name.upper())
+        for gpu in self.gpus:
+            if gpu.name == wanted:
+                return gpu
+        known = ", ".join(gpu.name for gpu in self.gpus)
+        raise SlmError(
+            f"no price for GPU {name!r}; the table of {self.date} has {known}."
+        )
+
+
+_COLUMNS = "name dollars_per_second peak_tflops float32_tflops memory_gb mfu bfloat16"
+_COLUMNS += " limit"
+
+# The MFU ranges are assumptions, for compiled code and 100M parameters or more. Those
+# of A100 and H100 lie near what published codes reach (A100: nanoGPT 30 %, llm.c
+# 60-64 %; H100: modded-nanogpt 40 %, nanochat 41-46 %). All others are a guess.
+_GPUS = (
+    ("T4", 0.000164, 65, 8.1, 16, (0.25, 0.35), False, 8),
+    ("L4", 0.000222, 121, 30.3, 24, (0.30, 0.40), True, 8),
+    ("A10", 0.000306, 125, 31.2, 24, (0.30, 0.40), True, 4),
+    ("L40S", 0.000542, 362, 91.6, 48, (0.30, 0.40), True, 8),
+    ("A100-40GB", 0.000583, 312, 19.5, 40, (0.35, 0.50), True, 8),
+    ("A100-80GB", 0.000694, 312, 19.5, 80, (0.35, 0.50), True, 8),
+    ("RTX-PRO-6000", 0.000842, 500, 125, 96, (0.30, 0.40), True, 8),
+    ("H100", 0.001097, 989, 67, 80, (0.30, 0.45), True, 8),
+    ("H200", 0.001261, 989, 67, 141, (0.30, 0.45), True, 8),
+    ("B200", 0.001736, 2250, 75, 180, (0.25, 0.40), True, 8),
+)
+
+MODAL = Prices(
+    source="modal.com/pricing; peaks and memory from NVIDIA's data sheets, dense",
+    date="2026-07-01",
+    dollars_per_core_second=0.0000131,
+    dollars_per_gib_second=0.00000222,
+    free_dollars_per_month=30,
+    gpus=tuple(GPU(**dict(zip(_COLUMNS.split(), row, strict=True))) for row in _GPUS),
+)
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """The peak of a GPU as the driver names it, dense in 16 bits; None if unknown."""
+    words = set(device_name.replace("-", " ").split())
+    for gpu in MODAL.gpus:
+        if set(gpu.name.split("-")) <= words:
+            return gpu.peak_tflops
+    # what some machines have where an A10 was asked for
+    return 70.0 if "A10G" in words else None
+
+
+def load_prices(path: str | Path) -> Prices:
+    """Another price table, from a YAML file with the fields of `Prices`.
+
+    Raises:
+        SlmError: The file is not such a table; one sentence says where.
+    """
+    try:
+        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Prices.model_validate(table)
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())
+        raise SlmError(f"{path} is not valid YAML: {why}.") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        given = problem["input"]
+        raise SlmError(f"{path}: {where}: {problem['msg']}, not {given!r}.") from None

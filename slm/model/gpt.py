@@ -1,0 +1,294 @@
+"""GPT-2: from token ids to a score for every possible next token.
+
+    logits = GPT(GPTConfig(50257, 1024, 12, 12, 768, 3072))(tokens)  # (B, T, V)
+
+Exported from chapters/03_gpt.py; edit it there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm.model.attention import Cache
+from slm.model.blocks import TransformerBlock
+from slm.model.config import IGNORE, GPTConfig, logit_rows
+from slm.model.pretrained import (
+    find_pretrained,
+    read_shape,
+    read_weights,
+    write_pretrained,
+)
+
+# The model
+
+
+class GPT(nn.Module):
+    """A decoder-only language model with GPT-2's architecture.
+
+    Learned positions, pre-norm blocks with biases, GELU in its tanh form, output tied
+    to the token embedding.
+
+    Args:
+        config: The model's shape.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
+    section 2.3, which scales the initial weights of residual layers by 1 / sqrt(their
+    number). The 0.02 is GPT-1's (Radford et al. 2018) and that of `transformers`;
+    OpenAI's own code starts the positions with 0.01.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.token_embedding = nn.Embedding(c.vocab_size, c.d_model)
+        self.position_embedding = nn.Embedding(c.context_length, c.d_model)
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(c.d_model, c.n_heads, c.d_ff, c.dropout)
+            for _ in range(c.n_layers)
+        )
+        self.norm = nn.LayerNorm(c.d_model)
+        into_stream = ("attention.out.weight", "feed_forward.down.weight")
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                depth = 2 * c.n_layers if name.endswith(into_stream) else 1
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.token_embedding.weight.device
+
+    def count_parameters(self) -> int:
+        """Number of trained numbers; the tied output matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def tables(self) -> list[Tensor]:
+        """The embeddings: matrices of rows to look up, not of a product."""
+        return [self.token_embedding.weight, self.position_embedding.weight]
+
+    def hidden(
+        self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
+    ) -> Tensor:
+        """The normalised residual stream above the last block, `(B, T, D)`.
+
+        Arguments and errors as in `forward`.
+        """
+        T, V = tokens.size(-1), self.config.vocab_size
+        if start + T > self.config.context_length:
+            limit = f"the model's context_length = {self.config.context_length}"
+            fit = f"{start + T} tokens do not fit into {limit}"
+            raise ValueError(f"{fit}; shorten the text")
+        if tokens.is_cpu and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= V:
+                wrong = f"token id {low if low < 0 else high}"
+                allowed = f"ids from 0 to {V - 1} are allowed"
+                raise ValueError(f"{wrong} is outside the vocabulary; {allowed}")
+        places = torch.arange(start, start + T, device=tokens.device)  # (T,)
+        x = self.token_embedding(tokens) + self.position_embedding(places)
+        x = self.dropout(x)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i])
+        return self.norm(x)
+
+    def forward(
+        self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
+    ) -> Tensor:
+        """Scores for the next token at every position.
+
+        Args:
+            tokens: `(B, T)` int64 token ids.
+            caches: One per block; each keeps the keys and values of the
+                positions before `start`.
+            start: Position of the first token, when earlier ones are in the caches.
+
+        Returns:
+            Logits `(B, T, V)`.
+
+        Raises:
+            ValueError: `start + T` exceeds `context_length`, or (checked on the CPU) an
+                id is not in the vocabulary.
+        """
+        stream = self.hidden(tokens, caches, start)
+        return F.linear(stream, self.token_embedding.weight)  # (B, T, D) @ (D, V)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of the next token, with few logits at once (`logit_rows`).
+
+        Args:
+            tokens: `(B, T)` int64 token ids.
+            targets: `(B, T)` int64: the token that follows each position, or `IGNORE`
+                where none counts.
+
+        Returns:
+            A scalar in nats per counted target; 0 if none counts.
+
+        Raises:
+            ValueError: As `forward`; or `targets` has another shape than `tokens`.
+        """
+        V = self.config.vocab_size
+        if targets.is_cpu and not torch.compiler.is_compiling():
+            outside = (targets >= V) | (targets < 0) & (targets != IGNORE)
+            if bool(outside.any()):
+                allowed = f"ids from 0 to {V - 1} are allowed, and {IGNORE} for none"
+                raise ValueError(f"targets hold ids outside the vocabulary; {allowed}")
+        if targets.shape != tokens.shape:
+            shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
+            raise ValueError(f"targets have shape {shapes}; they must be the same")
+        stream = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
+        table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)
+        return _ChunkedCrossEntropy.apply(stream, table, y, torch.is_grad_enabled())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, which `transformers` opens.
+
+        Existing files of these names are replaced, each in one step.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
+        weights = {name: weight.detach() for name, weight in self.named_parameters()}
+        write_pretrained(Path(folder), dataclasses.asdict(self.config), weights)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+        """A model in evaluation mode with the weights of a folder or a published GPT-2.
+
+        Args:
+            name_or_folder: A folder with `config.json` and `model.safetensors`, as
+                `save_pretrained` or `transformers` writes them, or a hub name: "gpt2",
+                "gpt2-medium", "gpt2-large", "gpt2-xl" (needs a network once, and
+                `pip install "slm[data]"`).
+
+        Raises:
+            FileNotFoundError: There is no such folder, or it lacks a file; or the hub
+                cannot be reached.
+            SlmError: The folder holds another architecture than GPT-2, its weights do
+                not fit its config, or a file is damaged.
+        """
+        config_file, weights_file = find_pretrained(name_or_folder)
+        model = cls(GPTConfig(**read_shape(config_file)))
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        model.load_state_dict(read_weights(weights_file, shapes))
+        return model.eval()
+
+
+# The loss without the logits
+
+
+def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits `(N, V)` into `softmax(logits) - one_hot(targets)`, in place.
+
+    Args:
+        logits: `(N, V)`, overwritten.
+        targets: `(N, 1)`.
+
+    Returns:
+        The losses `(N, 1)`.
+    """
+    z = logits.float()  # (N, V): sums of thousands of exponentials need 32 bits
+    z = z.sub_(z.amax(-1, keepdim=True))  # so that no exponential overflows
+    picked = z.gather(1, targets)  # (N, 1)
+    total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
+    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    return total.log() - picked
+
+
+def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
+    """Add `dz.T @ h` to `total` `(V, D)`, in slices: no second table in memory."""
+    for rows, columns in zip(total.split(2**13), dz.split(2**13, 1), strict=True):
+        rows += columns.T @ h
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross entropy of `hidden @ weight.T`, some rows at a time.
+
+    The gradients are made in the forward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradient: bool
+    ) -> Tensor:
+        device, N, V = hidden.device.type, len(targets), weight.size(0)
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        rows, few = logit_rows(N, V, dtype.itemsize, device)
+        count = targets.ne(IGNORE).sum().clamp(min=1)
+        loss = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if with_gradient else None
+        grad_weight = torch.zeros_like(weight) if with_gradient else None
+        matrix = weight.to(dtype)  # (V, D)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, N, max(1, rows)):
+                part = slice(first, first + rows)
+                counts = targets[part, None] != IGNORE  # (rows, 1)
+                y = targets[part, None].clamp(min=0)  # (rows, 1)
+                # (rows, D); what does not count is 0, even nan
+                h = hidden[part].to(dtype).masked_fill(~counts, 0)
+                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                for i in range(0, len(z), few):
+                    some = slice(i, i + few)
+                    loss += (_to_gradient_(z[some], y[some]) * counts[some]).sum()
+                if grad_hidden is not None and grad_weight is not None:
+                    grad_hidden[part] = z @ matrix * counts
+                    _add_product_(grad_weight, z, h)
+                del z  # before the next block is made
+        if grad_hidden is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
+        return loss / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+
+
+# Let it write
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: GPT,
+    prompt: list[int],
+    max_tokens: int,
+    seed: int,
+    stop_token: int | None = None,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Tokens that the model writes after a prompt, each drawn from its predictions.
+
+    Args:
+        model: Any model with `config`, `device` and `forward`; its mode is kept.
+        prompt: At least one token.
+        max_tokens: How many to write at most.
+        seed: The same seed gives the same tokens.
+        stop_token: Ends the text, and is left out.
+        vocab_size: Only ids below it are drawn; the model's own if not given.
+
+    Returns:
+        The new tokens, without the prompt.
+    """
+    training, tokens = model.training, list(prompt)
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(max_tokens):
+        window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
+        logits = model(window.to(model.device))[0, -1, :vocab_size]  # (V,)
+        probabilities = logits.float().softmax(-1).cpu()
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
+        if token == stop_token:
+            break
+        tokens.append(token)
+    model.train(training)
+    return tokens[len(prompt) :]

@@ -1,0 +1,321 @@
+"""Checkpoints that are whole or not there, and that are checked before they are used.
+
+    path, state = load_latest("runs/stories_cpu/checkpoints")
+
+Exported from chapters/12_checkpoints.py; edit it there.
+"""
+
+import contextlib
+import pickle
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from slm.errors import SlmError
+from slm.files import writing
+from slm.hardware import rank
+from slm.training.config import RunConfig, changed_keys
+from slm.training.folder import checkpoint_path, list_checkpoints, step_of
+from slm.training.metrics import Observer
+from slm.training.trainer import Trainer
+
+# A file that survives the power failure
+
+# It stands in every file; another layout of the state gets another number.
+FORMAT = "slm checkpoint 3"
+
+
+class CheckpointError(SlmError):
+    """A checkpoint is damaged or of another kind; the message names the file."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: a reader sees the old file or the whole new one.
+
+    Args:
+        path: Where it should be; its folder is made.
+        state: Tensors, numbers, strings, and dictionaries and lists of them.
+
+    Raises:
+        OSError: The disk is full or not writable; the file at `path` is as it was.
+    """
+    path = Path(path)
+    with writing(path) as part:
+        try:
+            torch.save({"format": FORMAT, "state": dict(state)}, part)
+        except RuntimeError as error:  # how torch reports a write that failed
+            free = shutil.disk_usage(path.parent).free
+            why = f"{free:,} bytes of the disk are free ({str(error).splitlines()[0]})"
+            raise OSError(f"{path} could not be written; {why}") from error
+        with open(part, "r+b") as file:
+            file.write(_checksum(file, part.stat().st_size))
+
+
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """The CRC-32 of a file's first `size` bytes; its position is then behind them."""
+    checksum, block = 0, 1 << 22
+    file.seek(0)
+    for start in range(0, size, block):
+        checksum = zlib.crc32(file.read(min(block, size - start)), checksum)
+    return checksum.to_bytes(4, "little")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint, after a look at its checksum; nothing in it can run code.
+
+    Returns:
+        What was saved. Its tensors are on the CPU and are mapped from the file: copy
+        those that you keep.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is empty, cut short, altered, or not a checkpoint of ours.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        if size <= 4 or _checksum(file, size - 4) != file.read():
+            wrong = "is cut short, altered or not a checkpoint"
+            raise CheckpointError(f"{path} {wrong}: the checksum at its end is wrong")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = "something besides tensors, numbers and texts; it is not loaded"
+        raise CheckpointError(f"{path} holds {what}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        old = f" ({found}, not {FORMAT})" if found else ""
+        cure = "go on with the version that wrote it, or start again in another folder"
+        told = f"{path} was not written by this version of slm{old}; {cure}"
+        raise CheckpointError(told)
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+# The newest that can be used
+
+
+def load_latest(
+    folder: str | Path, mismatch: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be used, with its path; None if there are none.
+
+    One that can't is named on standard output, and the one before it is tried.
+
+    Args:
+        folder: Where the checkpoints are.
+        mismatch: Says why a checkpoint that can be read can't be used, in words that
+            follow its name; "" if it can.
+
+    Raises:
+        CheckpointError: There are checkpoints and none of them can be used; with the
+            reason for the newest.
+    """
+    problems: list[str] = []
+    for path in list_checkpoints(folder):
+        try:
+            state = load_checkpoint(path)
+        except FileNotFoundError:
+            if not path.is_symlink():  # a run that goes on has just replaced it
+                return load_latest(folder, mismatch)
+            problems.append(f"{path} is a link to a file that is not there")
+        except OSError as error:
+            problems.append(f"{path} can't be read: {error.strerror}")
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            if not (problem := mismatch(state)):
+                return path, state
+            problems.append(f"{path} {problem}")
+        print(f"{problems[-1]}; trying the one before")
+    if problems:
+        count = f"none of the {len(problems)} checkpoints in {folder} can be used"
+        cure = "move them away to start again"
+        raise CheckpointError(f"{count} ({problems[0]}); {cure}")
+    return None
+
+
+def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
+    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
+    if "config" not in state:
+        return "was not written by a trainer"
+    changed = "; ".join(changed_keys(state["config"], config.as_dict()))
+    return f"belongs to a run with another config: {changed}" if changed else ""
+
+
+# Saving beside the training
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """The same dictionaries and lists with a copy of every tensor, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copy_to_cpu(value) for value in state)
+    return state
+
+
+def prune_checkpoints(
+    folder: str | Path, keep: int, step: int, best_step: int | None
+) -> None:
+    """Of the checkpoints up to `step`, delete all but the newest `keep` and the best.
+
+    Later ones are left alone: a run that has come to `step` has passed them over, or
+    its user put them there.
+    """
+    so_far = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    for path in so_far[keep:]:
+        if step_of(path) != best_step:
+            path.unlink()
+
+
+class Checkpointer(Observer):
+    """Saves a run every `checkpoint_every` steps and when it stops, from a thread.
+
+    Use it in a `with` block: at its end, whatever ended it, nobody is writing.
+
+    Args:
+        folder: Where the checkpoints are.
+        config: The run; it is kept in each of them.
+        on_checkpoint: Called when one is safely on disk, from the thread that wrote it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder, self.config, self.on_checkpoint = folder, config, on_checkpoint
+        self.best: tuple[float, int] | None = None  # validation loss and step
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None  # the checkpoint that it is at
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best and list(self.best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"] and tuple(state["best"])
+
+    def on_step(self, trainer: Any) -> None:
+        """Save if it is time, and raise what went wrong with the one before."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+        due, loss = trainer.is_due(self.config.training.checkpoint_every), None
+        if due:
+            loss = trainer.val_loss  # of this step: a checkpoint is validated
+        if loss is not None and (self.best is None or loss < self.best[0]):
+            self.best = loss, trainer.step
+        if due or trainer.stopping:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Copy the state of this step; a thread writes it, and deletes older ones.
+
+        Raises:
+            SlmError: A loss is not finite, so this state would be worthless.
+            CheckpointError: The one before could not be written.
+        """
+        told = {type(each).__name__: each.state_dict() for each in trainer.observers}
+        state = {
+            "config": self.config.as_dict(),
+            "trainer": trainer.state_dict(),
+            "observers": told,
+        }
+        if rank() != 0:
+            return
+        self.finish()
+        self._writing = self._writer.submit(self._write, copy_to_cpu(state))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        step, best = state["trainer"]["step"], state["observers"]["Checkpointer"]
+        try:
+            save_checkpoint(checkpoint_path(self.folder, step), state)
+        except OSError as error:
+            told = f"step {step} was not saved: {error}; {self.last_good()}"
+            raise CheckpointError(told, retry=True) from error
+        keep, best_step = self.config.training.keep_checkpoints, None
+        if best["best"]:
+            best_step = best["best"][1]
+        try:
+            prune_checkpoints(self.folder, keep, step, best_step)
+        except OSError as error:
+            kept = "but an older checkpoint could not be deleted"
+            print(f"step {step:,} is saved, {kept}: {error}")
+        if self.on_checkpoint:
+            self.on_checkpoint()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if one is.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if self._writing is not None:
+            # interrupted here, it still knows that there is something to wait for
+            wait_for([self._writing])
+            written, self._writing = self._writing, None
+            written.result()
+
+    def on_end(self) -> None:
+        self.finish()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait; another error is on its way already, so what went wrong is printed."""
+        if self._writing is not None and (failure := self._writing.exception()):
+            print(failure)
+        self._writer.shutdown()
+
+    def recovery(self) -> str:
+        if self._writing is not None:
+            wait_for([self._writing])
+        return self.last_good()
+
+    def last_good(self) -> str:
+        """Which checkpoint a run that has failed can go on from, in words."""
+        for path in list_checkpoints(self.folder):
+            with contextlib.suppress(CheckpointError, OSError):  # a damaged one
+                load_checkpoint(path)
+                return f"the last good checkpoint is {path}"
+        return "there is no checkpoint yet"
+
+    def resume(self, trainer: Trainer) -> Path | None:
+        """Go on from the newest checkpoint of this run; None if there is none at all.
+
+        Raises:
+            CheckpointError: There are checkpoints, but all are damaged, or of another
+                config, precision or text.
+        """
+
+        def mismatch(state: dict[str, Any]) -> str:
+            foreign = config_mismatch(state, self.config)
+            return foreign or trainer.mismatch(state["trainer"])
+
+        found = load_latest(self.folder, mismatch)
+        if found is None:
+            return None
+        path, state = found
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            why = str(error).splitlines()[0]
+            told = f"{path} does not fit this model and optimizer: {why}"
+            raise CheckpointError(told) from error
+        for observer in trainer.observers:
+            if (name := type(observer).__name__) in state["observers"]:
+                observer.load_state_dict(state["observers"][name])
+        if rank() == 0:
+            for part in self.folder.glob("*.tmp"):  # what a killed process left
+                part.unlink()
+        return path

@@ -1,0 +1,361 @@
+"""The config of a run: a YAML file, checked as a whole before anything is built.
+
+    config = load_config("configs/stories_cpu.yaml", ["training.max_steps=200"])
+
+Exported from chapters/10_settings.py; edit it there.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from slm.data.corpus import DataConfig
+from slm.errors import SlmError, section, settings
+from slm.gpus import ALIASES, MODAL
+from slm.model.config import GPTConfig
+
+# A config that cannot be misread
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2; a key given twice is an error.
+
+    3e-4 is a number; 010, 1:30 and dates are texts.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"the key {key!r} is given twice"
+                mark = node.start_mark
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
+_OLD = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in _OLD]
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+_INT = r"^[-+]?(0|[1-9][\d_]*)$"
+_FLOAT = r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+"
+_FLOAT += r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
+for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
+    _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
+    _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or error
+        raise SlmError(f"{source}:{line} is not YAML: {why}") from None
+    except ValueError as error:  # a tag, such as !!int, that the value does not fit
+        why = f"holds a value that cannot be read: {error}"
+        raise SlmError(f"{source}: {why}") from None
+
+
+# The sections
+
+
+@settings
+class TrainingConfig:
+    """The section `training`, how weights are found. A step is one update of them."""
+
+    batch_size: int = Field(
+        default=16, ge=1, description="sequences per micro-batch and process"
+    )
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="micro-batches per step"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: for the blocks' matrices, AdamW for the rest",
+    )
+    learning_rate: float = Field(
+        default=6e-4, gt=0, description="the peak, after the warm-up"
+    )
+    min_learning_rate: float = Field(
+        default=0.0, ge=0, description="where the cosine ends"
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="steps up to the peak")
+    max_steps: int = Field(default=1000, ge=1, description="steps, warm-up included")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="of matrices, embeddings"
+    )
+    grad_clip: float = Field(
+        default=1.0, ge=0, description="largest norm; 0 does not clip"
+    )
+    adam_beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="for the mean gradient"
+    )
+    adam_beta2: float = Field(
+        default=0.95, ge=0, lt=1, description="for its mean square"
+    )
+    adam_eps: float = Field(default=1e-8, gt=0, description="added to the root")
+    use_amp: bool = Field(
+        default=True, description="16-bit products where they pay; false: float32"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="type of the matrix products"
+    )
+    compile: bool = Field(
+        default=True, description="torch.compile on CUDA; elsewhere it does not pay"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="of the CPU; null: PyTorch's choice"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between training rows")
+    eval_every: int = Field(
+        default=250,
+        ge=1,
+        description="steps between validations; a checkpoint has one too",
+    )
+    eval_batches: int | None = Field(
+        default=100,
+        ge=1,
+        description="validation batches, always the same; null takes all",
+    )
+    checkpoint_every: int = Field(default=250, ge=1, description="steps between them")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="newest ones to keep; the best is kept besides"
+    )
+    sample_tokens: int = Field(
+        default=120, ge=0, description="tokens of a sample at each validation; 0: none"
+    )
+    seed: int = Field(default=0, ge=0, description="of weights, order and dropout")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainingConfig":
+        least, peak = self.min_learning_rate, self.learning_rate
+        if least > peak:
+            raise ValueError(
+                f"min_learning_rate = {least} exceeds learning_rate = {peak}"
+            )
+        warmup, steps = self.warmup_steps, self.max_steps
+        if warmup >= steps:
+            raise ValueError(
+                f"warmup_steps = {warmup} must be below max_steps = {steps}"
+            )
+        return self
+
+
+@settings
+class WandbConfig:
+    """The section `wandb`, Weights & Biases.
+
+    "auto" uses it where there is a login or WANDB_MODE says so, and never prompts.
+    """
+
+    enabled: Literal[True, False, "auto"] = Field(
+        default="auto", description="true without a login is an error"
+    )
+    project: str = Field(default="slm", description="project that the run appears in")
+    entity: str | None = Field(
+        default=None, description="user or team; null takes the login's own"
+    )
+    name: str | None = Field(
+        default=None, description="name of the run; null takes that of the config file"
+    )
+    tags: list[str] = Field(
+        default_factory=list, description="labels to find the run by"
+    )
+
+
+@settings
+class ModalConfig:
+    """The section `modal`, the rented machine."""
+
+    gpu: str = Field(
+        default="T4",
+        description="a GPU that Modal rents, or several of one kind: 'H100:8'",
+    )
+    timeout: int = Field(
+        default=14_400, ge=1, le=86_400, description="seconds per attempt"
+    )
+    max_dollars: float = Field(
+        default=10.0,
+        gt=0,
+        description="no launch above this estimate; stop when it is spent",
+    )
+    cpu: float = Field(
+        default=2.0, gt=0, le=64, description="cores of the machine beside the GPU"
+    )
+    memory_mib: int = Field(
+        default=8_192,
+        ge=1_024,
+        le=344_064,
+        description="MiB of its memory, not the GPU's",
+    )
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_rented(cls, gpu: str) -> str:
+        name, colon, count = gpu.partition(":")
+        names = [each.name for each in MODAL.gpus] + list(ALIASES)
+        if name not in names:
+            raise ValueError(f"allowed are {', '.join(names)}, with ':n' for several")
+        limit = MODAL.find(name).limit
+        if colon and not (count.isdigit() and 1 <= int(count) <= limit):
+            raise ValueError(f"of {name}, 1 to {limit} can be had")
+        return gpu
+
+    @property
+    def gpu_name(self) -> str:
+        """The kind of GPU without its number."""
+        return self.gpu.partition(":")[0]
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs of the kind."""
+        return int(self.gpu.partition(":")[2] or 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole, valid run: what a config file says, with every default filled in.
+
+    `name` names the run folder.
+    """
+
+    name: str
+    model: GPTConfig
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    wandb: WandbConfig = WandbConfig()
+    modal: ModalConfig = ModalConfig()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sections as plain dictionaries, as `make_config` takes them."""
+        order = ("model", "training", "data", "wandb", "modal")
+        sections = {name: getattr(self, name) for name in order}
+        return {name: dataclasses.asdict(each) for name, each in sections.items()}
+
+    def to_yaml(self) -> str:
+        """The text of a config file that gives this config again."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+# All mistakes at once
+
+SECTIONS: dict[str, Any] = {
+    "model": GPTConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "wandb": WandbConfig,
+    "modal": ModalConfig,
+}
+_REQUIRED = ("model", "data")
+
+
+def make_config(
+    sections: Mapping[str, Any], name: str = "run", source: str = "config"
+) -> RunConfig:
+    """A `RunConfig` from plain dictionaries, one per section.
+
+    Raises:
+        SlmError: With a line for every problem found.
+    """
+    elsewhere = {
+        field.name: f"{key}.{field.name}"
+        for key, cls in SECTIONS.items()
+        for field in dataclasses.fields(cls)
+    }
+    made, problems = {}, []
+    for key, cls in SECTIONS.items():
+        if key in sections:
+            try:
+                made[key] = section(cls, sections[key], f"{source}: {key}", elsewhere)
+            except SlmError as error:
+                problems.append(str(error))
+        elif key in _REQUIRED:
+            problems.append(f"{source}: {key} is missing; it has no default")
+    for key in sections:
+        if key not in SECTIONS:
+            problems.append(f"{source}: {key} is not a key; {_hint(key, elsewhere)}")
+    if problems:
+        raise SlmError("\n".join(problems))
+    return RunConfig(name=name, **made)
+
+
+def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
+    """What may have been meant by a section that does not exist."""
+    if not isinstance(key, str):
+        return "keys are texts"
+    near = difflib.get_close_matches(key, SECTIONS, 1)
+    near += [elsewhere[name] for name in difflib.get_close_matches(key, elsewhere, 1)]
+    allowed = f"allowed here are {', '.join(SECTIONS)}"
+    return f"did you mean {near[0]!r}?" if near else allowed
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a config file.
+
+    Args:
+        path: A YAML file with the sections model, data, and, where the defaults do not
+            fit, training, wandb, modal.
+        overrides: "section.key=value" each, as on the command line; the value is read
+            as YAML.
+
+    Raises:
+        SlmError: With a line for every problem found: file, key, what was given, what
+            is allowed, nearest known key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        missing = "there is no such file; the shipped ones are in configs/"
+        raise SlmError(f"{path}: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SlmError(f"{path}: cannot be read as text: {error}") from None
+    sections = _read_yaml(text, str(path))
+    if not isinstance(sections, dict):
+        found, expected = type(sections).__name__, ", ".join(SECTIONS)
+        raise SlmError(f"{path}: holds {found}; sections are expected: {expected}")
+    for override in overrides:
+        _apply(override, sections)
+    return make_config(sections, name=path.stem, source=str(path))
+
+
+def _apply(override: str, sections: dict[str, Any]) -> None:
+    """Change one key of the sections as an override says."""
+    key, equals, value = override.partition("=")
+    name, dot, field = key.partition(".")
+    if sections.get(name) is None:
+        sections[name] = {}
+    if not equals or not dot or not isinstance(sections[name], dict):
+        right = "write it like training.max_steps=200"
+        raise SlmError(f"override {override!r} is not understood; {right}")
+    sections[name][field] = _read_yaml(value, f"override {override!r}")
+
+
+_FREE = {"log_every", "eval_every", "eval_batches", "checkpoint_every"}
+_FREE |= {"keep_checkpoints", "sample_tokens", "threads", "num_workers", "cache_dir"}
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two configs and would make another run.
+
+    Both as `RunConfig.as_dict` gives them; each setting is told with both values. What
+    `dtype: auto` came to stands in the checkpoint, so it is compared there.
+    """
+    changed = []
+    for name in ("model", "training", "data"):
+        for key, value in now[name].items():
+            old = before[name].get(key, value)
+            automatic = key == "dtype" and "auto" in (old, value)
+            if old != value and key not in _FREE and not automatic:
+                changed.append(f"{name}.{key} was {old!r} and is now {value!r}")
+    return changed

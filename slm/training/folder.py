@@ -1,0 +1,163 @@
+"""The names inside a run folder, and what can be read there without PyTorch.
+
+    report("runs/stories_cpu")["val_loss"]
+
+Exported from chapters/12_checkpoints.py; edit it there.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.errors import SlmError
+
+# A folder that explains itself
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things lie in the folder of a run; none of them need be there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config, with every default."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A row of JSON for each look at the run, see `read_metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def earlier_metrics(self) -> Path:
+        """The rows of a start that left no checkpoint."""
+        return self.path / "metrics.before.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, see `list_checkpoints`."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of texts that the model wrote on its way."""
+        return self.path / "samples"
+
+    @property
+    def environment(self) -> Path:
+        """What the run was computed with: versions, device, a hash of the code."""
+        return self.path / "environment.json"
+
+    @property
+    def model(self) -> Path:
+        """The finished model; a folder of this name means that the run is finished."""
+        return self.path / "model"
+
+    @property
+    def unfinished_model(self) -> Path:
+        """The finished model while it is written."""
+        return self.path / "model.part"
+
+    @property
+    def attempts(self) -> Path:
+        """What each attempt in the cloud cost."""
+        return self.path / "attempts.json"
+
+    @property
+    def launched(self) -> Path:
+        """Where the run was launched from here: enough to find it in the cloud."""
+        return self.path / "launched.json"
+
+    @property
+    def failure(self) -> Path:
+        """What a failed process says to its launcher, on the machine's own disk."""
+        return self.path / "failure.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains in this folder."""
+        return self.path / ".lock"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.model.is_dir()
+
+
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in a folder of checkpoints."""
+    return Path(folder) / f"step_{step:08d}.pt"
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a folder, newest first; other names are the user's own."""
+    name = re.compile(r"step_\d{8,}")
+    found = [p for p in Path(folder).glob("step_*.pt") if name.fullmatch(p.stem)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(Path(checkpoint).stem.removeprefix("step_"))
+
+
+# Reading a run without PyTorch
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics, oldest first; none if there is no such file.
+
+    A last line that is still being written, or that a crash cut short, is left out.
+
+    Raises:
+        SlmError: Another line is damaged.
+    """
+    path = RunFolder(Path(run_dir)).metrics
+    if not path.exists():
+        return []
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            damaged = "is not a row of metrics: mend or remove it"
+            raise SlmError(f"{path}, line {number} {damaged}") from None
+    return rows
+
+
+def report(run_dir: str | Path) -> dict[str, Any]:
+    """What a run came to: how far it is, what ended it, how good it is, what it cost.
+
+    "step" is the last one in the metrics. A run goes on from "checkpoint", which may be
+    behind.
+    """
+    folder, rows = RunFolder(Path(run_dir)), read_metrics(run_dir)
+    attempts: list[dict[str, Any]] = []
+    if folder.attempts.exists():
+        attempts = json.loads(folder.attempts.read_text(encoding="utf-8"))
+    last = attempts[-1] if attempts else {}
+    # a copy of the folder may be without its checkpoints
+    saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]
+
+    def newest(key: str) -> Any:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return values[-1] if values else None
+
+    return {
+        "run": folder.path.name,
+        "finished": folder.finished,
+        "problem": last.get("problem", ""),
+        "step": rows[-1]["step"] if rows else 0,
+        "checkpoint": step_of(saved[0]) if saved else 0,
+        "val_loss": newest("val/loss"),
+        "mfu": newest("perf/mfu"),
+        "attempts": len(attempts),
+        "seconds": sum(attempt["seconds"] for attempt in attempts),
+        "dollars": sum(attempt["dollars"] for attempt in attempts),
+        "budget": last.get("budget"),
+    }

@@ -1,0 +1,441 @@
+"""A run from its config: started, continued, or returned as it is.
+
+    run = train(load_config("configs/stories_cpu.yaml"))
+
+Exported from chapters/13_runs.py; edit it there.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from slm.data.batches import TokenLoader
+from slm.data.dataset import make_loaders
+from slm.data.tokenizer import Tokenizer, get_tokenizer
+from slm.errors import SlmError
+from slm.files import publish, write_text
+from slm.hardware import gather_from_ranks, process_group, rank, world_size
+from slm.model.config import GPTConfig
+from slm.model.gpt import GPT, sample_tokens
+from slm.training.checkpoint import Checkpointer, config_mismatch, load_latest
+from slm.training.config import RunConfig, changed_keys, load_config
+from slm.training.folder import RunFolder, list_checkpoints, read_metrics
+from slm.training.metrics import (
+    Dollars,
+    MetricsFile,
+    Observer,
+    WandbLogger,
+    wants_wandb,
+)
+from slm.training.trainer import Trainer, evaluating
+
+# Reading a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read: model with its newest weights, tokenizer, metrics, config."""
+
+    run_dir: Path
+    model: GPT
+    tokenizer: Tokenizer
+    metrics: list[dict[str, Any]]
+    config: RunConfig
+    finished: bool
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss in nats per token; None if there was none."""
+        losses = [row["val/loss"] for row in self.metrics if "val/loss" in row]
+        return losses[-1] if losses else None
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Read a run folder; of an unfinished run, the newest checkpoint.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or no weights yet.
+        SlmError: Its config or its checkpoints cannot be used.
+    """
+    folder = RunFolder(Path(run_dir))
+    if not folder.config.is_file():
+        none = f"{run_dir} holds no run (no {folder.config.name})"
+        raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
+    config = load_config(folder.config)
+    config = dataclasses.replace(config, name=folder.path.name)
+    if folder.finished:
+        model = GPT.from_pretrained(folder.model)
+        tokenizer = get_tokenizer(folder.model)
+    else:
+        model = _unfinished_model(folder, config)
+        tokenizer = get_tokenizer(config.data.tokenizer)
+    rows = read_metrics(run_dir)
+    return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
+
+
+def _unfinished_model(folder: RunFolder, config: RunConfig) -> GPT:
+    found = load_latest(
+        folder.checkpoints, lambda state: config_mismatch(state, config)
+    )
+    if found is None:
+        first = f"the first is written at step {config.training.checkpoint_every}"
+        raise FileNotFoundError(f"{folder.path} has no checkpoint yet; {first}")
+    model = empty_model(config.model)
+    model.load_state_dict(found[1]["trainer"]["model"])
+    return model
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """A model for weights that are read next: to draw its own would take longer."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return model.to_empty(device="cpu")
+
+
+# One run, one folder, one process
+
+
+def refuse_changes(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a folder of other settings, or one that holds what is not a run's.
+
+    Raises:
+        SlmError: It does; the message names the settings or the files.
+    """
+    if folder.config.is_file():
+        before, now = load_config(folder.config).as_dict(), config.as_dict()
+        if changed := "; ".join(changed_keys(before, now)):
+            what = f"{folder.path} holds a run with another config: {changed}"
+            cure = "Choose another --run-dir, or move that folder away"
+            raise SlmError(f"{what}. {cure}")
+        return
+    known = (folder.metrics, folder.environment, folder.samples, folder.model)
+    strangers = ", ".join(path.name for path in known if path.exists())
+    if strangers and not list_checkpoints(folder.checkpoints):
+        what = f"holds {strangers} but no {folder.config.name}, so no run"
+        raise SlmError(f"{folder.path} {what}: choose another --run-dir")
+
+
+@contextlib.contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Refuse a second training process on the same run folder.
+
+    Raises:
+        SlmError: Another process is training there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(RunFolder(run_dir).lock, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        busy = f"another process is training in {run_dir}"
+        raise SlmError(f"{busy}; wait for it, or choose another --run-dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Stopping
+
+
+@contextlib.contextmanager
+def stop_signals(verbose: bool = False) -> Iterator[list[float]]:
+    """While inside, SIGINT and SIGTERM are noted in the list, and end nothing.
+
+    A later SIGINT interrupts. One that follows within a second does not: a launcher
+    hands on to its processes what the terminal sent them already.
+    """
+    caught: list[float] = []
+
+    def note(number: int, frame: object) -> None:
+        now = time.monotonic()
+        if caught and number == signal.SIGINT and now - caught[0] > 1:
+            raise KeyboardInterrupt
+        if verbose and not caught:
+            again = "Ctrl-C again does not wait for that"
+            told = f"\nstopping after this step, and saving it; {again}\n"
+            os.write(2, told.encode())  # print() may not interrupt itself
+        caught.append(now)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in both}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Failing
+
+OUT_OF_MEMORY = "the GPU's memory is full; lower training.batch_size, raise "
+OUT_OF_MEMORY += (
+    "training.gradient_accumulation_steps by the same factor, and start it "
+)
+OUT_OF_MEMORY += "as another run (--run-dir, on Modal --run)"
+
+
+@contextlib.contextmanager
+def failure_file() -> Iterator[None]:
+    """Write an error to the file that SLM_FAILURE_FILE names, for a launcher.
+
+    It holds `{"error": a sentence, "retry": whether another attempt may succeed}`. Of
+    several processes, the first that fails is the cause, and the others its victims.
+
+    Raises:
+        SlmError: The GPU's memory is full; every other error as it is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        note_failure(SlmError(OUT_OF_MEMORY))
+        raise SlmError(OUT_OF_MEMORY) from error
+    except Exception as error:
+        note_failure(error)
+        raise
+
+
+def note_failure(error: Exception) -> None:
+    """Write an error to the file that SLM_FAILURE_FILE names, if there is none yet."""
+    path = os.environ.get("SLM_FAILURE_FILE")
+    if not path or Path(path).exists():
+        return
+    known = isinstance(error, SlmError | OSError)
+    told = str(error) if known else f"{type(error).__name__}: {error}"
+    retry = error.retry if isinstance(error, SlmError) else True
+    write_text(Path(path), json.dumps({"error": told, "retry": retry}))
+
+
+# What the folder says of itself
+
+
+def modules_of_a_run() -> dict[str, bytes]:
+    """The package's modules that decide what a run computes, with their source.
+
+    This one, and all that it imports, directly or through others.
+    """
+    package = Trainer.__module__.rpartition(".")[0]
+    pending, sources = [f"{package}.run"], {}
+    while pending:
+        name = pending.pop()
+        spec = None
+        with contextlib.suppress(ModuleNotFoundError):  # a name inside a module
+            spec = importlib.util.find_spec(name)
+        if name in sources or spec is None or spec.origin is None:
+            continue
+        sources[name] = Path(spec.origin).read_bytes()
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "slm"
+            ):
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                pending += [str(node.module), *inside]
+    return sources
+
+
+def code_fingerprint() -> str:
+    """A hash over the code of a run; the run folder keeps it."""
+    ordered = [source for _, source in sorted(modules_of_a_run().items())]
+    return hashlib.sha256(b"".join(ordered)).hexdigest()[:16]
+
+
+def describe(folder: RunFolder, trainer: Trainer) -> None:
+    """Write config and environment, so that the folder explains itself."""
+    device = trainer.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(trainer.device)
+    environment = {
+        "code": code_fingerprint(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
+    write_text(folder.config, trainer.config.to_yaml())
+    write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
+
+
+class Samples(Observer):
+    """After each validation, a text that the model writes from nothing, in a file."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.folder, self.tokenizer, self.max_tokens = folder, tokenizer, max_tokens
+
+    def on_validation(self, trainer: Any) -> None:
+        end, ids = self.tokenizer.eot_token, self.tokenizer.n_vocab
+        with evaluating(trainer.model):
+            tokens = sample_tokens(
+                trainer.model, [end], self.max_tokens, trainer.step, end, ids
+            )
+        text = self.tokenizer.decode(tokens) + "\n"
+        write_text(self.folder / f"step_{trainer.step:08d}.txt", text)
+
+
+# Putting it together
+
+
+def fitting_tokenizer(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer, whose ids the model's tables must hold.
+
+    Raises:
+        SlmError: They do not, or it cannot be had.
+    """
+    tokenizer = get_tokenizer(config.data.tokenizer)
+    if tokenizer.n_vocab > config.model.vocab_size:
+        small = f"model.vocab_size = {config.model.vocab_size} is too small"
+        has = f"which has {tokenizer.n_vocab} ids"
+        raise SlmError(f"{small} for tokenizer {config.data.tokenizer!r}, {has}")
+    return tokenizer
+
+
+def make_observers(
+    config: RunConfig,
+    folder: RunFolder,
+    tokenizer: Tokenizer,
+    dollars_per_hour: float | None,
+) -> list[Observer]:
+    """Who is told on the first process: the price, the rows, W&B, the samples."""
+    observers: list[Observer] = []
+    if dollars_per_hour is not None:  # adds to each row, so the others come after it
+        observers.append(Dollars(dollars_per_hour))
+    observers.append(MetricsFile(folder.metrics))
+    if wants_wandb(config):
+        observers.append(WandbLogger(config, folder.path))
+    if tokens := config.training.sample_tokens:
+        observers.append(Samples(folder.samples, tokenizer, tokens))
+    return observers
+
+
+def make_trainer(
+    config: RunConfig,
+    folder: RunFolder,
+    loaders: tuple[TokenLoader, TokenLoader],
+    observers: list[Observer],
+    verbose: bool,
+) -> Trainer:
+    """A trainer of a new model, or of an empty one where there are checkpoints."""
+    seed = config.training.seed
+    torch.manual_seed(seed)
+    continuing = bool(list_checkpoints(folder.checkpoints))
+    model = empty_model(config.model) if continuing else GPT(config.model)
+    if world_size() > 1:  # every process drops channels of its own
+        torch.manual_seed(seed + 1 + rank())
+    trainer = Trainer(model, *loaders, config, observers=observers, verbose=verbose)
+    if trainer.verbose:
+        t, begun = config.training, "continuing" if continuing else "starting"
+        precision = str(trainer.dtype).removeprefix("torch.")
+        what = f"{model.count_parameters():,} parameters on {trainer.device}"
+        print(f"{begun} {folder.path}: {what} in {precision}")
+        per_batch = loaders[0].tokens_per_batch * t.gradient_accumulation_steps
+        tokens = f"{per_batch * world_size():,} tokens"
+        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
+    return trainer
+
+
+def train_and_save(
+    trainer: Trainer,
+    folder: RunFolder,
+    tokenizer: Tokenizer,
+    checkpointer: Checkpointer,
+) -> Run:
+    """Resume if there is something, train to the end or a signal, save the model."""
+    resumed, first = checkpointer.resume(trainer), rank() == 0
+    if first and resumed is not None:
+        trainer.metrics = read_metrics(folder.path)
+    elif first and folder.metrics.exists():
+        # rows of a start without a checkpoint, or whose checkpoints were moved away
+        folder.metrics.replace(folder.earlier_metrics)
+    if first:
+        describe(folder, trainer)
+    if trainer.verbose and resumed is not None:
+        print(f"going on after step {trainer.step:,}, from {resumed}")
+    with stop_signals(trainer.verbose) as signals, checkpointer:
+        trainer.train(stop=lambda: bool(signals))
+    config, model = trainer.config, trainer.model
+    finished = trainer.step >= config.training.max_steps
+    if first and finished:
+        model.save_pretrained(folder.unfinished_model)
+        tokenizer.save(folder.unfinished_model)
+        publish(folder.unfinished_model, folder.model)
+        if checkpointer.on_checkpoint:
+            checkpointer.on_checkpoint()
+    gather_from_ranks(finished)  # so that no process ends before the model is there
+    if trainer.verbose:
+        again = "the same command goes on from there"
+        stopped = f"stopped after step {trainer.step:,}; {again}"
+        print(f"{folder.path} is finished" if finished else stopped)
+    return Run(folder.path, model.eval(), tokenizer, trainer.metrics, config, finished)
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | Path | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+    dollars_per_hour: float | None = None,
+    verbose: bool = True,
+) -> Run:
+    """A whole run from its config: start it, continue it, or, if finished, return it.
+
+    Args:
+        config: What `load_config` gives.
+        run_dir: The run folder; `runs/<config.name>` if not said.
+        on_checkpoint: Called after each checkpoint, and once the finished model, is
+            safely on disk; while training goes on, from another thread.
+        dollars_per_hour: Price of the machine, for the metric `cost/usd`.
+        verbose: Say what happens, and show progress.
+
+    Returns:
+        The run; its `finished` is False if it was stopped by SIGINT or SIGTERM.
+
+    Raises:
+        SlmError: The folder holds a run with another config or is in use, tokenizer and
+            model do not fit, the text cannot be had, the loss became nan or infinite,
+            the GPU's memory is full, or a checkpoint could not be read or written.
+    """
+    if run_dir == "":
+        cure = "name the run's folder, or leave it out for runs/<name of the config>"
+        raise SlmError(f"--run-dir is empty; {cure}")
+    folder = RunFolder(Path("runs") / config.name if run_dir is None else Path(run_dir))
+    with failure_file():
+        refuse_changes(config, folder)
+        if folder.finished:
+            if verbose and rank() == 0:
+                print(f"{folder.path} is finished; its model is used as it is")
+            return load_run(folder.path)
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        tokenizer, first = fitting_tokenizer(config), rank() == 0
+        with only_process(folder.path) if first else contextlib.nullcontext():
+            # one process tokenises, the others wait for it
+            t, context_length = config.training, config.model.context_length
+            order = (t.batch_size, t.seed, rank(), world_size())
+            loaders = make_loaders(config.data, tokenizer, context_length, *order)
+            checkpointer = Checkpointer(folder.checkpoints, config, on_checkpoint)
+            told = []
+            if first:
+                told = make_observers(config, folder, tokenizer, dollars_per_hour)
+            with process_group():
+                observers = [*told, checkpointer]
+                trainer = make_trainer(config, folder, loaders, observers, verbose)
+                return train_and_save(trainer, folder, tokenizer, checkpointer)

@@ -1,0 +1,99 @@
+"""slm.training.folder: one rule for what a checkpoint is, rows, and what a run came to."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from slm.errors import SlmError
+from slm.training.folder import (
+    RunFolder,
+    checkpoint_path,
+    list_checkpoints,
+    read_metrics,
+    report,
+    step_of,
+)
+
+
+def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "tra')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    assert read_metrics(tmp_path / "none") == []
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\ngarbage\n{"step": 3}\n')
+    with pytest.raises(SlmError, match="metrics.jsonl, line 2 is not a row of metrics"):
+        read_metrics(tmp_path)
+
+
+def test_checkpoints_are_sorted_by_step_and_other_names_are_left_out(tmp_path):
+    for step in (7, 123_456_789, 50):
+        checkpoint_path(tmp_path, step).touch()
+    others = ["step_5.pt", "step_best.pt", "step_00000007_mine.pt", "step_00000009.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    found = list_checkpoints(tmp_path)
+    assert [step_of(path) for path in found] == [123_456_789, 50, 7]
+    assert [step_of(path.name) for path in found] == [123_456_789, 50, 7]
+    assert list_checkpoints(tmp_path / "none") == []
+
+
+def test_the_names_in_a_run_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = {
+        "config": "config.yaml",
+        "metrics": "metrics.jsonl",
+        "checkpoints": "checkpoints",
+        "samples": "samples",
+        "environment": "environment.json",
+        "model": "model",
+        "attempts": "attempts.json",
+        "launched": "launched.json",
+        "failure": "failure.json",
+        "lock": ".lock",
+    }
+    for attribute, name in names.items():
+        assert getattr(folder, attribute) == tmp_path / name
+    assert not folder.finished
+    folder.model.mkdir()
+    assert folder.finished
+
+
+def test_a_report_of_nothing(tmp_path):
+    found = report(tmp_path / "none")
+    assert found["run"] == "none" and not found["finished"]
+    assert (found["step"], found["checkpoint"], found["val_loss"]) == (0, 0, None)
+
+
+def test_a_report_sums_up_rows_checkpoints_and_attempts(tmp_path):
+    rows = [
+        {"step": 2, "val/loss": 3.0, "perf/mfu": 0.2},
+        {"step": 3, "val/loss": None},
+        {"step": 4, "train/loss": 2.0, "perf/mfu": 0.3},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5')
+    attempts = [
+        {"seconds": 10.0, "dollars": 1.0, "to": ["step_00000002.pt"]},
+        {"seconds": 5.0, "dollars": 0.5, "to": ["step_00000003.pt"], "budget": 4.0}
+        | {"problem": "it is over"},
+    ]
+    (tmp_path / "attempts.json").write_text(json.dumps(attempts))
+    found = report(tmp_path)
+    assert found["step"] == 4 and found["val_loss"] == 3.0 and found["mfu"] == 0.3
+    assert found["checkpoint"] == 3  # as the last attempt says: no folder came along
+    assert (found["seconds"], found["dollars"], found["attempts"]) == (15.0, 1.5, 2)
+    assert (found["budget"], found["problem"]) == (4.0, "it is over")
+    (tmp_path / "checkpoints").mkdir()
+    for step in (2, 4):
+        checkpoint_path(tmp_path / "checkpoints", step).touch()
+    assert report(tmp_path)["checkpoint"] == 4
+
+
+def test_a_folder_is_read_without_pytorch():
+    code = "import sys, slm.training.folder; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True).strip() == "False"
