@@ -125,7 +125,7 @@ import tiktoken
 
 from slm.data import stories
 from slm.errors import SlmError
-from slm.files import answers, writing
+from slm.files import answers, user_path, writing
 
 # %%
 #| export
@@ -478,7 +478,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         FileNotFoundError: There is no such file.
         SlmError: The file does not hold ranks, or not all of them.
     """
-    file = Path(path)
+    file = user_path(path)
     file = file / RANKS_FILE if file.is_dir() else file
     if not file.is_file():
         allowed = "say 'gpt2', 'stories', or where one was saved"

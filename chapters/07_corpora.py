@@ -7,6 +7,7 @@
 #   slm:
 #     exports:
 #     - slm/data/readers.py
+#     - slm/data/hub.py
 #     - slm/data/corpus.py
 # ---
 
@@ -38,10 +39,13 @@ import codecs
 import hashlib
 import itertools
 import json
+import mmap
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slm.data.tokenizer import END_OF_TEXT
 from slm.errors import SlmError
 
 # %% tags=["hide-input"]
@@ -220,6 +224,62 @@ def read_utf8(path: Path, start: int, stop: int, advance: Advance) -> Iterator[s
 
 
 # %% [markdown]
+# Some text files are many documents, one behind the other, with a line between them
+# that is end-of-text and nothing else; TinyStories itself is published so. Read as one
+# document, such a file would put the marker into the text, in pieces, and a model
+# trained on it would write it. So a line that is the marker alone ends a document;
+# inside a sentence it is text like any other. Whether a file has such a line is known
+# once it is found, or the file has been searched to its end, which takes a small part
+# of the time that its tokens will take.
+
+
+# %%
+#| export
+_MARKER_LINE = re.compile(rf"(?m)^[ \t]*{re.escape(END_OF_TEXT)}[ \t]*\r?$\n?")
+
+
+def holds_documents(path: Path) -> bool:
+    """Whether one of a text file's lines is end-of-text alone."""
+    marker = END_OF_TEXT.encode()
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        at = text.find(marker)
+        while at >= 0:
+            begins, ends = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+            line = text[begins : ends if ends >= 0 else len(text)]
+            if line.removeprefix(codecs.BOM_UTF8).strip() == marker:
+                return True
+            at = text.find(marker, at + 1)
+    return False
+
+
+def split_at_markers(blocks: Iterable[str]) -> Iterator[str]:
+    """The documents between the lines that are end-of-text alone, the empty left out.
+
+    The line ends around a marker belong to neither document.
+    """
+    document, line = [], ""
+    for block in itertools.chain(blocks, ["\n"]):
+        text = line + block
+        cut = text.rfind("\n") + 1  # behind it, a line that goes on
+        whole, line = text[:cut], text[cut:]
+        before, *others = _MARKER_LINE.split(whole) if END_OF_TEXT in whole else [whole]
+        document.append(before)
+        for other in others:
+            yield "".join(document).strip("\r\n")
+            document = [other]
+    yield "".join(document).strip("\r\n")
+
+
+# %% tags=["nbval-check-output"]
+marked = "One cat.\n<|endoftext|>\nTwo cats say <|endoftext|> aloud.\n<|endoftext|>\n"
+for size in (5, 100):
+    blocks = [marked[i : i + size] for i in range(0, len(marked), size)]
+    print([text for text in split_at_markers(blocks) if text])
+
+# %% [markdown]
 # JSON Lines hold a row with a text column on each line; Parquet holds the same in
 # columns, and only the text column is read. pyarrow reads a whole file ahead unless
 # told otherwise, which a corpus of hundreds of gigabytes does not forgive.
@@ -236,7 +296,8 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
             try:
                 row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, start + error.start) from None
+                mark = len(codecs.BOM_UTF8) if line.startswith(codecs.BOM_UTF8) else 0
+                raise _not_utf8(path, start + mark + error.start) from None
             except json.JSONDecodeError as error:
                 wrong = f"{error.msg} at column {error.colno}"
                 raise SlmError(f"{where} is not JSON: {wrong}.") from None
@@ -258,7 +319,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        how = 'pip install "slm[data]"'
+        how = "pip install pyarrow"
         raise SlmError(f"Reading {path} needs pyarrow: {how}.") from None
     try:
         # else pyarrow reads the whole file ahead, and a row group's column at once
@@ -277,12 +338,22 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
         raise SlmError(f"{path} cannot be read as Parquet: {reason}.") from None
 
 
+# %% [markdown]
+# Of each row only its text is taken. End-of-text at its end goes, since each document
+# gets one anyway:
+
+
+# %% tags=["hide-input"]
+#| export
 READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 SUFFIXES = (".txt", *READERS)
 
 
 def take_texts(rows: Rows, column: str) -> Iterator[str]:
-    """The text column of rows. Documents that are empty or null are left out."""
+    """The text column of rows. Documents that are empty or null are left out.
+
+    End-of-text at a document's end is left out, too: each document gets one anyway.
+    """
     for where, row in rows:
         if column not in row:
             there = f"the columns there are {', '.join(map(repr, row))}"
@@ -291,6 +362,8 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
         if not isinstance(text, str | None):
             kind = type(text).__name__
             raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+        if text and text.rstrip().endswith(END_OF_TEXT):
+            text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
 
@@ -303,6 +376,25 @@ def as_pieces(
         validation = side == "validation"
         if side is None or in_validation(text, val_fraction) == validation:
             yield Piece(text, True)
+
+
+# %% [markdown]
+# Tokens are made once and found again as long as the text is the same. A hash of a
+# whole corpus would tell its text exactly, and reading hundreds of gigabytes at each
+# start would take minutes. Size, time of the last change, and both ends are enough to
+# tell files of one name apart.
+
+
+# %% tags=["hide-input"]
+#| export
+def fingerprint_file(file: Path) -> list[Any]:
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    stat = file.stat()
+    with open(file, "rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(max(stat.st_size - (1 << 16), 0))
+        ends = hashlib.sha256(head + opened.read()).hexdigest()[:16]
+    return [file.name, stat.st_size, stat.st_mtime_ns, ends]
 
 
 # %% [markdown]
@@ -331,6 +423,147 @@ for name, content in wrong.items():
         print(str(error).replace(f"{scratch}/", ""))
 
 # %% [markdown]
+# ## The hub, asked before it is trusted
+#
+# `datasets` reads what lies on the Hugging Face hub, over the network row by row or
+# stored first. It asks again when a connection breaks, and goes on with half a
+# download. What it says when something is wrong fills a screen, and a hub that is down
+# is told as a file that cannot be found. A module of its own, `slm/data/hub.py`, turns
+# this into sentences. Four things go wrong. Nobody answers. The hub answers that it has
+# no such data set. It answers that it is in trouble; or something else answers in its
+# place, such as the login page of a hotel. Or a data set of several parts was asked for
+# without saying which. The first three are asked for before `datasets` begins, since it
+# would try for minutes, and `retry` tells a caller whether asking again may help.
+
+
+# %% tags=["hide-input"]
+#| export data/hub
+"""Data sets of the Hugging Face hub: what cannot be had is told in a sentence.
+
+    splits = load_hub("roneneldan/TinyStories", None, None, streaming=True)
+"""
+
+import difflib
+from typing import Any
+
+from slm.errors import SlmError
+from slm.files import answers
+
+
+# %% tags=["hide-input"]
+#| export data/hub
+def _full_name(repository: str, config: str | None, revision: str | None) -> str:
+    part = f":{config}" if config else ""
+    return f"{repository}{part}{f'@{revision}' if revision else ''}"
+
+
+def hub_error(name: str, error: BaseException) -> SlmError:
+    """What a library says about the hub, in one sentence."""
+    from datasets import config
+
+    while error.__cause__ is not None:  # the first word, not the last
+        error = error.__cause__
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    ours = isinstance(error, ValueError | RuntimeError | FileNotFoundError)
+    retry = status in (408, 429) or status >= 500 if status else not ours
+    if status == 429:
+        reason = "too many requests were made (429)"
+    later = ": try again in some minutes" if retry else ""
+    if config.HF_HUB_OFFLINE:
+        later = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched"
+    failed = f"Cannot read {name!r} from the Hugging Face hub"
+    return SlmError(f"{failed}: {reason}{later}.", retry=retry)
+
+
+def _ask(name: str, repository: str, revision: str | None) -> None:
+    """Ask the hub whether it has a data set; a sentence within seconds if not."""
+    from huggingface_hub import HfApi, constants, errors
+
+    if not answers(constants.ENDPOINT, 4.0):
+        raise SlmError(
+            f"The Hugging Face hub does not answer, so {name!r} cannot be "
+            "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
+            "data set is already in this machine's cache.",
+            retry=True,
+        )
+    try:
+        HfApi().dataset_info(repository, revision=revision, timeout=10.0)
+    except errors.RevisionNotFoundError:
+        wrong = f"{repository!r} has no revision {revision!r} on the hub."
+        raise SlmError(wrong) from None
+    except errors.RepositoryNotFoundError:
+        cure = "check the name, or log in with `hf auth login`"
+        absent = f"The Hugging Face hub has no data set {repository!r}"
+        raise SlmError(f"{absent}, or it is private: {cure}.") from None
+    except ValueError as error:
+        other = "what answered is not the hub, but a login page or a proxy"
+        wrong = f"Cannot read {name!r} from {constants.ENDPOINT}: {other}."
+        raise SlmError(wrong, retry=True) from error
+    except Exception as error:  # of whatever library it speaks through
+        raise hub_error(name, error) from error
+
+
+# %% [markdown]
+# `_ask` costs two small requests, and is asked once for a split. The library's own
+# errors come from three packages and change with their versions, so a status is read
+# where there is one, and everything else that goes wrong on the way is told with the
+# library's first line. Errors that a retry cannot cure are those where the hub *did*
+# answer: a wrong name, a format that nobody can read. Then the door of this module:
+
+
+# %% tags=["hide-input"]
+#| export data/hub
+def _check_config(repository: str, config: str | None, revision: str | None) -> None:
+    """Refuse if a part of the data set must be named, or is named wrongly."""
+    import datasets
+
+    names = datasets.get_dataset_config_names(repository, revision=revision)
+    if config in names or (config is None and len(names) < 2):
+        return
+    near = difflib.get_close_matches(config or "", names) or names[:12]
+    more = f", … ({len(names)} in all)" if len(names) > len(near) else ""
+    has = f"it has {', '.join(map(repr, near))}{more}"
+    what = f"no part {config!r}" if config else "several parts"
+    say = f"say which: {f'{repository}:{near[0]}'!r}"
+    raise SlmError(f"{repository!r} has {what}; {has}: {say}.") from None
+
+
+def load_hub(
+    repository: str, config: str | None, revision: str | None, streaming: bool
+) -> Any:
+    """The splits of a data set by name, as `datasets` gives them.
+
+    Args:
+        repository: "owner/name".
+        config: Which of its parts, if it has several.
+        revision: A branch, tag or commit; else the newest.
+        streaming: Read it over the network row by row; else store it first. Without a
+            network (HF_HUB_OFFLINE=1) it is read from this machine's cache.
+
+    Raises:
+        SlmError: What is wrong with the name, the network or the hub; `retry` is true
+            where a later call may succeed.
+    """
+    name = _full_name(repository, config, revision)
+    try:
+        import datasets
+    except ImportError:
+        needed = "needs the package datasets: pip install datasets"
+        raise SlmError(f"Reading {name!r} from the hub {needed}.") from None
+    offline = datasets.config.HF_HUB_OFFLINE
+    if not offline:
+        _ask(name, repository, revision)
+    how = dict(revision=revision, streaming=streaming and not offline)
+    try:
+        return datasets.load_dataset(repository, config, **how)
+    except Exception as error:  # the library lets through those of five others
+        if isinstance(error, ValueError) and not offline:
+            _check_config(repository, config, revision)
+        raise hub_error(name, error) from error
+
+
+# %% [markdown]
 # ## What is read: the section `data`
 #
 # Everything that decides which text is read, and how, stands in one object, which is
@@ -348,12 +581,14 @@ for name, content in wrong.items():
     texts = [piece.text for piece in reading.pieces(print)]
 """
 
+import difflib
 import functools
 import glob
 import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,6 +597,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from slm.data import stories
+from slm.data.hub import hub_error, load_hub
 from slm.data.readers import (
     READERS,
     SUFFIXES,
@@ -369,12 +605,15 @@ from slm.data.readers import (
     Piece,
     Rows,
     as_pieces,
+    fingerprint_file,
+    holds_documents,
     read_utf8,
+    split_at_markers,
     split_pieces,
     take_texts,
 )
 from slm.errors import SlmError, settings
-from slm.files import answers
+from slm.files import user_path
 
 
 # %% tags=["hide-input"]
@@ -421,10 +660,12 @@ except SlmError as error:
     print(error)
 
 # %% [markdown]
-# All mistakes are told at once, with what is allowed and the nearest key. Some of the
-# keys belong to later steps: `tokenizer`, `packing` and `num_workers` are read by [what
-# prepares and deals out tokens](#prepare). They stand here because a run names its data
-# in one place, and what is handed on whole cannot be mixed up with its neighbour.
+# Paths in it are those of [files](#files): `~` and `$HOME` stand for what they stand
+# for in a shell. All mistakes are told at once, with what is allowed and the nearest
+# key. Some of the keys belong to later steps: `tokenizer`, `packing` and `num_workers`
+# are read by [what prepares and deals out tokens](#prepare). They stand here because a
+# run names its data in one place, and what is handed on whole cannot be mixed up with
+# its neighbour.
 #
 # ## Three sources, one form
 #
@@ -459,6 +700,7 @@ class Reading:
     pieces: Callable[[Advance], Iterator[Piece]]
     size: float | None
     unit: str
+    notes: tuple[str, ...] = ()  # what somebody who reads it should be told
 
 
 class StorySource:
@@ -517,42 +759,73 @@ class StorySource:
 # ## Files and folders
 #
 # A path may be a file, a folder or a pattern like `texts/*.jsonl`. Names can carry a
-# split, as in `train-00001.parquet`; a single `train.txt` brings the `val.txt` beside
-# it. What is one document is settled by the kind of file, and with it how a split is
-# made. A long text is cut where `val_fraction` of it is left, then at the next blank
-# line, else line, else character:
+# split, as those of data sets do: `train.txt`, `x_val.jsonl`,
+# `train-00001-of-00010.parquet`, a folder `validation/`. A single `train.txt` brings
+# the `val.txt` beside it. But in a folder of books `A_Test_of_Wills.txt` is a novel, so
+# a word inside a name says nothing. The end of a name counts only where some file is
+# named for train and another for something else; a whole name, as in `validation.txt`,
+# speaks for itself. Nothing happens silently: `notes` say what was left out, and which
+# names were taken for a split.
+#
+# What is one document is settled by the kind of file, and with it how a split is made.
+# A long text is cut where `val_fraction` of it is left, then at the next blank line,
+# else line, else character:
 
 
 # %% tags=["hide-input"]
 #| export data/corpus
-def _find_files(path: str) -> list[Path]:
-    """The files with text that a path, folder or glob pattern stands for, sorted."""
-    root = Path(path).expanduser()
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
+
+
+def _find_files(path: str) -> tuple[list[Path], str]:
+    """The files that a path, folder or pattern stands for, and what was left out."""
+    root, kinds = user_path(path), ", ".join(SUFFIXES)
+    found, left = [], Counter[str]()
     if root.is_dir():
-        inside = (p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        found = sorted(
-            p for p in inside if "/." not in f"/{p.relative_to(root).as_posix()}"
-        )
+        for entry in sorted(root.rglob("*")):
+            hidden = any(n.startswith(".") for n in entry.relative_to(root).parts)
+            if entry.is_symlink() and entry.is_dir():
+                left["a link to a folder"] += 1
+            elif entry.is_file() and not hidden:
+                if _kind(entry) in SUFFIXES:
+                    found.append(entry)
+                else:
+                    left[_kind(entry) or "without a suffix"] += 1
+        if not found:
+            raise SlmError(f"The folder {path} has no {kinds} file.")
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
-    kinds = ", ".join(SUFFIXES)
-    if not found and root.is_dir():
-        raise SlmError(f"The folder {path} has no {kinds} file.")
     if not found:
         raise SlmError(f"{path} does not exist.")
     for file in found:
-        if file.suffix not in SUFFIXES:
+        if _kind(file) not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
-    if full := [file for file in found if file.stat().st_size]:
-        return full
-    raise SlmError(f"{path} is empty.")
+    full = [file for file in found if file.stat().st_size]
+    left["empty"] += len(found) - len(full)
+    if not full:
+        raise SlmError(f"{path} is empty.")
+    return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-def _split_of_file(path: Path) -> str | None:
-    """The split that a file name carries as a word, as in `train-00001.parquet`."""
-    words = set(re.split(r"[^a-z]+", path.stem.lower()))
-    return next((name for name, others in SPLITS.items() if words & {*others}), None)
+_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(
+    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
+)
+
+
+def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:
+    """The split that a file is named for, or a folder between it and `root`.
+
+    The name may be the split's; with `suffixes` it may also end in it.
+    """
+    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    words = [name.lower() for name in (file.stem, *folders)]
+    if suffixes and (found := _SPLIT_NAME.fullmatch(file.stem)):
+        words.insert(0, found[1])
+    names = map(split_name, words)
+    return next((name for name in names if name in SPLITS), None)
 
 
 def _tail_start(file: Path, fraction: float) -> int:
@@ -574,16 +847,6 @@ def _tail_start(file: Path, fraction: float) -> int:
     return target
 
 
-def fingerprint_file(file: Path) -> list[Any]:
-    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
-    stat = file.stat()
-    with open(file, "rb") as opened:
-        head = opened.read(1 << 16)
-        opened.seek(max(stat.st_size - (1 << 16), 0))
-        ends = hashlib.sha256(head + opened.read()).hexdigest()[:16]
-    return [file.name, stat.st_size, stat.st_mtime_ns, ends]
-
-
 # %% tags=["nbval-check-output"]
 novel = scratch / "novel.txt"
 novel.write_text("\n\n".join(map(stories.sample, range(200))))
@@ -593,10 +856,6 @@ print(f"cut at {start / size:.3f} of the text")
 print(repr(before[-40:]), repr(after[:40]), sep="\n")
 
 # %% [markdown]
-# A hash of a whole corpus would tell its text exactly, and reading hundreds of
-# gigabytes at each start would take minutes. Size, time of the last change, and both
-# ends are enough to tell files of one name apart.
-#
 # Parts are *runs* of files: part $k$ of $n$ holds the files from $\lfloor k F / n
 # \rfloor$ to $\lfloor (k+1) F / n \rfloor$ of `F`. Written one behind the other, the
 # parts are the whole. Which files are held out is decided before they are dealt out,
@@ -608,65 +867,91 @@ print(repr(before[-40:]), repr(after[:40]), sep="\n")
 class FileSource:
     """Files on this machine.
 
-    Files whose names carry a split ("train.txt", "validation-0.parquet") are that
-    split; a single "…train…" file brings the validation file beside it. Where there is
-    no validation file, part of train is held out:
+    Files that are named for a split are that split: by a whole name ("validation.txt",
+    a folder "validation"), or by its end ("x_val.jsonl", "train-0.parquet") if some
+    file is named for train and another for something else. A single file named for
+    train brings the validation file beside it. Where there is no validation file, part
+    of train is held out:
 
-    - of .jsonl and .parquet files the documents whose hash, as a number between 0 and
-      1, is below `val_fraction`;
-    - of .txt files, each of which is one document, that share of the files (those with
-      the lowest hashes) if it makes at least one; else the last `val_fraction` of each,
+    - of documents in one file (.jsonl, .parquet, .txt with end-of-text lines) those
+      whose hash, as a number between 0 and 1, is below `val_fraction`;
+    - of .txt files that are one document each, that share of the files (those with the
+      lowest hashes) if it makes at least one; else the last `val_fraction` of each,
       from a blank line or line end on.
+
+    `notes` are sentences on what was left out and which names were taken for a split.
     """
 
     def __init__(self, data: DataConfig) -> None:
         self.data, self.name = data, Path(data.dataset).name
-        files = _find_files(data.dataset)
-        if len(files) == 1 and _split_of_file(files[0]) == "train":
-            first, others = files[0], SPLITS["validation"]
-            names = (re.sub("train(ing)?", other, first.name) for other in others)
-            beside = (first.with_name(name) for name in names)
-            files += itertools.islice(filter(Path.is_file, beside), 1)
+        files, left_out = _find_files(data.dataset)
+        root = user_path(data.dataset)
+        if len(files) == 1 and _split_of_file(files[0], root, True) == "train":
+            files += itertools.islice(_validation_beside(files[0]), 1)
         self.fingerprint = [fingerprint_file(file) for file in files]
-        of = {file: _split_of_file(file) for file in files}
-        self.train = [file for file in files if of[file] in ("train", None)]
-        self.others = {name: [f for f in files if of[f] == name] for name in SPLITS}
-        if not self.train:  # all are named for another split: then names say nothing
-            self.train, self.others = files, {}
+        of = {file: _split_of_file(file, root, True) for file in files}
+        odd = []
+        if "train" not in of.values() or len({*of.values()} - {None}) < 2:
+            whole = {file: _split_of_file(file, root, False) for file in files}
+            odd = [f for f in files if of[f] not in (whole[f], "train")]
+            of = whole
+        named = {name: [f for f in files if of[f] == name] for name in SPLITS}
+        rest = [f for f in files if of[f] is None]
+        self.notes = [f"left out of {data.dataset}: {left_out}"] if left_out else []
+        self.train, self.others = files, dict[str, list[Path]]()
+        if (named["train"] or rest) and (named["validation"] or named["test"]):
+            self.train, self.others = named["train"] or rest, named
+            unused = {"no split": rest} if named["train"] else {}
+            self._note("by name", {**named, "train": self.train, **unused})
+        self._note("no other file is named for train", {"read with all": odd})
 
     def shards(self, split: str) -> int:
         """The number of files that a split is read from."""
         return len((split != "train" and self.others.get(split)) or self.train)
 
-    def read(self, split: str, part: Part | None = None) -> Reading:
-        """The pieces of "train", "validation", or a split that files are named for."""
-        files, side, rule = self.train, None, f"the files named {split}"
-        if split != "train" and self.others.get(split):
-            files = self.others[split]
-        elif split == "train" and self.others.get("validation"):
-            rule = "the files not named for another split"
-        elif split in ("train", "validation"):
-            side = split
-            rule = f"{self.data.val_fraction:g} held out for validation"
-        else:
-            there = "there are 'train' and 'validation'"
-            raise SlmError(f"{self.data.dataset} has no split {split!r}; {there}.")
-        held = self._held_out(files) if side else set()
-        k, n = part or (0, 1)
-        files = files[k * len(files) // n : (k + 1) * len(files) // n]
 
-        def pieces(advance: Advance) -> Iterator[Piece]:
-            for file in files:
-                if file.suffix == ".txt":
-                    of_side = self._range(file, side, held)
-                    yield from split_pieces(read_utf8(file, *of_side, advance))
-                    continue
+# %% [markdown]
+# Reading goes file by file. A side of the split is a set of whole files, or a range of
+# bytes in each, or a question put to each document:
+
+
+# %% tags=["hide-input"]
+#| export data/corpus
+@add_to(FileSource)
+def read(self, split: str, part: Part | None = None) -> Reading:
+    """The pieces of "train", "validation", or a split that files are named for."""
+    files, side, rule = self.train, None, f"the files named {split}"
+    if split != "train" and self.others.get(split):
+        files = self.others[split]
+    elif split == "train" and self.others.get("validation"):
+        rule = "the files that no name holds out"
+    elif split in ("train", "validation"):
+        side = split
+        rule = f"{self.data.val_fraction:g} held out for validation"
+    else:
+        there = "there are 'train' and 'validation'"
+        raise SlmError(f"{self.data.dataset} has no split {split!r}; {there}.")
+    held = self._held_out(files) if side else set()
+    k, n = part or (0, 1)
+    files = files[k * len(files) // n : (k + 1) * len(files) // n]
+
+    def pieces(advance: Advance) -> Iterator[Piece]:
+        for file in files:
+            if _kind(file) != ".txt":
                 column = self.data.text_column
-                rows = READERS[file.suffix](file, column, advance)
+                rows = READERS[_kind(file)](file, column, advance)
                 texts = take_texts(rows, column)
-                yield from as_pieces(texts, side, self.data.val_fraction)
+            elif holds_documents(file):
+                whole = read_utf8(file, 0, file.stat().st_size, advance)
+                texts = filter(None, split_at_markers(whole))
+            else:
+                of_side = self._range(file, side, held)
+                yield from split_pieces(read_utf8(file, *of_side, advance))
+                continue
+            yield from as_pieces(texts, side, self.data.val_fraction)
 
-        return Reading(rule, pieces, sum(file.stat().st_size for file in files), "B")
+    size = sum(file.stat().st_size for file in files)
+    return Reading(rule, pieces, size, "B", tuple(self.notes))
 
 
 # %% [markdown]
@@ -679,13 +964,34 @@ class FileSource:
 def _held_out(self, files: list[Path]) -> set[Path]:
     """The text files that are held out whole; none if there are too few of them."""
     digests = {}
-    texts = [file for file in files if file.suffix == ".txt"]
+    texts = [f for f in files if _kind(f) == ".txt" and not holds_documents(f)]
     n = int(len(texts) * self.data.val_fraction)
     for file in texts if n else ():
         with open(file, "rb") as opened:
             digests[file] = hashlib.file_digest(opened, "sha256").digest()
     lowest = sorted(digests.values())[:n]
     return {file for file, digest in digests.items() if digest in lowest}
+
+
+@add_to(FileSource)
+def _note(self, how: str, named: dict[str, list[Path]]) -> None:
+    """Note which files were taken for what."""
+    for what, files in named.items():
+        if files:
+            few = ", ".join(file.name for file in files[:3])
+            more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+            self.notes.append(f"{what} ({how}): {few}{more}")
+
+
+def _validation_beside(train: Path) -> Iterator[Path]:
+    """Files that are named as this one is, with validation in the place of train."""
+    found = _SPLIT_NAME.fullmatch(train.stem)
+    if not found:
+        return
+    for other in SPLITS["validation"]:
+        name = train.stem[: found.start(1)] + other + train.name[found.end(1) :]
+        if (beside := train.with_name(name)).is_file():
+            yield beside
 
 
 @add_to(FileSource)
@@ -701,13 +1007,10 @@ def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, in
 
 
 # %% [markdown]
-# ## The hub
+# ## A data set of the hub
 #
-# `datasets` knows the formats of the hub, and can read them over the network row by row
-# or store them first. What it says when something is wrong fills a screen; here it
-# becomes a sentence. Whether the hub answers at all is asked before, since `datasets`
-# would try for minutes. Only a hub data set's name and revision are known without a
-# network, so they are its fingerprint: say `owner/name@revision` to pin its text.
+# Only a hub data set's name and revision are known without a network, so they are its
+# fingerprint: say `owner/name@revision` to pin its text.
 #
 # Stored or streamed? Streaming reads only the rows that are asked for: right for a
 # first look at a thousand documents of a corpus of terabytes. Storing first is right
@@ -729,10 +1032,12 @@ class HubSource:
     def __init__(self, data: DataConfig) -> None:
         found = self.PATTERN.fullmatch(data.dataset)
         if not found:
+            near = difflib.get_close_matches(data.dataset.lower(), ["stories"])
+            meant = f"; did you mean {near[0]!r}?" if near else "."
             raise SlmError(
                 f"{data.dataset!r} is no corpus: it must be 'stories', a "
                 f"{', '.join(SUFFIXES)} file, a folder of such files, or a data set of "
-                "the Hugging Face hub, 'owner/name' or 'owner/name:config'."
+                f"the Hugging Face hub, 'owner/name' or 'owner/name:config'{meant}"
             )
         self.data, self.name = data, data.dataset
         self.fingerprint = self.name
@@ -740,38 +1045,9 @@ class HubSource:
         few = data.max_documents is not None
         self.streaming = few if data.streaming is None else data.streaming
 
-    def _load(self, streaming: bool) -> Any:
-        """The data set's splits, as `datasets` gives them."""
-        try:
-            import datasets
-            from huggingface_hub import constants
-        except ImportError:
-            needed = 'needs datasets: pip install "slm[data]"'
-            raise SlmError(f"Reading {self.name!r} from the hub {needed}.") from None
-        offline = datasets.config.HF_HUB_OFFLINE
-        if not offline and not answers(constants.ENDPOINT, 4.0):
-            raise SlmError(
-                f"The Hugging Face hub does not answer, so {self.name!r} cannot be "
-                "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
-                "data set is already in this machine's cache.",
-                retry=True,
-            )
-        streaming = streaming and not offline
-        name, config, revision = self.repository, self.config, self.revision
-        try:
-            return datasets.load_dataset(
-                name, config, revision=revision, streaming=streaming
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            searched = "so only this machine's cache was searched"
-            hint = f"; HF_HUB_OFFLINE is set, {searched}" if offline else ""
-            failed = f"Cannot read {self.name!r} from the Hugging Face hub"
-            raise SlmError(f"{failed}: {reason.rstrip('.')}{hint}.") from error
-
     def _rows(self, split: str, streaming: bool) -> tuple[Any, bool]:
         """The rows that a split is read from, and whether train's are to be split."""
-        loaded = self._load(streaming)
+        loaded = load_hub(self.repository, self.config, self.revision, streaming)
         splits = {split_name(name): data for name, data in loaded.items()}
         made = split in ("train", "validation") and "validation" not in splits
         source = "train" if made else split
@@ -806,9 +1082,12 @@ def read(self, split: str, part: Part | None = None) -> Reading:
         data = data.select_columns([column])
 
     def rows(advance: Advance) -> Rows:
-        for number, row in enumerate(data, 1):
-            advance(1)
-            yield f"{self.name}, row {number}", row
+        try:
+            for number, row in enumerate(data, 1):
+                advance(1)
+                yield f"{self.name}, row {number}", row
+        except Exception as error:  # the library's, on its way to the next row
+            raise hub_error(self.name, error) from error
 
     def pieces(advance: Advance) -> Iterator[Piece]:
         texts = take_texts(rows(advance), column)
@@ -840,12 +1119,48 @@ def find_source(data: DataConfig) -> Source:
     name = data.dataset
     if name == "stories":
         return StorySource(data)
-    path = name.endswith(SUFFIXES) or name.startswith((".", "~", "/"))
+    path = name.lower().endswith(SUFFIXES) or name.startswith((".", "~", "/", "$"))
     local = path or glob.has_magic(name) or os.path.exists(name)
     return FileSource(data) if local else HubSource(data)
 
 
 # %% [markdown]
+# What is none of the three is told so, with the nearest name if one is near:
+
+# %% tags=["nbval-check-output"]
+for name in ("storys", "owner/name/more"):
+    try:
+        find_source(DataConfig(name))
+    except SlmError as error:
+        print(error)
+
+# %% [markdown]
+# ## Names that decide, and names that do not
+#
+# Two folders of the same texts. In the first, names say which file is held out. In the
+# second they are titles of books, one of them with the word "test" in it. What was
+# decided stands in the `notes`, which are printed when the tokens are made:
+
+# %% tags=["nbval-check-output"]
+named = {
+    "data": ("train.txt", "x_val.txt", "notes.md"),
+    "books": ("A_Test.txt", "B.TXT"),
+}
+for name, files in named.items():
+    (scratch / name).mkdir()
+    for file in files:
+        (scratch / name / file).write_text("One sentence.\n\n" * 50)
+    source = find_source(DataConfig(f"{scratch}/{name}"))
+    print(name, "is trained on", [file.name for file in source.train])
+    for note in source.notes:
+        print("  " + note.replace(f"{scratch}/", ""))
+
+# %% [markdown]
+# A rule that guessed more would be wrong more often, and silently: a corpus that lost
+# one of its books, or a validation loss that is the loss of one author. A rule that
+# guessed nothing would train on files that somebody had put aside as a test. So a name
+# counts if it is of the kind that data sets have, and the folder makes sense with it.
+#
 # ## Use it
 #
 # A folder with two kinds of files and no validation split. Both sides are read, and
@@ -982,4 +1297,4 @@ check.split_documents(by_rank)
 # [next engine room](#prepare) writes their tokens to disk, once.
 
 # %%
-course.summary("slm/data/readers.py", "slm/data/corpus.py")
+course.summary("slm/data/readers.py", "slm/data/hub.py", "slm/data/corpus.py")

@@ -40,6 +40,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -52,10 +53,18 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from slm.data.batches import encode, map_ahead
-from slm.data.corpus import DataConfig, Part, Reading, Source, find_source, split_name
+from slm.data.corpus import (
+    DataConfig,
+    Part,
+    Reading,
+    Source,
+    StorySource,
+    find_source,
+    split_name,
+)
 from slm.data.readers import Piece
 from slm.errors import SlmError
-from slm.files import force, publish, write_text
+from slm.files import force, publish, user_path, write_text
 from slm.data.tokenizer import Tokenizer
 
 # %% [markdown]
@@ -122,7 +131,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 
 # %% tags=["hide-input"]
 #| export
-FORMAT = 1  # of token files; one of another format is never read
+FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
 
 
@@ -367,7 +376,7 @@ def _plan(data: DataConfig, split: str, tokenizer: Tokenizer) -> Plan:
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
-    path = Path(data.cache_dir).expanduser() / f"{stem}-{key}.tokens"
+    path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
     about["tokenizer"] = {
         "name": tokenizer.name,
         "fingerprint": tokenizer.fingerprint,
@@ -499,6 +508,14 @@ def _lock(path: Path) -> AbstractContextManager[object]:
 
 # %%
 #| export
+def _tell(path: Path, reading: Reading) -> None:
+    """Say what a corpus turned out to be, and what was decided about its files."""
+    about = read_sidecar(path)
+    found = f"{about['documents']:,} documents, {about['tokens']:,} tokens"
+    for line in (*reading.notes, f"{about['split']}: {found} ({about['rule']})"):
+        print(line, file=sys.stderr)
+
+
 def prepare_tokens(
     data: DataConfig, split: str, tokenizer: Tokenizer, part: Part | None = None
 ) -> Path:
@@ -546,6 +563,8 @@ def prepare_tokens(
             dtype = np.dtype(np.uint16 if small else np.uint32)
             with _making(path, dtype) as writer:
                 _write_tokens(writer, reading, plan, about)
+            if not isinstance(plan.source, StorySource):
+                _tell(path, reading)
     return path
 
 
@@ -757,8 +776,9 @@ from slm.data.batches import RowDataset, TokenLoader
 from slm.data.batches import TextDataset as TextDataset
 from slm.data.corpus import DataConfig
 from slm.data.prepare import prepare_tokens, read_sidecar
-from slm.errors import SlmError
 from slm.data.tokenizer import Tokenizer, get_tokenizer
+from slm.errors import SlmError
+from slm.files import user_path
 
 
 # %%
@@ -948,8 +968,10 @@ def create_dataloader(
     if (dataset_name is None) == (dataset_path is None):
         either = "dataset_name ('stories' or a hub data set) or dataset_path"
         raise SlmError(f"Give either {either}, one of the two.")
+    if dataset_path is not None and not os.fspath(dataset_path):
+        raise SlmError("dataset_path is empty: say which file or folder is read.")
     if dataset_path is not None:  # "./stories" is a folder, whatever its name
-        dataset_path = Path(dataset_path).expanduser()
+        dataset_path = user_path(dataset_path)
         dataset_name = os.path.join(os.curdir, dataset_path)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = get_tokenizer(tokenizer)

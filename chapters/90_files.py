@@ -481,9 +481,9 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 # The whole list in the first attempt. Models, data and training have their settings in
 # this form, and [the settings](#settings) put them together into the config of a run.
 #
-# ## Names and servers
+# ## Names, paths, servers
 #
-# Two small questions are asked before work begins, because their answers come too late
+# Three small questions are asked before work begins, because their answers come too late
 # otherwise. *Can this be a folder's name?* A run is a folder here and in the cloud, so
 # its name must be safe for both, and must not lead out of the folder of runs: no slash,
 # and no dot in front, since `..` is a name, too.
@@ -507,6 +507,27 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote, with what `~`, `~name` and `$NAME` stand for.
+
+    What exists under the very name that was written is meant literally.
+
+    Raises:
+        SlmError: No variable or user of that name is there, or it can be no path.
+    """
+    written = os.fspath(path)
+    if "\0" in written:
+        raise SlmError(f"{written!r} can be no path: it holds a zero byte.")
+    if os.path.lexists(written):
+        return Path(written)
+    known = os.path.expanduser(os.path.expandvars(written))
+    unknown = re.match(r"~[^/]*|.*?(\$(?:\w+|\{\w+\}))", known)
+    if unknown:
+        missing = unknown[1] or unknown[0]
+        raise SlmError(f"In the path {written!r}, {missing} stands for nothing here.")
+    return Path(known)
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers in this time; a refusal is an answer, too."""
     answered = threading.Event()
@@ -528,6 +549,11 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 # %% [markdown]
+# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument do
+# not, and a folder that is really called `~` helps nobody. `user_path` treats all paths
+# that a user writes alike. A variable that is not set is refused; a shell would take
+# it for nothing, and `$DATA/text` for `/text`.
+#
 # *Is there a network?* Libraries that download try again for minutes before they give
 # up. `answers` knows after a second. Here is the worst case, a server that accepts the
 # connection and then says nothing:

@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
-# Names and servers
+# Names, paths, servers
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
@@ -87,6 +87,27 @@ def check_run_name(name: str) -> str:
         allowed = "letters, digits, '.', '_' and '-', at most 64, the first no dot"
         raise SlmError(f"{name!r} cannot name a run; allowed are {allowed}")
     return name
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote, with what `~`, `~name` and `$NAME` stand for.
+
+    What exists under the very name that was written is meant literally.
+
+    Raises:
+        SlmError: No variable or user of that name is there, or it can be no path.
+    """
+    written = os.fspath(path)
+    if "\0" in written:
+        raise SlmError(f"{written!r} can be no path: it holds a zero byte.")
+    if os.path.lexists(written):
+        return Path(written)
+    known = os.path.expanduser(os.path.expandvars(written))
+    unknown = re.match(r"~[^/]*|.*?(\$(?:\w+|\{\w+\}))", known)
+    if unknown:
+        missing = unknown[1] or unknown[0]
+        raise SlmError(f"In the path {written!r}, {missing} stands for nothing here.")
+    return Path(known)
 
 
 def answers(url: str, seconds: float = 1.0) -> bool:

@@ -11,13 +11,14 @@ import time
 import urllib.error
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from course.figures.files import calls_of
 from slm import files
 from slm.errors import SlmError
-from slm.files import answers, check_run_name, publish, write_text, writing
+from slm.files import answers, check_run_name, publish, user_path, write_text, writing
 
 
 def names(folder):
@@ -199,3 +200,31 @@ def test_an_address_that_is_looked_up_for_ever_is_not_waited_for(monkeypatch, wa
     assert not answers("https://example.org/", seconds=0.1)
     let_go.set()
     assert waits == [0.1]
+
+
+def test_a_users_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/her")
+    monkeypatch.setenv("DATA", "/data")
+    (tmp_path / "$odd").touch()
+    for written, right in {
+        "a/b.txt": "a/b.txt",
+        "~": "/home/her",
+        "~/x": "/home/her/x",
+        "$DATA/x": "/data/x",
+        "${DATA}/x": "/data/x",
+        "$odd": "$odd",  # it is there
+        "a~b": "a~b",
+        "5$": "5$",
+    }.items():
+        assert user_path(written) == Path(right), written
+    for written, missing in {
+        "$NOT_SET/x": "$NOT_SET",
+        "a/${NOT_SET}": "${NOT_SET}",
+        "~nobody-here/x": "~nobody-here",
+    }.items():
+        with pytest.raises(SlmError) as error:
+            user_path(written)
+        assert str(error.value).endswith(f"{missing} stands for nothing here.")
+    with pytest.raises(SlmError, match="holds a zero byte"):
+        user_path("a\0b")

@@ -18,7 +18,7 @@ import modal
 
 from slm.cloud.cost import Estimate, cost_table, estimate, verdict
 from slm.errors import SlmError
-from slm.files import check_run_name, write_text, writing
+from slm.files import check_run_name, user_path, write_text, writing
 from slm.training.config import RunConfig
 from slm.training.folder import RunFolder, report
 
@@ -43,7 +43,7 @@ def how_to_upload(value: str, key: str) -> str:
     """
     parts = Path(value).parts
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    source = Path(*fixed).expanduser()
+    source = user_path(Path(*fixed))
     target = Path("text", source.resolve().name)
     put = ["modal", "volume", "put", VOLUME, str(source), f"/{target}"]
     there = Path(DATA, target, *parts[len(fixed) :])

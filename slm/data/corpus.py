@@ -6,12 +6,14 @@
 Exported from chapters/07_corpora.py; edit it there.
 """
 
+import difflib
 import functools
 import glob
 import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from slm.data import stories
+from slm.data.hub import hub_error, load_hub
 from slm.data.readers import (
     READERS,
     SUFFIXES,
@@ -27,12 +30,15 @@ from slm.data.readers import (
     Piece,
     Rows,
     as_pieces,
+    fingerprint_file,
+    holds_documents,
     read_utf8,
+    split_at_markers,
     split_pieces,
     take_texts,
 )
 from slm.errors import SlmError, settings
-from slm.files import answers
+from slm.files import user_path
 
 # What is read: the section `data`
 
@@ -96,6 +102,7 @@ class Reading:
     pieces: Callable[[Advance], Iterator[Piece]]
     size: float | None
     unit: str
+    notes: tuple[str, ...] = ()  # what somebody who reads it should be told
 
 
 class StorySource:
@@ -149,34 +156,58 @@ class StorySource:
 # Files and folders
 
 
-def _find_files(path: str) -> list[Path]:
-    """The files with text that a path, folder or glob pattern stands for, sorted."""
-    root = Path(path).expanduser()
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
+
+
+def _find_files(path: str) -> tuple[list[Path], str]:
+    """The files that a path, folder or pattern stands for, and what was left out."""
+    root, kinds = user_path(path), ", ".join(SUFFIXES)
+    found, left = [], Counter[str]()
     if root.is_dir():
-        inside = (p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        found = sorted(
-            p for p in inside if "/." not in f"/{p.relative_to(root).as_posix()}"
-        )
+        for entry in sorted(root.rglob("*")):
+            hidden = any(n.startswith(".") for n in entry.relative_to(root).parts)
+            if entry.is_symlink() and entry.is_dir():
+                left["a link to a folder"] += 1
+            elif entry.is_file() and not hidden:
+                if _kind(entry) in SUFFIXES:
+                    found.append(entry)
+                else:
+                    left[_kind(entry) or "without a suffix"] += 1
+        if not found:
+            raise SlmError(f"The folder {path} has no {kinds} file.")
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
-    kinds = ", ".join(SUFFIXES)
-    if not found and root.is_dir():
-        raise SlmError(f"The folder {path} has no {kinds} file.")
     if not found:
         raise SlmError(f"{path} does not exist.")
     for file in found:
-        if file.suffix not in SUFFIXES:
+        if _kind(file) not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
-    if full := [file for file in found if file.stat().st_size]:
-        return full
-    raise SlmError(f"{path} is empty.")
+    full = [file for file in found if file.stat().st_size]
+    left["empty"] += len(found) - len(full)
+    if not full:
+        raise SlmError(f"{path} is empty.")
+    return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-def _split_of_file(path: Path) -> str | None:
-    """The split that a file name carries as a word, as in `train-00001.parquet`."""
-    words = set(re.split(r"[^a-z]+", path.stem.lower()))
-    return next((name for name, others in SPLITS.items() if words & {*others}), None)
+_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(
+    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
+)
+
+
+def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:
+    """The split that a file is named for, or a folder between it and `root`.
+
+    The name may be the split's; with `suffixes` it may also end in it.
+    """
+    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    words = [name.lower() for name in (file.stem, *folders)]
+    if suffixes and (found := _SPLIT_NAME.fullmatch(file.stem)):
+        words.insert(0, found[1])
+    names = map(split_name, words)
+    return next((name for name in names if name in SPLITS), None)
 
 
 def _tail_start(file: Path, fraction: float) -> int:
@@ -198,44 +229,46 @@ def _tail_start(file: Path, fraction: float) -> int:
     return target
 
 
-def fingerprint_file(file: Path) -> list[Any]:
-    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
-    stat = file.stat()
-    with open(file, "rb") as opened:
-        head = opened.read(1 << 16)
-        opened.seek(max(stat.st_size - (1 << 16), 0))
-        ends = hashlib.sha256(head + opened.read()).hexdigest()[:16]
-    return [file.name, stat.st_size, stat.st_mtime_ns, ends]
-
-
 class FileSource:
     """Files on this machine.
 
-    Files whose names carry a split ("train.txt", "validation-0.parquet") are that
-    split; a single "…train…" file brings the validation file beside it. Where there is
-    no validation file, part of train is held out:
+    Files that are named for a split are that split: by a whole name ("validation.txt",
+    a folder "validation"), or by its end ("x_val.jsonl", "train-0.parquet") if some
+    file is named for train and another for something else. A single file named for
+    train brings the validation file beside it. Where there is no validation file, part
+    of train is held out:
 
-    - of .jsonl and .parquet files the documents whose hash, as a number between 0 and
-      1, is below `val_fraction`;
-    - of .txt files, each of which is one document, that share of the files (those with
-      the lowest hashes) if it makes at least one; else the last `val_fraction` of each,
+    - of documents in one file (.jsonl, .parquet, .txt with end-of-text lines) those
+      whose hash, as a number between 0 and 1, is below `val_fraction`;
+    - of .txt files that are one document each, that share of the files (those with the
+      lowest hashes) if it makes at least one; else the last `val_fraction` of each,
       from a blank line or line end on.
+
+    `notes` are sentences on what was left out and which names were taken for a split.
     """
 
     def __init__(self, data: DataConfig) -> None:
         self.data, self.name = data, Path(data.dataset).name
-        files = _find_files(data.dataset)
-        if len(files) == 1 and _split_of_file(files[0]) == "train":
-            first, others = files[0], SPLITS["validation"]
-            names = (re.sub("train(ing)?", other, first.name) for other in others)
-            beside = (first.with_name(name) for name in names)
-            files += itertools.islice(filter(Path.is_file, beside), 1)
+        files, left_out = _find_files(data.dataset)
+        root = user_path(data.dataset)
+        if len(files) == 1 and _split_of_file(files[0], root, True) == "train":
+            files += itertools.islice(_validation_beside(files[0]), 1)
         self.fingerprint = [fingerprint_file(file) for file in files]
-        of = {file: _split_of_file(file) for file in files}
-        self.train = [file for file in files if of[file] in ("train", None)]
-        self.others = {name: [f for f in files if of[f] == name] for name in SPLITS}
-        if not self.train:  # all are named for another split: then names say nothing
-            self.train, self.others = files, {}
+        of = {file: _split_of_file(file, root, True) for file in files}
+        odd = []
+        if "train" not in of.values() or len({*of.values()} - {None}) < 2:
+            whole = {file: _split_of_file(file, root, False) for file in files}
+            odd = [f for f in files if of[f] not in (whole[f], "train")]
+            of = whole
+        named = {name: [f for f in files if of[f] == name] for name in SPLITS}
+        rest = [f for f in files if of[f] is None]
+        self.notes = [f"left out of {data.dataset}: {left_out}"] if left_out else []
+        self.train, self.others = files, dict[str, list[Path]]()
+        if (named["train"] or rest) and (named["validation"] or named["test"]):
+            self.train, self.others = named["train"] or rest, named
+            unused = {"no split": rest} if named["train"] else {}
+            self._note("by name", {**named, "train": self.train, **unused})
+        self._note("no other file is named for train", {"read with all": odd})
 
     def shards(self, split: str) -> int:
         """The number of files that a split is read from."""
@@ -247,7 +280,7 @@ class FileSource:
         if split != "train" and self.others.get(split):
             files = self.others[split]
         elif split == "train" and self.others.get("validation"):
-            rule = "the files not named for another split"
+            rule = "the files that no name holds out"
         elif split in ("train", "validation"):
             side = split
             rule = f"{self.data.val_fraction:g} held out for validation"
@@ -260,27 +293,40 @@ class FileSource:
 
         def pieces(advance: Advance) -> Iterator[Piece]:
             for file in files:
-                if file.suffix == ".txt":
+                if _kind(file) != ".txt":
+                    column = self.data.text_column
+                    rows = READERS[_kind(file)](file, column, advance)
+                    texts = take_texts(rows, column)
+                elif holds_documents(file):
+                    whole = read_utf8(file, 0, file.stat().st_size, advance)
+                    texts = filter(None, split_at_markers(whole))
+                else:
                     of_side = self._range(file, side, held)
                     yield from split_pieces(read_utf8(file, *of_side, advance))
                     continue
-                column = self.data.text_column
-                rows = READERS[file.suffix](file, column, advance)
-                texts = take_texts(rows, column)
                 yield from as_pieces(texts, side, self.data.val_fraction)
 
-        return Reading(rule, pieces, sum(file.stat().st_size for file in files), "B")
+        size = sum(file.stat().st_size for file in files)
+        return Reading(rule, pieces, size, "B", tuple(self.notes))
 
     def _held_out(self, files: list[Path]) -> set[Path]:
         """The text files that are held out whole; none if there are too few of them."""
         digests = {}
-        texts = [file for file in files if file.suffix == ".txt"]
+        texts = [f for f in files if _kind(f) == ".txt" and not holds_documents(f)]
         n = int(len(texts) * self.data.val_fraction)
         for file in texts if n else ():
             with open(file, "rb") as opened:
                 digests[file] = hashlib.file_digest(opened, "sha256").digest()
         lowest = sorted(digests.values())[:n]
         return {file for file, digest in digests.items() if digest in lowest}
+
+    def _note(self, how: str, named: dict[str, list[Path]]) -> None:
+        """Note which files were taken for what."""
+        for what, files in named.items():
+            if files:
+                few = ", ".join(file.name for file in files[:3])
+                more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+                self.notes.append(f"{what} ({how}): {few}{more}")
 
     def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, int]:
         """The bytes of a text file that belong to a side; all of them if it is None."""
@@ -293,7 +339,18 @@ class FileSource:
         return (0, cut) if side == "train" else (cut, size)
 
 
-# The hub
+def _validation_beside(train: Path) -> Iterator[Path]:
+    """Files that are named as this one is, with validation in the place of train."""
+    found = _SPLIT_NAME.fullmatch(train.stem)
+    if not found:
+        return
+    for other in SPLITS["validation"]:
+        name = train.stem[: found.start(1)] + other + train.name[found.end(1) :]
+        if (beside := train.with_name(name)).is_file():
+            yield beside
+
+
+# A data set of the hub
 
 
 class HubSource:
@@ -308,10 +365,12 @@ class HubSource:
     def __init__(self, data: DataConfig) -> None:
         found = self.PATTERN.fullmatch(data.dataset)
         if not found:
+            near = difflib.get_close_matches(data.dataset.lower(), ["stories"])
+            meant = f"; did you mean {near[0]!r}?" if near else "."
             raise SlmError(
                 f"{data.dataset!r} is no corpus: it must be 'stories', a "
                 f"{', '.join(SUFFIXES)} file, a folder of such files, or a data set of "
-                "the Hugging Face hub, 'owner/name' or 'owner/name:config'."
+                f"the Hugging Face hub, 'owner/name' or 'owner/name:config'{meant}"
             )
         self.data, self.name = data, data.dataset
         self.fingerprint = self.name
@@ -319,38 +378,9 @@ class HubSource:
         few = data.max_documents is not None
         self.streaming = few if data.streaming is None else data.streaming
 
-    def _load(self, streaming: bool) -> Any:
-        """The data set's splits, as `datasets` gives them."""
-        try:
-            import datasets
-            from huggingface_hub import constants
-        except ImportError:
-            needed = 'needs datasets: pip install "slm[data]"'
-            raise SlmError(f"Reading {self.name!r} from the hub {needed}.") from None
-        offline = datasets.config.HF_HUB_OFFLINE
-        if not offline and not answers(constants.ENDPOINT, 4.0):
-            raise SlmError(
-                f"The Hugging Face hub does not answer, so {self.name!r} cannot be "
-                "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
-                "data set is already in this machine's cache.",
-                retry=True,
-            )
-        streaming = streaming and not offline
-        name, config, revision = self.repository, self.config, self.revision
-        try:
-            return datasets.load_dataset(
-                name, config, revision=revision, streaming=streaming
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            searched = "so only this machine's cache was searched"
-            hint = f"; HF_HUB_OFFLINE is set, {searched}" if offline else ""
-            failed = f"Cannot read {self.name!r} from the Hugging Face hub"
-            raise SlmError(f"{failed}: {reason.rstrip('.')}{hint}.") from error
-
     def _rows(self, split: str, streaming: bool) -> tuple[Any, bool]:
         """The rows that a split is read from, and whether train's are to be split."""
-        loaded = self._load(streaming)
+        loaded = load_hub(self.repository, self.config, self.revision, streaming)
         splits = {split_name(name): data for name, data in loaded.items()}
         made = split in ("train", "validation") and "validation" not in splits
         source = "train" if made else split
@@ -375,9 +405,12 @@ class HubSource:
             data = data.select_columns([column])
 
         def rows(advance: Advance) -> Rows:
-            for number, row in enumerate(data, 1):
-                advance(1)
-                yield f"{self.name}, row {number}", row
+            try:
+                for number, row in enumerate(data, 1):
+                    advance(1)
+                    yield f"{self.name}, row {number}", row
+            except Exception as error:  # the library's, on its way to the next row
+                raise hub_error(self.name, error) from error
 
         def pieces(advance: Advance) -> Iterator[Piece]:
             texts = take_texts(rows(advance), column)
@@ -403,6 +436,6 @@ def find_source(data: DataConfig) -> Source:
     name = data.dataset
     if name == "stories":
         return StorySource(data)
-    path = name.endswith(SUFFIXES) or name.startswith((".", "~", "/"))
+    path = name.lower().endswith(SUFFIXES) or name.startswith((".", "~", "/", "$"))
     local = path or glob.has_magic(name) or os.path.exists(name)
     return FileSource(data) if local else HubSource(data)

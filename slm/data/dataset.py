@@ -19,6 +19,7 @@ from slm.data.corpus import DataConfig
 from slm.data.prepare import prepare_tokens, read_sidecar
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
+from slm.files import user_path
 
 # A file as rows
 
@@ -156,8 +157,10 @@ def create_dataloader(
     if (dataset_name is None) == (dataset_path is None):
         either = "dataset_name ('stories' or a hub data set) or dataset_path"
         raise SlmError(f"Give either {either}, one of the two.")
+    if dataset_path is not None and not os.fspath(dataset_path):
+        raise SlmError("dataset_path is empty: say which file or folder is read.")
     if dataset_path is not None:  # "./stories" is a folder, whatever its name
-        dataset_path = Path(dataset_path).expanduser()
+        dataset_path = user_path(dataset_path)
         dataset_name = os.path.join(os.curdir, dataset_path)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = get_tokenizer(tokenizer)

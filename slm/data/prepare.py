@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -25,15 +26,23 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from slm.data.batches import encode, map_ahead
-from slm.data.corpus import DataConfig, Part, Reading, Source, find_source, split_name
+from slm.data.corpus import (
+    DataConfig,
+    Part,
+    Reading,
+    Source,
+    StorySource,
+    find_source,
+    split_name,
+)
 from slm.data.readers import Piece
 from slm.data.tokenizer import Tokenizer
 from slm.errors import SlmError
-from slm.files import force, publish, write_text
+from slm.files import force, publish, user_path, write_text
 
 # The note
 
-FORMAT = 1  # of token files; one of another format is never read
+FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
 
 
@@ -237,7 +246,7 @@ def _plan(data: DataConfig, split: str, tokenizer: Tokenizer) -> Plan:
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
-    path = Path(data.cache_dir).expanduser() / f"{stem}-{key}.tokens"
+    path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
     about["tokenizer"] = {
         "name": tokenizer.name,
         "fingerprint": tokenizer.fingerprint,
@@ -342,6 +351,14 @@ def _lock(path: Path) -> AbstractContextManager[object]:
 # The door
 
 
+def _tell(path: Path, reading: Reading) -> None:
+    """Say what a corpus turned out to be, and what was decided about its files."""
+    about = read_sidecar(path)
+    found = f"{about['documents']:,} documents, {about['tokens']:,} tokens"
+    for line in (*reading.notes, f"{about['split']}: {found} ({about['rule']})"):
+        print(line, file=sys.stderr)
+
+
 def prepare_tokens(
     data: DataConfig, split: str, tokenizer: Tokenizer, part: Part | None = None
 ) -> Path:
@@ -389,6 +406,8 @@ def prepare_tokens(
             dtype = np.dtype(np.uint16 if small else np.uint32)
             with _making(path, dtype) as writer:
                 _write_tokens(writer, reading, plan, about)
+            if not isinstance(plan.source, StorySource):
+                _tell(path, reading)
     return path
 
 

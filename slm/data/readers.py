@@ -10,10 +10,13 @@ import codecs
 import hashlib
 import itertools
 import json
+import mmap
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slm.data.tokenizer import END_OF_TEXT
 from slm.errors import SlmError
 
 # Pieces
@@ -87,6 +90,44 @@ def read_utf8(path: Path, start: int, stop: int, advance: Advance) -> Iterator[s
                 raise _not_utf8(path, at) from None
 
 
+_MARKER_LINE = re.compile(rf"(?m)^[ \t]*{re.escape(END_OF_TEXT)}[ \t]*\r?$\n?")
+
+
+def holds_documents(path: Path) -> bool:
+    """Whether one of a text file's lines is end-of-text alone."""
+    marker = END_OF_TEXT.encode()
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        at = text.find(marker)
+        while at >= 0:
+            begins, ends = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+            line = text[begins : ends if ends >= 0 else len(text)]
+            if line.removeprefix(codecs.BOM_UTF8).strip() == marker:
+                return True
+            at = text.find(marker, at + 1)
+    return False
+
+
+def split_at_markers(blocks: Iterable[str]) -> Iterator[str]:
+    """The documents between the lines that are end-of-text alone, the empty left out.
+
+    The line ends around a marker belong to neither document.
+    """
+    document, line = [], ""
+    for block in itertools.chain(blocks, ["\n"]):
+        text = line + block
+        cut = text.rfind("\n") + 1  # behind it, a line that goes on
+        whole, line = text[:cut], text[cut:]
+        before, *others = _MARKER_LINE.split(whole) if END_OF_TEXT in whole else [whole]
+        document.append(before)
+        for other in others:
+            yield "".join(document).strip("\r\n")
+            document = [other]
+    yield "".join(document).strip("\r\n")
+
+
 def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
     """The objects of a JSON Lines file."""
     start = 0
@@ -96,7 +137,8 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
             try:
                 row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, start + error.start) from None
+                mark = len(codecs.BOM_UTF8) if line.startswith(codecs.BOM_UTF8) else 0
+                raise _not_utf8(path, start + mark + error.start) from None
             except json.JSONDecodeError as error:
                 wrong = f"{error.msg} at column {error.colno}"
                 raise SlmError(f"{where} is not JSON: {wrong}.") from None
@@ -118,7 +160,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        how = 'pip install "slm[data]"'
+        how = "pip install pyarrow"
         raise SlmError(f"Reading {path} needs pyarrow: {how}.") from None
     try:
         # else pyarrow reads the whole file ahead, and a row group's column at once
@@ -142,7 +184,10 @@ SUFFIXES = (".txt", *READERS)
 
 
 def take_texts(rows: Rows, column: str) -> Iterator[str]:
-    """The text column of rows. Documents that are empty or null are left out."""
+    """The text column of rows. Documents that are empty or null are left out.
+
+    End-of-text at a document's end is left out, too: each document gets one anyway.
+    """
     for where, row in rows:
         if column not in row:
             there = f"the columns there are {', '.join(map(repr, row))}"
@@ -151,6 +196,8 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
         if not isinstance(text, str | None):
             kind = type(text).__name__
             raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+        if text and text.rstrip().endswith(END_OF_TEXT):
+            text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
 
@@ -163,3 +210,13 @@ def as_pieces(
         validation = side == "validation"
         if side is None or in_validation(text, val_fraction) == validation:
             yield Piece(text, True)
+
+
+def fingerprint_file(file: Path) -> list[Any]:
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    stat = file.stat()
+    with open(file, "rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(max(stat.st_size - (1 << 16), 0))
+        ends = hashlib.sha256(head + opened.read()).hexdigest()[:16]
+    return [file.name, stat.st_size, stat.st_mtime_ns, ends]

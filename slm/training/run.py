@@ -28,7 +28,7 @@ from slm.data.batches import TokenLoader
 from slm.data.dataset import make_loaders
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
-from slm.files import publish, write_text
+from slm.files import publish, user_path, write_text
 from slm.hardware import gather_from_ranks, process_group, rank, world_size
 from slm.model.config import GPTConfig
 from slm.model.gpt import GPT, sample_tokens
@@ -72,7 +72,7 @@ def load_run(run_dir: str | Path) -> Run:
         FileNotFoundError: The folder holds no run, or no weights yet.
         SlmError: Its config or its checkpoints cannot be used.
     """
-    folder = RunFolder(Path(run_dir))
+    folder = RunFolder(user_path(run_dir))
     if not folder.config.is_file():
         none = f"{run_dir} holds no run (no {folder.config.name})"
         raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
@@ -416,7 +416,9 @@ def train(
     if run_dir == "":
         cure = "name the run's folder, or leave it out for runs/<name of the config>"
         raise SlmError(f"--run-dir is empty; {cure}")
-    folder = RunFolder(Path("runs") / config.name if run_dir is None else Path(run_dir))
+    folder = RunFolder(
+        Path("runs") / config.name if run_dir is None else user_path(run_dir)
+    )
     with failure_file():
         refuse_changes(config, folder)
         if folder.finished:

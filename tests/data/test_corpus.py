@@ -1,6 +1,7 @@
 """slm.data.corpus: what is read, where it comes from, and what can be wrong with it."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 from slm import files
 from slm.data import corpus, stories
-from slm.data.corpus import DataConfig, StorySource, _tail_start
+from slm.data import hub as hub_module
+from slm.data.corpus import DataConfig, StorySource, _tail_start, find_source
+from slm.data.prepare import prepare_tokens
 from slm.data.tokenizer import get_tokenizer
 from slm.errors import SlmError
 
@@ -122,6 +125,79 @@ def test_files_named_for_a_split_are_that_split(
     assert documents(prepared(tmp_path, "test", cache_dir=cache)) == ["Test. " * 30]
 
 
+@pytest.mark.parametrize(
+    ("names", "train", "validation"),
+    [
+        # titles of books
+        (["A_Test_of_Wills", "Val_McDermid", "the train to Pakistan", "Emma"], 4, 0),
+        (["x_val", "Emma", "my_test"], 3, 0),
+        # names of data sets
+        (["train", "val"], 1, 1),
+        (["Train", "Validation"], 1, 1),
+        (["x-train", "x-valid", "README"], 1, 1),
+        (["train-00000-of-00002", "train-00001-of-00002", "validation-0"], 2, 1),
+        (["a.train", "b.train", "c.val", "d.test"], 2, 1),
+        (["train/a", "train/b", "validation/c"], 2, 1),
+        (["a", "b", "validation"], 2, 1),
+        (["train-0", "train-1"], 2, 0),
+    ],
+)
+def test_only_names_of_the_kind_that_data_sets_have_are_splits(
+    names, train, validation, tmp_path
+):
+    for name in names:
+        (tmp_path / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(f"The text of {name}.")
+    source = corpus.FileSource(DataConfig(str(tmp_path)))
+    assert len(source.train) == train
+    assert len(source.others.get("validation", [])) == validation
+    told = " ".join(source.notes)
+    split = validation > 0
+    assert split == ("train (by name)" in told)
+    if "README" in names:
+        assert "no split (by name): README.txt" in told
+    if names[0] == "x_val":
+        assert "read with all (no other file is named for train): my_test.txt" in told
+
+
+@pytest.mark.parametrize("name", ["Train", "train", "x_train", "train-00000-of-00001"])
+def test_a_single_file_named_for_train_brings_no_copy_of_itself(name, tmp_path):
+    (tmp_path / f"{name}.txt").write_text("All the text that there is.")
+    source = corpus.FileSource(DataConfig(str(tmp_path / f"{name}.txt")))
+    assert source.train == [tmp_path / f"{name}.txt"] and not source.others
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, cache, prepared, capsys):
+    texts = tmp_path / "texts"
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.txt", "B.TXT", "c.md", "d.md", "e.gz", "Makefile", ".hidden.txt"):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (texts / name).write_text("Some words.\n\n" * 20)
+    (texts / "empty.txt").touch()
+    (texts / "link").symlink_to(tmp_path / "elsewhere")
+    prepared(texts, cache_dir=cache)
+    left_out, found = capsys.readouterr().err.splitlines()[-2:]
+    assert left_out == (
+        f"left out of {texts}: 1 .gz, 2 .md, 1 a link to a folder, 1 empty, 1 without a suffix"
+    )
+    assert re.match(r"train: 2 documents, [\d,]+ tokens \(0.1 held out", found)
+
+
+def test_a_path_is_what_a_shell_would_make_of_it(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TEXTS", "texts")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some words.\n\n" * 20)
+    for path in ("~/texts/a.txt", "$HOME/texts", "~/${TEXTS}/*.txt"):
+        data = DataConfig(path, cache_dir="$HOME/cache")
+        made = prepare_tokens(data, "train", tokenizer)
+        assert made.parent == tmp_path / "cache"
+    with pytest.raises(
+        SlmError, match=r"'\$NOWHERE/a.txt', \$NOWHERE stands for nothing"
+    ):
+        find_source(DataConfig("$NOWHERE/a.txt"))
+
+
 def test_two_corpora_of_the_same_names_sizes_and_times_are_two(
     tmp_path, prepared: Callable
 ):
@@ -199,7 +275,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(corpus, "answers", lambda *_: True)
+    monkeypatch.setattr(hub_module, "_ask", lambda *_: None)
     load, folder = datasets.load_dataset, tmp_path / "corpus"
     folder.mkdir()
 
@@ -314,7 +390,7 @@ def test_a_prepared_hub_data_set_needs_no_network(
 ) -> None:
     write_rows(hub, "jsonl", ["a text"] * 5)
     path = prepared("owner/corpus@v1", cache_dir=cache)
-    monkeypatch.setattr(corpus, "answers", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_module, "answers", lambda *_: pytest.fail("asked"))
     assert prepared("owner/corpus@v1", cache_dir=cache) == path
 
 
@@ -350,7 +426,7 @@ def test_offline_mode_is_one_sentence(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(corpus, "answers", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_module, "answers", lambda *_: pytest.fail("asked"))
     for place, call in (
         (socket, "getaddrinfo"),
         (socket.socket, "connect"),
@@ -372,7 +448,7 @@ def test_without_the_package_datasets(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SlmError) as error:
         prepared("roneneldan/TinyStories", cache_dir=cache)
-    assert 'pip install "slm[data]"' in sentence(error)
+    assert "pip install datasets" in sentence(error)
 
 
 def test_the_settings_and_sources_need_no_torch() -> None:

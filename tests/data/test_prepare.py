@@ -42,7 +42,11 @@ def test_stories_file_holds_the_sampled_stories(
         "fingerprint": TOKENIZER.fingerprint,
         "eot_token": EOT,
     }
-    assert (about["format"], about["split"], about["source"]) == (1, "train", "stories")
+    assert (about["format"], about["split"], about["source"]) == (
+        prepare.FORMAT,
+        "train",
+        "stories",
+    )
 
 
 def test_a_second_call_touches_nothing(cache: Path, prepared: Callable) -> None:
@@ -372,7 +376,7 @@ def test_two_at_once_make_one_good_file(large_text: Path, cache: Path) -> None:
         ".tokens",
     ]
     assert (
-        "it/s" not in results[0][1] and "tokens" not in results[0][1]
+        "it/s" not in results[0][1] and "M tokens" not in results[0][1]
     )  # no progress bar where there is no terminal
 
 

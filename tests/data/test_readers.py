@@ -12,7 +12,12 @@ import pytest
 
 from slm.data import stories
 from slm.data.batches import encode
-from slm.data.readers import in_validation, split_pieces
+from slm.data.readers import (
+    holds_documents,
+    in_validation,
+    split_at_markers,
+    split_pieces,
+)
 from slm.data.tokenizer import get_tokenizer
 from slm.errors import SlmError
 
@@ -185,3 +190,71 @@ def test_the_split_by_hash_is_frozen() -> None:
     """Token files of other machines, and of older versions, must be split the same way."""
     held = [i for i in range(60) if in_validation(f"document {i}", 0.1)]
     assert held == [40, 44, 59]
+
+
+# documents of one text file, with end-of-text between them
+
+
+def test_lines_of_end_of_text_part_documents(
+    tmp_path: Path, cache: Path, documents: Callable, prepared: Callable
+) -> None:
+    """The form in which TinyStories is published."""
+    texts = [stories.sample(seed) for seed in range(200)]
+    file = tmp_path / "tiny.txt"
+    file.write_text("\n<|endoftext|>\n".join(["", *texts, ""]))
+    train, held = (
+        documents(prepared(file, split, cache_dir=cache))
+        for split in ("train", "validation")
+    )
+    assert sorted(train + held) == sorted(texts) and 5 < len(held) < 40
+    assert train == [text for text in texts if text in {*train}]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("a\n<|endoftext|>\nb", ["a", "b"]),
+        ("a\r\n<|endoftext|>\r\nb\r\n", ["a", "b"]),
+        ("\ufeff<|endoftext|>\na\n\nb\n", ["a\n\nb"]),
+        ("a\n <|endoftext|>\t\n\n\n<|endoftext|>", ["a"]),
+        ("say <|endoftext|> aloud\n<|endoftext|>\nb", ["say <|endoftext|> aloud", "b"]),
+        ("<|endoftext|> a\n<|endoftext|>x\n", None),
+    ],
+)
+def test_a_marker_is_a_line_that_holds_nothing_else(text, right, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode())
+    assert holds_documents(file) == (right is not None)
+    plain = text.removeprefix("\ufeff")
+    for size in (1, 2, 3, 7, 100):
+        blocks = [plain[i : i + size] for i in range(0, len(plain), size)]
+        found = [document for document in split_at_markers(blocks) if document]
+        assert found == (right or [plain.strip("\n")])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_end_of_text_at_a_rows_end_is_no_text(
+    kind, tmp_path, cache, documents, prepared, write_rows
+):
+    write_rows(
+        tmp_path,
+        kind,
+        [
+            "one<|endoftext|>",
+            "two\n<|endoftext|>\n",
+            "a <|endoftext|> b",
+            "<|endoftext|>",
+        ],
+    )
+    (tmp_path / "validation.txt").write_text("held out")
+    assert documents(prepared(tmp_path, cache_dir=cache)) == [
+        "one",
+        "two",
+        "a <|endoftext|> b",
+    ]
+
+
+def test_an_offset_counts_a_byte_order_mark(tmp_path, cache, prepared):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "\xff"}\n')
+    with pytest.raises(SlmError, match="invalid byte at offset 13;"):
+        prepared(tmp_path / "a.jsonl", cache_dir=cache)
