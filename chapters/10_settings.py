@@ -279,6 +279,9 @@ yaml.safe_load("{plain: 3e-4, with a dot: 3.0e-4, time: 1:30, zero: 010}")
 
 # %%
 #| export training/config
+_MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes over another's keys
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers of YAML 1.2; a key given twice is an error.
 
@@ -286,12 +289,15 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"the key {key!r} is given twice"
-                mark = node.start_mark
+        own = [key for key, _ in node.value if key.tag != _MERGE]
+        seen: list[Any] = []
+        for key in own:
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                problem = f"the key {name!r} is given twice"
+                mark = key.start_mark
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+            seen.append(name)
         return super().construct_mapping(node, deep)
 
 
@@ -316,12 +322,20 @@ def _read_yaml(text: str, source: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or error
         raise SlmError(f"{source}:{line} is not YAML: {why}") from None
-    except ValueError as error:  # a tag, such as !!int, that the value does not fit
-        why = f"holds a value that cannot be read: {error}"
+    except RecursionError:
+        raise SlmError(f"{source}: is nested too deeply to be read") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # a tag, such as !!int or !!bool, that the value does not fit
+        why = f"holds a value that cannot be read ({error}): leave out its tag"
         raise SlmError(f"{source}: {why}") from None
 
 
 # %% [markdown]
+# What stays of YAML is worth having: `<<: *base` takes over the keys of another
+# mapping. What a value turns out to be is somebody else's work, and a message repeats
+# at most its first signs: ten names that each stand for nine of the one before would
+# print a billion.
+#
 # ## The sections
 #
 # A section of the file is a class, and a key of the section is a field: its type, its
@@ -343,10 +357,13 @@ class TrainingConfig:
     """The section `training`, how weights are found. A step is one update of them."""
 
     batch_size: int = Field(
-        default=16, ge=1, description="sequences per micro-batch and process"
+        default=16,
+        ge=1,
+        le=1_000_000,
+        description="sequences per micro-batch and process",
     )
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="micro-batches per step"
+        default=1, ge=1, le=100_000, description="micro-batches per step"
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
@@ -359,7 +376,9 @@ class TrainingConfig:
         default=0.0, ge=0, description="where the cosine ends"
     )
     warmup_steps: int = Field(default=100, ge=0, description="steps up to the peak")
-    max_steps: int = Field(default=1000, ge=1, description="steps, warm-up included")
+    max_steps: int = Field(
+        default=1000, ge=1, le=10**12, description="steps, warm-up included"
+    )
     weight_decay: float = Field(
         default=0.1, ge=0, description="of matrices, embeddings"
     )
@@ -373,9 +392,7 @@ class TrainingConfig:
         default=0.95, ge=0, lt=1, description="for its mean square"
     )
     adam_eps: float = Field(default=1e-8, gt=0, description="added to the root")
-    use_amp: bool = Field(
-        default=True, description="16-bit products where they pay; false: float32"
-    )
+    use_amp: bool = Field(default=True, description="16-bit products where they pay")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the matrix products"
     )
@@ -386,24 +403,20 @@ class TrainingConfig:
         default=None, ge=1, le=1024, description="of the CPU; null: PyTorch's choice"
     )
     log_every: int = Field(default=10, ge=1, description="steps between training rows")
-    eval_every: int = Field(
-        default=250,
-        ge=1,
-        description="steps between validations; a checkpoint has one too",
-    )
+    eval_every: int = Field(default=250, ge=1, description="steps between validations")
     eval_batches: int | None = Field(
-        default=100,
-        ge=1,
-        description="validation batches, always the same; null takes all",
+        default=100, ge=1, le=10**12, description="always the same; null takes all"
     )
-    checkpoint_every: int = Field(default=250, ge=1, description="steps between them")
-    keep_checkpoints: int = Field(
-        default=2, ge=1, description="newest ones to keep; the best is kept besides"
+    checkpoint_every: int = Field(
+        default=250, ge=1, description="steps between them; each has a validation too"
     )
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest, and the best")
     sample_tokens: int = Field(
-        default=120, ge=0, description="tokens of a sample at each validation; 0: none"
+        default=120, ge=0, le=10**6, description="of a sample; 0 writes none"
     )
-    seed: int = Field(default=0, ge=0, description="of weights, order and dropout")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of weights, order and dropout"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainingConfig":
@@ -478,7 +491,8 @@ class ModalConfig:
         if name not in names:
             raise ValueError(f"allowed are {', '.join(names)}, with ':n' for several")
         limit = MODAL.find(name).limit
-        if colon and not (count.isdigit() and 1 <= int(count) <= limit):
+        written = re.fullmatch("[1-9][0-9]?", count)
+        if colon and not (written and int(count) <= limit):
             raise ValueError(f"of {name}, 1 to {limit} can be had")
         return gpu
 

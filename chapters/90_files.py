@@ -37,6 +37,7 @@ course.start()
 import dataclasses
 import difflib
 import functools
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
@@ -349,6 +350,11 @@ for attempt in range(1, 5):
 
 # %%
 #| export
+_SHORT = reprlib.Repr()  # what was given may be a megabyte, or refer to itself
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel, _SHORT.maxlist = 2, 4
+
+
 def told(
     error: ValidationError,
     cls: Any,
@@ -372,7 +378,7 @@ def told(
 def _sentence(
     found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
 ) -> str:
-    given, kind, path = found["input"], found["type"], found["loc"]
+    given, kind, path = _SHORT.repr(found["input"]), found["type"], found["loc"]
     if kind == "value_error" and not path:  # fields that do not fit together
         return f"{where}: {found['ctx']['error']}"
     if kind == "unexpected_positional_argument":
@@ -383,11 +389,11 @@ def _sentence(
     if kind in ("missing", "missing_argument"):
         return f"{where}.{key} is missing; it has no default"
     if kind == "value_error":
-        return f"{where}.{key} = {given!r}: {found['ctx']['error']}"
+        return f"{where}.{key} = {given}: {found['ctx']['error']}"
     allowed = found["msg"].removeprefix("Input should be ").removesuffix(" or null")
     some = "String should have at least 1 character"
     allowed = allowed.replace(some, "a text that is not empty")
-    return f"{where}.{key} = {given!r} is not allowed; it must be {allowed}"
+    return f"{where}.{key} = {given} is not allowed; it must be {allowed}"
 
 
 def _nearest(key: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
@@ -447,7 +453,7 @@ def section(
     """
     if not isinstance(values, Mapping):
         allowed = "it must be a section with keys of its own"
-        raise SlmError(f"{where} = {values!r} is not allowed; {allowed}")
+        raise SlmError(f"{where} = {_SHORT.repr(values)} is not allowed; {allowed}")
     if odd := [key for key in values if not isinstance(key, str)]:
         sentences = [f"{where}.{key} is not a key; keys are texts" for key in odd]
         raise SlmError("\n".join(sentences))

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,10 @@ def _window_start(length: int, context_length: int) -> int:
 # All settings in one place
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to continue a text.
@@ -142,11 +147,19 @@ class Sampling:
     def __post_init__(self) -> None:
         t, k, p = self.temperature, self.top_k, self.top_p
         or_none = ", or None to keep all tokens"
+        n, seed = self.max_tokens, self.seed
         allowed = {
-            "max_tokens": (self.max_tokens >= 0, "0 or more"),
-            "temperature": (0 <= t < math.inf, "0 (greedy) or a positive number"),
-            "top_k": (k is None or k >= 1, f"1 or more{or_none}"),
-            "top_p": (p is None or 0 < p <= 1, f"above 0 and at most 1{or_none}"),
+            "max_tokens": (_whole(n) and n >= 0, "0 or more"),
+            "temperature": (
+                isinstance(t, Real) and 0 <= t < math.inf,
+                "0 (greedy) or a positive number",
+            ),
+            "top_k": (k is None or (_whole(k) and k >= 1), f"1 or more{or_none}"),
+            "top_p": (
+                p is None or (isinstance(p, Real) and 0 < p <= 1),
+                f"above 0 and at most 1{or_none}",
+            ),
+            "seed": (_whole(seed) and 0 <= seed < 2**63, "from 0 to 2**63 - 1"),
             "overflow": (self.overflow in ("slide", "stop"), "'slide' or 'stop'"),
         }
         for name, (good, wanted) in allowed.items():

@@ -1,5 +1,6 @@
 """slm.generation: sampling against transformers' own, the cache against no cache, batches against single texts."""
 
+import re
 import warnings
 
 import pytest
@@ -575,3 +576,19 @@ def test_the_plain_sampler_writes_the_same_tokens(tokenizer, vocab_size):
 
 def test_no_prompts_give_nothing(model):
     assert list(generate_tokens(model, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"temperature": "0.8"}, "temperature is '0.8'; it must be 0 (greedy) or a"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be 1 or more"),
+        ({"top_p": "most"}, "top_p is 'most'; it must be above 0"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5; it must be 0 or more"),
+        ({"seed": -1}, "seed is -1; it must be from 0 to 2**63 - 1"),
+        ({"seed": 2**70}, "it must be from 0 to 2**63 - 1"),
+    ],
+)
+def test_a_setting_of_another_kind_is_told(wrong, told):
+    with pytest.raises(SlmError, match=re.escape(told)):
+        Sampling(**wrong)

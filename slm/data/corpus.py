@@ -67,7 +67,7 @@ class DataConfig:
         "stream", description="'documents': each row starts with a document"
     )
     max_documents: int | None = Field(
-        None, ge=1, description="per split; null takes all"
+        None, ge=1, le=10**12, description="per split; null takes all"
     )
     streaming: bool | None = Field(
         None, description="read a hub data set without storing it; null: decide by size"

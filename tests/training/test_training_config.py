@@ -1,6 +1,7 @@
 """slm.training.config: good files give what they say, and every bad one gets a sentence."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -450,3 +451,53 @@ def test_every_setting_that_makes_another_run_is_compared(shape):
         "training": {**c["training"], "dtype": "auto"},
     }  # what that came to stands in the checkpoint
     assert changed_keys(automatic, c) == changed_keys(c, automatic) == []
+
+
+# what else a YAML file may hold
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("training: {use_amp: !!bool maybe}", "holds a value that cannot be read"),
+        ("training: {max_steps: !!int ''}", "holds a value that cannot be read"),
+        ("training: {max_steps: !!timestamp x}", "holds a value that cannot be read"),
+        ("training: " + "[" * 20_000, "is nested too deeply"),
+        ("training: {max_steps: '" + "x" * 10**6 + "'}", "must be a valid integer"),
+        ("training: &t {max_steps: *t}", "must be a valid integer"),
+        ("training:\n  seed: 1\n  max_steps: 2\n  seed: 3", "line 4 is not YAML: the"),
+        ("training: {batch_size: 1" + "0" * 30 + "}", "less than or equal to 1000000"),
+        ("training: {gradient_accumulation_steps: 1" + "0" * 12 + "}", "to 100000"),
+        ("training: {max_steps: 1" + "0" * 400 + "}", "less than or equal to 1000"),
+        ("modal: {gpu: 'H100:²'}", "of H100, 1 to 8 can be had"),
+        ("modal: {gpu: 'H100:٢'}", "of H100, 1 to 8 can be had"),
+        ("modal: {gpu: 'H100:01'}", "of H100, 1 to 8 can be had"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_whatever_stands_in_a_file_is_told_in_short_sentences(tmp_path, more, told):
+    sections = {key: GOOD[key] for key in ("model", "data")}
+    text = yaml.safe_dump(sections)
+    (tmp_path / "run.yaml").write_text(f"{more}\n{text}")
+    with pytest.raises(SlmError, match=re.escape(told)) as caught:
+        load_config(tmp_path / "run.yaml")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_names_that_stand_for_names_are_not_written_out(tmp_path):
+    bomb = "&a [x, x, x, x, x, x, x, x, x]"
+    for new, old in zip("bcdefghij", "abcdefghi", strict=True):
+        bomb += f", &{new} [{', '.join([f'*{old}'] * 9)}]"
+    text = yaml.safe_dump({key: GOOD[key] for key in ("model", "data")})
+    (tmp_path / "run.yaml").write_text(f"{text}training: {{max_steps: [{bomb}]}}\n")
+    with pytest.raises(SlmError, match="must be a valid integer") as caught:
+        load_config(tmp_path / "run.yaml")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_mapping_may_take_over_the_keys_of_another(tmp_path):
+    text = yaml.safe_dump({key: GOOD[key] for key in ("model", "data")})
+    text += "training: {<<: {max_steps: 7, seed: 3}, warmup_steps: 2, seed: 4}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    training = load_config(tmp_path / "run.yaml").training
+    assert (training.max_steps, training.warmup_steps, training.seed) == (7, 2, 4)
