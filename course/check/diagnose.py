@@ -331,6 +331,11 @@ def listed(
 # The diagnosis
 
 
+def chosen(wrong: Set[str], options: Mapping[str, Any], default: Any) -> Any:
+    """The first of the options whose switch is on."""
+    return next((options[name] for name in options if name in wrong), default)
+
+
 class Diagnosis:
     """What is wrong with a learner's function, in a sentence.
 
