@@ -149,8 +149,7 @@ attention_loops(q, k, v)
 
 # %% [markdown]
 # The last row is what we had by hand, and the first is the first token's own value.
-
-# %% [markdown]
+#
 # ## All tokens at once
 #
 # Loops over tokens leave the processor idle. All scores together are one matrix
