@@ -138,11 +138,6 @@ CAUSAL = Diagnosis(
     _attention,
     ATTENTION,
     [tuple(torch.tensor(THREE).float()), _qkv(6, 16), _qkv(1, 4), _qkv(7, 3)],
-    lambda q, k, v: (
-        f"For q = {q.int().tolist()}, k = {k.int().tolist()}, v = {v.int().tolist()}"
-        if len(q) == 3
-        else f"For random q, k, v of shape (T, K) = {tuple(q.shape)}"
-    ),
 )
 OWN = {"_explicit_attention", "attention_loops", "attention_by_hand"}
 
@@ -242,13 +237,7 @@ def _counted(*sizes: int) -> Tensor:
 
 SIZES = [(1, 2, 2, 2), (2, 5, 3, 4), (3, 4, 4, 2), (2, 3, 2, 5), (1, 6, 4, 8)]
 SPLIT_HEADS = Diagnosis(
-    _split,
-    SPLIT,
-    [(_counted(B, T, H * K), H) for B, T, H, K in SIZES],
-    lambda x, n_heads: (
-        f"For x of shape (B, T, D) = {tuple(x.shape)} and n_heads = {n_heads}"
-    ),
-    pairs=False,
+    _split, SPLIT, [(_counted(B, T, H * K), H) for B, T, H, K in SIZES], pairs=False
 )
 
 
@@ -318,7 +307,6 @@ JOIN_HEADS = Diagnosis(
     _join,
     JOIN,
     [(_counted(B, H, T, K) * (1 if B < 3 else -1),) for B, T, H, K in SIZES],
-    lambda heads: f"For heads of shape (B, H, T, K) = {tuple(heads.shape)}",
     pairs=False,
 )
 
@@ -406,10 +394,7 @@ def _window(T: int, W: int, wrong: frozenset[str] = frozenset()) -> Tensor:
 
 
 WINDOWS = Diagnosis(
-    _window,
-    WINDOW,
-    [(4, 2), (7, 3), (1, 1), (5, 1), (4, 9), (9, 4), (6, 6)],
-    lambda T, W: f"For T = {T} and W = {W}",
+    _window, WINDOW, [(4, 2), (7, 3), (1, 1), (5, 1), (4, 9), (9, 4), (6, 6)]
 )
 
 

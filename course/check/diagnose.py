@@ -113,7 +113,9 @@ def readable(value: Any, digits: int = 4) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     if isinstance(value, Tensor | np.ndarray):
-        return readable(value.tolist(), digits)
+        large = math.prod(value.shape) > 16
+        shape = f"{type(value).__name__} of shape {tuple(value.shape)}"
+        return shape if large else readable(value.tolist(), digits)
     each = functools.partial(readable, digits=digits)
     if isinstance(value, Mapping):
         items = [f"{each(key)}: {each(value[key])}" for key in value]
