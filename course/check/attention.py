@@ -187,6 +187,8 @@ SPLIT = {
     "BTHK>BTKH": "You end at (B, T, K, H): H and K have changed places. Swap T and H instead: transpose(1, 2).",
     "BTHK>TBHK": "You end at (T, B, H, K): B and T have changed places. Swap T and H: transpose(1, 2).",
     "BTHK>BKHT": "You end at (B, K, H, T): T and K have changed places. Swap T and H: transpose(1, 2).",
+    "BTHK>BKTH": "You end at (B, K, T, H): K and H have changed places. Swap T and H only: transpose(1, 2).",
+    "HBTK>BHTK": "You view as (H, B, T, K), which gives head 0 the first numbers in memory, and then swap. View as (B, T, H, K), then swap T and H.",
     "BTHK>HBTK": "You put the heads in front: (H, B, T, K). They are axis 1, after the batch.",
     "HBTK>HBTK": "You view as (H, B, T, K), which gives head 0 the first texts. View as (B, T, H, K), then swap T and H.",
     "BTHK>BHKT": "You end at (B, H, K, T): the last two axes are swapped.",
@@ -200,6 +202,8 @@ SPLIT = {
     "one text": "You return the first text only, (H, T, K). Keep the batch axis.",
     "one head": "You return one head only, (B, T, K). Stack all of them as axis 1: (B, H, T, K).",
     "all channels": "You give every head all D channels. Each has its own K of them.",
+    "overlap": "Your head h begins at channel h, so heads overlap. It begins at channel h*K.",
+    "short": "Your heads are one channel short: a slice's end is not part of it, so h*K : (h + 1)*K.",
     "share of tokens": "You share out the tokens among the heads, not the channels. Cut the last axis.",
     "reversed": "Your heads are in reverse order: head 0 holds the last channels.",
     "a tuple": "You return a tuple of heads, not one tensor. Stack them as axis 1: (B, H, T, K).",
@@ -227,6 +231,9 @@ def _split(x: Tensor, n_heads: int, wrong: frozenset[str] = frozenset()) -> Any:
     if way in ("a tuple", "a list"):
         heads = x.chunk(H, dim=-1)
         return heads if way == "a tuple" else list(heads)
+    if way in ("overlap", "short"):
+        first, K = (1, D // H) if way == "overlap" else (D // H, D // H - 1)
+        return torch.stack([x[..., h * first :][..., :K] for h in range(H)], dim=1)
     others = {"one text": right[0], "one head": right[:, 0], "reversed": right.flip(1)}
     return others.get(way, x[:, None].repeat(1, H, 1, 1))
 
@@ -269,6 +276,10 @@ JOIN = {
     "BHTK>(HB)TK": "You put the heads one after another in the batch, (H*B, T, K). They belong side by side in the channels.",
     "BHTK>HT(BK)": "You walk over the batch, not over the heads: the texts stand side by side, (H, T, B*K). The heads are axis 1.",
     "BHTK>BTHK|TBD>TBD": "You flatten to (T, B, D). The batch comes first: (B, T, D).",
+    "BHTK>BTHK|BDT>BDT": "You flatten to (B, D, T). Channels come last: (B, T, D).",
+    "BHTK>(BT)HK": "You join batch and time, (B*T, H, K). After the swap join the last two axes, H and K.",
+    "BHTK>(BH)TK": "You join batch and heads, (B*H, T, K). Swap H and T, then join H and K.",
+    "BHTK>H(BT)K": "You walk over the batch, not over the heads: the texts stand one after another, (H, B*T, K). The heads are axis 1.",
     "BHTK>TB(HK)": "You return (T, B, D). The batch comes first: (B, T, D).",
     "BHTK>B(HK)T": "You return (B, D, T). Channels come last: (B, T, D).",
     "BHTK>(BT)(HK)": "You join batch and time, (B*T, D). Keep both: (B, T, D).",
@@ -340,6 +351,7 @@ WINDOW = {
     "blocks": "You cut the text into blocks of W. The window moves with t: row t sees t - W + 1 to t.",
     "older": "You hide the window and show what is older. Show t - s from 0 to W - 1.",
     "diagonal": "Each token sees itself only, whatever W is.",
+    "everything": "Your mask is True everywhere, so every token sees everything. Both conditions must hold at once: `&` (`|` asks for one of them).",
     "nothing": "Your mask is False everywhere: no token sees anything, not even itself.",
     **{
         f"W = {n}": f"Your window holds {n} positions, whatever W is. Use W."
@@ -377,8 +389,8 @@ def _window(T: int, W: int, wrong: frozenset[str] = frozenset()) -> Tensor:
         mask = (d >= 0) & (torch.arange(T) < high)
     if "blocks" in wrong:
         mask = (torch.arange(T)[:, None] // W == torch.arange(T) // W) & (d >= 0)
-    if "nothing" in wrong:
-        mask = d > T
+    if wrong & {"nothing", "everything"}:
+        mask = (d > T) if "nothing" in wrong else (d <= T)
     if rows := wrong & {"from W", "from W - 1"}:
         mask[: W - ("from W - 1" in rows)] = False
     if "wraps" in wrong:

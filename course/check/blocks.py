@@ -32,6 +32,8 @@ NORM = {
     "no root": "You divide by the variance; divide by its square root.",
     "two roots": "You take the root twice: the standard deviation is a root already.",
     "times": "You multiply by the standard deviation. Divide by it.",
+    "mean not squared": "You subtract the mean from the mean of x². Its square is to be subtracted: mean(x²) - mean².",
+    "as it is": "You stretch and shift x as it comes: nothing is normalised.",
     "only centred": "You subtract the mean and divide by nothing. Divide by sqrt(variance + eps).",
     "no mean": "You divide x by its standard deviation without subtracting the mean.",
     "rms": "That is RMS norm: you divide by the root of the mean square and subtract no mean. Layer norm does.",
@@ -83,6 +85,8 @@ def _norm(
     square = about.square().mean(axis, keepdim=True)
     if "one mean" in wrong:  # the variance has its own mean, and that is right
         square = x.var(axis, keepdim=True, correction=0)
+    if "mean not squared" in wrong:
+        square = x.square().mean(axis, keepdim=True) - mean
     square = square.mean() if "one variance" in wrong else square
     n = centred.numel() / square.numel()
     less = n / (n - 1) if n > 1 else math.nan
@@ -97,7 +101,11 @@ def _norm(
         math.sqrt(square + eps)
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     results = {"no mean": x / root, "rms": x / root, "times": centred * root}
-    results |= {"only centred": centred, "length": F.normalize(centred, dim=-1)}
+    results |= {
+        "as it is": x,
+        "only centred": centred,
+        "length": F.normalize(centred, dim=-1),
+    }
     results |= {"brackets": x - mean / root, "softmax": x.softmax(-1)}
     results |= {"range": (x - low) / (high - low + eps)}
     out = chosen(wrong, results, centred / root)
@@ -270,7 +278,8 @@ class _Norm(_Part):
         self.stretch, self.shift = stretch, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stretch * F.layer_norm(x, x.shape[-1:]) + self.shift
+        uneven = torch.arange(1, x.size(-1) + 1) * self.stretch  # twice is not once
+        return uneven * F.layer_norm(x, x.shape[-1:]) + self.shift
 
 
 class _Attention(_Part):
@@ -365,6 +374,8 @@ ROUNDING = {
     "at least one": "You return 1 where the budget does not pay for any block. Then it is 0.",
     "remainder": "You return what is left of the budget. How many blocks it pays for is asked: //.",
     "size": "You return the size of a block. How many of them the budget pays for is asked: budget // size.",
+    "turned": "You divide the size of a block by the budget. Turn it round: budget // size.",
+    "^": "In Python ^ is no power. Write **.",
     "brackets": "Division comes before the sum: budget // 12 * D² + 13 * D divides by 12 only. Put brackets round the size.",
     "bytes": "You count four bytes a parameter. The budget is in parameters.",
     "final norm": "You pay for one more norm (2D) first. The budget is for blocks only.",
@@ -384,12 +395,12 @@ def _depth(budget: int, d_model: int, wrong: frozenset[str] = frozenset()) -> An
     size = 12 * D * D + 13 * D + sum(a * D * D + b * D for a, b in off)
     size = 12 * D * D * 13 * D if "times" in wrong else size
     size = 12 if "tensors" in wrong else size * (4 if "bytes" in wrong else 1)
-    size = max(1, size)
     budget -= 2 * D if "final norm" in wrong else 0
     depth = budget // size
     others = {"size": size, "remainder": budget % size, "too many": depth + 1}
     others |= {"brackets": budget // 12 * D**2 + 13 * D, "ceil": -(-budget // size)}
     others |= {"round": round(budget / size), "strict": (budget - 1) // size}
+    others |= {"turned": size // max(1, budget), "^": budget // (12 * D ^ 2 + 13 * D)}
     others |= {"at least one": max(1, depth)}
     return chosen(wrong, others, depth)
 

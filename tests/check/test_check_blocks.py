@@ -56,6 +56,13 @@ UNKNOWN = {
         lambda x, n1, a, n2, f: x + 3 * a(n1(x)) - f(x),
         "Your block computes (x + attention(norm_1(x)) * 3) - feed_forward(x). It",
     ),
+    "each norm twice": (
+        check.block_wiring,
+        lambda x, n1, a, n2, f: block(
+            x, lambda y: n1(n1(y)), a, lambda y: n2(n2(y)), f
+        ),
+        "computes x + attention(norm_1(norm_1(x)))",
+    ),
     "parts that are never called": (
         check.block_wiring,
         lambda x, n1, a, n2, f: torch.relu(a(n1(x))),
