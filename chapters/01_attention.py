@@ -242,17 +242,14 @@ print("equals the loops:", equal)
 # random queries and keys, 64 tokens, a random gradient coming in from the result,
 # growing head size.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw both against the head size", "figure": {"caption": "Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient that reaches the scores dies away. Divided by the root of K, both stay where they are.", "name": "fig-scale"}, "image": {"alt": "Two panels over head sizes from 4 to 512. Left: the largest weight of a row stays low when scaled and rises towards 1 when not. Right: the gradient of a row stays level when scaled and falls steeply when not."}} tags=["hide-input"]
 from course.figures.attention import scale_figure
 
 scale_figure()
 
 # %% [markdown]
-# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by
-# chance. Right, what that does to learning: in a typical row of wide heads the gradient
-# that reaches the scores dies away, and with it that of queries and keys. (In narrow
-# heads the unscaled softmax gets a little more, being just sharp enough.) Divided by
-# $\sqrt{K}$, both stay where they are at every size.
+# What dies away for the scores dies away for queries and keys, which make them. (In
+# narrow heads the unscaled softmax gets a little more, being just sharp enough.)
 #
 # ## Does anyone see the future?
 #
@@ -577,7 +574,7 @@ class MultiHeadAttention(nn.Module):
 # name's object, one of eight: chance gets one in eight. Nothing tells the head that
 # names matter; it gets only right and wrong.
 
-# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (8 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (9 lines)"} tags=["hide-input"]
 names, objects, width = 6, 8, 32
 
 
