@@ -61,7 +61,7 @@ from torch import Tensor, nn
 # - a **value**: what do I hand over when I am found?
 #
 # A token compares its query with the key of every token up to itself, turns the
-# comparison into weights that sum to one, and takes the weighted mean of the values.
+# comparisons into weights that sum to one, and takes the weighted mean of the values.
 # Here are six tokens whose queries and keys both say whose token they are, so each
 # finds the tokens of the same child. Each row is one token's look back; hover over a
 # cell to read its weight.
@@ -86,19 +86,48 @@ attention_table(tokens, scores.softmax(-1))
 #
 # ## By hand
 #
-# Take one head and `T` tokens. Query, key and value are the rows of $Q, K, V$, each
-# `(T, K)` with head size `K`. Token $t$ compares itself with each $s \le t$:
+# Three tokens, with vectors of two numbers each (`K = 2`). Take the last one. It
+# compares its query with each key by a dot product: multiply number by number, and add.
+# That is large where both point the same way.
+
+# %% tags=["nbval-check-output"]
+query = [2.0, 1.0]  # of the third token
+keys = [[1.0, 1.0], [0.0, 1.0], [2.0, 0.0]]  # of all three
+values = [[1.0, 2.0], [3.0, 5.0], [8.0, 4.0]]
+scores = [query[0] * key[0] + query[1] * key[1] for key in keys]
+scores
+
+# %% [markdown]
+# The third key fits best, the second least. Weights must be positive and sum to one:
+# divide the scores by $\sqrt{K}$ (why is told below), take exponentials, which are
+# positive, and divide each by their sum. This is a *softmax*. Before you run the cell:
+# which of the three values will the weighted mean lie nearest to?
+
+# %% tags=["nbval-check-output"]
+exponentials = [math.exp(score / math.sqrt(2)) for score in scores]
+weights = [e / sum(exponentials) for e in exponentials]
+pairs = list(zip(weights, values, strict=True))
+output = [sum(weight * value[i] for weight, value in pairs) for i in (0, 1)]
+print("weights:", [round(weight, 3) for weight in weights])
+print("output: ", [round(number, 3) for number in output])
+
+# %% [markdown]
+# And the first token? It may see only itself, so its one weight is 1, and it gets its
+# own value, (1, 2), whatever its query is.
+#
+# Now with letters. Take one head and `T` tokens. Query, key and value are the rows of
+# $Q, K, V$, each `(T, K)` with head size `K`. Token $t$ compares itself with each $s
+# \le t$:
 #
 # $$a_{ts} = \frac{q_t \cdot k_s}{\sqrt{K}}, \qquad
 # w_{ts} = \frac{e^{a_{ts}}}{\sum_{r \le t} e^{a_{tr}}}, \qquad
 # o_t = \sum_{s \le t} w_{ts}\, v_s$$
 #
-# The weights $w_{ts}$ come out of a *softmax*: exponentials, divided by their sum. The
-# vectors come from the token's own row of numbers $x_t$, `(D,)` (where it comes from is
-# told in [GPT](#gpt)), by three matrices of shape `(K, D)`: $q_t = W_Q x_t$, $k_t = W_K
-# x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention learns;
-# the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums over
-# channels and over $r$ hide in `@` and `sum`:
+# The vectors come from the token's own row of numbers $x_t$, `(D,)` (where it comes
+# from is told in [GPT](#gpt)), by three matrices of shape `(K, D)`: $q_t = W_Q x_t$,
+# $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention
+# learns; the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums
+# over channels and over $r$ hide in `@` and `sum`:
 
 
 # %%
@@ -114,30 +143,72 @@ def attention_loops(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return output
 
 
-q, k, v = torch.randn(3, 5, 8)  # (T, K) = (5, 8) each
-attention_loops(q, k, v).shape
+q = torch.tensor([[1.0, 0.0], [0.0, 2.0], query])  # (T, K) = (3, 2)
+k, v = torch.tensor(keys), torch.tensor(values)  # (T, K) each
+attention_loops(q, k, v)
 
 # %% [markdown]
-# The first token sees only itself, so its output is its own value. The loops had better
-# agree.
-
-# %% tags=["nbval-check-output"]
-bool(torch.allclose(attention_loops(q, k, v)[0], v[0]))
-
-# %% [markdown]
+# The last row is what we had by hand, and the first is the first token's own value.
+#
 # ## All tokens at once
 #
 # Loops over tokens leave the processor idle. All scores together are one matrix
-# product, $QK^\top$, `(T, T)`: row $t$ holds what token $t$ thinks of everyone. The
-# forbidden upper half becomes $-\infty$ *before* the softmax, because $e^{-\infty} = 0$
-# and the rest of the row still sums to one. Zeroing weights *after* the softmax would
-# leave rows that sum to less than one.
+# product, $QK^\top$, `(T, T)`: row $t$ holds what token $t$ thinks of everyone. Which
+# of these nine may not count?
+
+# %% tags=["nbval-check-output"]
+(q @ k.T / math.sqrt(2)).round(decimals=2)  # (T, T)
+
+# %% [markdown]
+# The three above the diagonal: there a token looks ahead. They become $-\infty$
+# *before* the softmax, because $e^{-\infty} = 0$ and the rest of the row still sums to
+# one.
 #
-# Nothing here depends on the axes in front, so the same lines serve `(T, K)` and `(B,
-# H, T, K)`. One generality costs nothing now and pays in [generation](#generation):
-# there may be more keys than queries, when the first keys were computed earlier. Then
-# the `T` queries are the *last* `T` of `S` positions, and the diagonal moves right by
-# `S - T`.
+# **Exercise 1. Attention without a loop.** For one head, `(T, K)` in, `(T, K)` out, and
+# not with a ready-made kernel. You need a transpose, `triu` for the upper triangle,
+# `masked_fill` and `softmax`.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention for q, k, v of shape (T, K)."""
+    raise NotImplementedError("your turn")
+
+
+check.causal_attention(my_attention)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which hides the future a step too late:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def masked_too_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1)
+    return weights.tril() @ v  # zero above the diagonal
+
+
+check.causal_attention(masked_too_late)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_attention(q, k, v):
+#     scores = q @ k.T / math.sqrt(q.size(-1))  # (T, T)
+#     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+#     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+# ```
+# </details>
+#
+# Compare yours with the package's. Nothing depends on the axes in front, so the same
+# lines serve `(T, K)` and `(B, H, T, K)`. Two things are added. *Dropout* sets each
+# weight to zero with a given probability in training, and enlarges those that stay, so
+# that a model cannot lean on one token alone; at 0 it does nothing. And there may be
+# `S` keys for `T` queries, more keys than queries, when the first keys were computed
+# earlier ([generation](#generation) lives on it). Then the queries are the *last* `T`
+# of `S` positions, and the diagonal moves right by `S - T`; here that is 0.
 
 
 # %%
@@ -158,28 +229,27 @@ def _explicit_attention(
 
 
 # %% tags=["nbval-check-output"]
-bool(torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v), atol=1e-6))
+equal = torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v))
+print("equals the loops:", equal)
 
 # %% [markdown]
 # ## Why divide by $\sqrt{K}$
 #
 # If the entries of $q$ and $k$ are independent with variance 1, then $q \cdot k$ is a
 # sum of `K` products and has variance `K`. Wide heads would have large scores, a
-# softmax that puts everything on one token, and almost no gradient. Measure it: random
-# queries and keys, 64 tokens, a random gradient coming down from above, growing head
-# size.
+# softmax that puts everything on one token, and almost no *gradient*: a score that
+# moves a little would change nothing, so there is nothing to learn from. Measure it:
+# random queries and keys, 64 tokens, a random gradient coming in from the result,
+# growing head size.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw both against the head size", "figure": {"caption": "Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient that reaches the scores dies away. Divided by the root of K, both stay where they are.", "name": "fig-scale"}, "image": {"alt": "Two panels over head sizes from 4 to 512. Left: the largest weight of a row stays low when scaled and rises towards 1 when not. Right: the gradient of a row stays level when scaled and falls steeply when not."}} tags=["hide-input"]
 from course.figures.attention import scale_figure
 
 scale_figure()
 
 # %% [markdown]
-# Left, the largest weight of a row: unscaled, attention becomes a hard choice made by
-# chance. Right, what that does to learning: in a typical row of wide heads the gradient
-# that reaches the scores dies away, and with it that of queries and keys. (In narrow
-# heads the unscaled softmax gets a little more, being just sharp enough.) Divided by
-# $\sqrt{K}$, both stay where they are at every size.
+# What dies away for the scores dies away for queries and keys, which make them. (In
+# narrow heads the unscaled softmax gets a little more, being just sharp enough.)
 #
 # ## Does anyone see the future?
 #
@@ -239,6 +309,7 @@ for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_a
 same = torch.zeros(1, 1, 4, 8)  # equal scores
 places = torch.eye(4)[None, None]  # value s is the s-th unit vector
 trap = F.scaled_dot_product_attention(same[:, :, :2], same, places, is_causal=True)
+q, k, v = torch.randn(3, 16, 8)  # (T, K) each
 noisy = [
     F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=True)
     for _ in range(2)
@@ -248,24 +319,20 @@ seen = (trap[0, 0] > 0).sum(-1).tolist()
 print("is_causal=True sees", seen, "keys; it should see [3, 4]")
 
 # %% [markdown]
-# One case remains where plain matrix products win: *training* on short texts in 16-bit
-# numbers (`bfloat16`; [the trainer](#trainer) chooses them) on a CPU, where the
-# backward pass of the fused kernel is slow. Measure it on yours; a ratio above one
-# means that the explicit form is faster:
+# One case remains where plain products win: *training* on texts of up to 256 tokens in
+# 16-bit numbers (`bfloat16`; [the trainer](#trainer) chooses them) on a CPU, where the
+# backward pass of the fused kernel is slow. The function that the package uses chooses
+# between the two; at first reading skip how, and take it as "the formula, fast".
 
-# %%
+# %% mystnb={"code_prompt_show": "Measure on your machine which of the two is faster"} tags=["hide-cell"]
 from course.figures.attention import kernel_ratio
 
 for dtype in (torch.float32, torch.bfloat16):
-    for T in (64, 256, 1024):
+    for T in (64, 256, 1024):  # above 1: plain products are faster
         training = kernel_ratio(_explicit_attention, dtype, T, backward=True)
         reading = kernel_ratio(_explicit_attention, dtype, T, backward=False)
         ratios = f"training {training:4.2f}, reading {reading:4.2f}"
         print(f"{str(dtype):14}  T = {T:4}   fused time / explicit time: {ratios}")
-
-# %% [markdown]
-# So the choice is made where the measurement says: explicit for bfloat16 on a CPU, in
-# training, for texts up to 256 tokens; fused for all else.
 
 
 # %%
@@ -329,23 +396,94 @@ def heads_in_a_loop(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
 
 
 # %% [markdown]
-# Without the loop, `H` becomes an axis, and this is where shapes go wrong. A row of `D`
-# numbers is `H` groups of `K`, so `view` it as `(B, T, H, K)`, and only then swap `T`
-# and `H`. Going to `(B, H, T, K)` by `view` alone also runs, and hands head 0 the first
-# *tokens* rather than its share of every token's channels:
+# Without the loop, `H` becomes an axis, `(B, H, T, K)`, and this is where shapes go
+# wrong. Take `x` of shape `(1, 3, 2)` with the numbers 0 to 5, so that token $t$ holds
+# the channels $2t$ and $2t + 1$, and two heads of size 1. What should head 0 hold? Not
+# 0, 1, 2, but the first channel of *every* token: 0, 2, 4.
+#
+# **Exercise 2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head
+# `h` holds channels `h*K` to `(h + 1)*K - 1` of every token.
 
-# %%
-# (B, T, D) = (1, 3, 2): token t holds the channels 2t and 2t + 1
-x = torch.arange(6).view(1, 3, 2)
-right = x.view(1, 3, 2, 1).transpose(1, 2)  # (B, H, T, K): two heads of size 1
-wrong = x.view(1, 2, 3, 1)
-print("head 0 by transpose: ", right[0, 0, :, 0].tolist())
-print("head 0 by view alone:", wrong[0, 0, :, 0].tolist())
+
+# %% tags=["exercise"]
+def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, T, D) to (B, H, T, K)."""
+    raise NotImplementedError("your turn")
+
+
+check.split_heads(my_split_heads)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which goes there in one step:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def view_alone(x: Tensor, n_heads: int) -> Tensor:
+    return x.view(x.size(0), n_heads, x.size(1), -1)
+
+
+check.split_heads(view_alone)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_split_heads(x, n_heads):
+#     B, T, D = x.shape
+#     return x.view(B, T, n_heads, D // n_heads).transpose(1, 2)
+# ```
+# </details>
+#
+# A row of `D` numbers is `H` groups of `K`, so `view` reads it as `(B, T, H, K)`, and
+# only then `T` and `H` are swapped. `view` alone never moves a number, so head 0 gets
+# the first numbers in memory, whole tokens:
+
+# %% tags=["nbval-check-output"]
+x = torch.arange(6).view(1, 3, 2)  # (B, T, D)
+swapped = x.view(1, 3, 2, 1).transpose(1, 2)  # (B, H, T, K): two heads of size 1
+print("head 0, split and swapped:", swapped[0, 0, :, 0].tolist())
+print("head 0 by view alone:     ", view_alone(x, 2)[0, 0, :, 0].tolist())
 
 # %% [markdown]
 # The way back is the same road: swap, then flatten. A transposed tensor leaves its
-# numbers where they were in memory, so `view` refuses it; `reshape` copies. Forget the
-# swap, and `reshape` mixes positions without a word:
+# numbers where they were in memory, so `view` refuses it; `reshape` copies.
+#
+# **Exercise 3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's
+# channels first.
+
+
+# %% tags=["exercise"]
+def my_join_heads(heads: Tensor) -> Tensor:
+    """(B, H, T, K) to (B, T, D)."""
+    raise NotImplementedError("your turn")
+
+
+check.join_heads(my_join_heads)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which forgets the swap:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def flattened_alone(heads: Tensor) -> Tensor:
+    B, H, T, K = heads.shape
+    return heads.reshape(B, T, H * K)
+
+
+check.join_heads(flattened_alone)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_join_heads(heads):
+#     B, H, T, K = heads.shape
+#     return heads.transpose(1, 2).reshape(B, T, H * K)
+# ```
+# </details>
+#
+# How bad is a forgotten swap? It runs without a word, and mixes positions, so that the
+# past moves when the last token changes:
 
 
 # %% tags=["nbval-check-output"]
@@ -436,12 +574,8 @@ class MultiHeadAttention(nn.Module):
 # name's object, one of eight: chance gets one in eight. Nothing tells the head that
 # names matter; it gets only right and wrong.
 
-# %%
+# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (9 lines)"} tags=["hide-input"]
 names, objects, width = 6, 8, 32
-embed_name, embed_object = nn.Embedding(names, width), nn.Embedding(objects + 1, width)
-head, read_out = MultiHeadAttention(width, 1), nn.Linear(width, objects)
-parts = nn.ModuleList([embed_name, embed_object, head, read_out])
-optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-2)
 
 
 def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -454,11 +588,35 @@ def episode(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     return who, what, object_.gather(1, asked)[:, 0]
 
 
+# %% [markdown]
+# The model: an `nn.Embedding` is a table with one row of learned numbers for each name,
+# or object; their sum is the token. The last token's result is read out by a matrix.
+
+# %%
+embed_name, embed_object = nn.Embedding(names, width), nn.Embedding(objects + 1, width)
+head, read_out = MultiHeadAttention(width, 1), nn.Linear(width, objects)
+parts = nn.ModuleList([embed_name, embed_object, head, read_out])
+
+
 def answers(who: Tensor, what: Tensor) -> Tensor:
     """Logits (B, objects): what the last token found."""
     return read_out(head(embed_name(who) + embed_object(what))[:, -1])
 
 
+# %% [markdown]
+# > **The loss and the training loop, in six lines.** `answers` gives one number for
+# > each object, its *logit*; a softmax would make probabilities of them.
+# > `F.cross_entropy` does so and returns the *loss*, the mean of $-\ln p$ over the
+# > right answers: near 0 for a model that is sure and right, $\ln 8$ for one that
+# > guesses among eight, more for one that is sure and wrong. `backward` finds the
+# > *gradient* of each parameter: how the loss would change if that number grew a
+# > little. `step` moves each parameter a little against its gradient, so that the loss
+# > falls (how far is AdamW's choice, told in [the trainer](#trainer)); `zero_grad`
+# > forgets the old gradients, to which `backward` would add. Draw, answer, loss, clear,
+# > backward, step: every training loop is these six lines.
+
+# %%
+optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-2)
 for _ in range(400):
     who, what, answer = episode(128)
     logits = answers(who, what)
@@ -527,26 +685,12 @@ print("gradient reaches every parameter:", reached)
 # ## Break it on purpose
 #
 # Mistakes that everybody makes once. Each runs without an error, returns the right
-# shape, and would train to something. The checks of the exercises below tell them
-# apart, because each is handed the function itself and compares what it computes:
+# shape, and would train to something. Before you run the cell: which of them can the
+# test of causality above not see? The check of exercise 1 tells them all apart, because
+# it runs your function beside each known mistake and compares what comes out:
 
 # %% tags=["nbval-check-output"]
 import textwrap
-
-from course import check
-
-
-def told(answer: Callable[..., Tensor], verdict: object) -> None:
-    lines = textwrap.fill(f"{answer.__name__}: {verdict}", 88, subsequent_indent="    ")
-    print(lines)
-
-
-def scaled(q: Tensor, k: Tensor) -> Tensor:
-    return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-
-
-def masked_too_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return scaled(q, k).softmax(-1).tril() @ v
 
 
 def scale_forgotten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -554,93 +698,24 @@ def scale_forgotten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return hide(scores, torch.ones_like(scores).triu(1)).softmax(-1) @ v
 
 
-def view_alone(x: Tensor, n_heads: int) -> Tensor:
-    return x.view(x.size(0), n_heads, x.size(1), -1)
-
-
-for wrong in (
+broken = (
     masked_the_wrong_way,
     not_masked,
     masked_too_late,
     scale_forgotten,
     wrong_axis,
-):
-    told(wrong, check.causal_attention(wrong))
-told(view_alone, check.split_heads(view_alone))
+)
+for wrong in broken:
+    sees = "sees" if sees_the_future(wrong) else "does not see"
+    text = f"{wrong.__name__} ({sees} the future): {check.causal_attention(wrong)}"
+    print(textwrap.fill(text, 88, subsequent_indent="    "))
 
 # %% [markdown]
-# ## Exercises
+# ## One more exercise
 #
-# **1. Attention, from memory.** Without scrolling up: causal attention for one head,
-# `(T, K)` in, `(T, K)` out, no loop and no fused kernel.
-
-
-# %% tags=["exercise"]
-def my_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention for q, k, v of shape (T, K)."""
-    raise NotImplementedError("your turn")
-
-
-check.causal_attention(my_attention)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_attention(q, k, v):
-#     scores = q @ k.T / math.sqrt(q.size(-1))  # (T, T)
-#     future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-#     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
-# ```
-# </details>
-#
-# **2. Split the heads.** Bring `(B, T, D)` into `(B, H, T, K)` so that head `h` holds
-# channels `h*K` to `(h + 1)*K - 1` of *every* token.
-
-
-# %% tags=["exercise"]
-def my_split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """(B, T, D) to (B, H, T, K)."""
-    raise NotImplementedError("your turn")
-
-
-check.split_heads(my_split_heads)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_split_heads(x, n_heads):
-#     B, T, D = x.shape
-#     return x.view(B, T, n_heads, D // n_heads).transpose(1, 2)
-# ```
-# </details>
-#
-# **3. And join them again.** From `(B, H, T, K)` back to `(B, T, D)`, head 0's channels
-# first.
-
-
-# %% tags=["exercise"]
-def my_join_heads(heads: Tensor) -> Tensor:
-    """(B, H, T, K) to (B, T, D)."""
-    raise NotImplementedError("your turn")
-
-
-check.join_heads(my_join_heads)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_join_heads(heads):
-#     B, H, T, K = heads.shape
-#     return heads.transpose(1, 2).reshape(B, T, H * K)
-# ```
-# </details>
-#
-# **4. A window.** Long texts make the `(T, T)` table expensive, so some models let a
-# token see only the last `W` positions, itself included. Write that mask: a boolean
-# `(T, T)` that is true where row $t$ may look at column $s$.
+# **Exercise 4. A window.** Long texts make the `(T, T)` table expensive, so some models
+# let a token see only the last `W` positions, itself included. Write that mask: a
+# boolean `(T, T)` that is true where row $t$ may look at column $s$.
 
 
 # %% tags=["exercise"]
@@ -650,6 +725,18 @@ def my_window_mask(T: int, W: int) -> Tensor:
 
 
 check.window_mask(my_window_mask)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which counts `W` positions beside the
+# token itself:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def one_too_many(T: int, W: int) -> Tensor:
+    return torch.ones(T, T, dtype=torch.bool).tril().triu(-W)
+
+
+check.window_mask(one_too_many)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -37,6 +37,7 @@ from slm.model.attention import Cache, MultiHeadAttention
 
 # %% tags=["hide-input"]
 import math
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -74,24 +75,71 @@ block_diagram()
 # $$\operatorname{Norm}(x)
 # = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta$$
 #
-# Mean and variance are over the channels of *one* token. Nothing here looks at other
-# tokens or other texts, so causality survives and the batch size does not matter.
+# Mean $\mu$ and variance $\sigma^2$ are over the channels of *one* token. Nothing here
+# looks at other tokens or other texts, so causality survives and the batch size does
+# not matter. The small $\varepsilon$ keeps a token whose numbers are all equal from
+# dividing zero by zero. One token by hand, with the variance as the plain mean of the
+# squares, divided by `D` and not by `D - 1`:
+
+# %% tags=["nbval-check-output"]
+token = [1.0, 2.0, 3.0, 4.0]  # (D,)
+mean = sum(token) / 4
+variance = sum((number - mean) ** 2 for number in token) / 4
+mean, variance, [round((number - mean) / math.sqrt(variance), 2) for number in token]
+
+# %% [markdown]
+# **Exercise 1. Layer norm.** Write it for `(B, T, D)`, with stretch and shift, from
+# means and variances. Before you do: what becomes of a token whose numbers are all a
+# hundred times as large?
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalise x (B, T, D) over its channels; gamma and beta are (D,)."""
+    raise NotImplementedError("your turn")
+
+
+check.layer_norm(my_layer_norm)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which takes `torch.std` as it comes:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def plain_std(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
+    mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)  # (B, T, 1) each
+    return gamma * (x - mean) / (std + eps) + beta
+
+
+print(textwrap.fill(str(check.layer_norm(plain_std)), 88))
+
+# %% [markdown]
+# <details><summary>Solution</summary>
 #
-# Two tokens by hand, one a hundred times the other:
+# ```python
+# def my_layer_norm(x, gamma, beta, eps=1e-5):
+#     mean = x.mean(-1, keepdim=True)
+#     variance = x.var(-1, keepdim=True, correction=0)
+#     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta
+# ```
+# </details>
+#
+# Compare: two tokens, one a hundred times the other.
 
 
 # %% tags=["nbval-check-output"]
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
     mean = x.mean(-1, keepdim=True)  # (B, T, 1)
-    # (B, T, 1), divided by D and not by D - 1
-    variance = x.var(-1, keepdim=True, correction=0)
+    variance = x.var(-1, keepdim=True, correction=0)  # (B, T, 1)
     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta  # (B, T, D)
 
 
-small = torch.tensor([1.0, 2.0, 3.0, 4.0])
+small = torch.tensor(token)
 x = torch.stack([small, 100 * small])[None]  # (B, T, D) = (1, 2, 4)
-for token in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist():
-    print([round(value, 2) for value in token])
+for row in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist():
+    print([round(number, 2) for number in row])
 
 # %% [markdown]
 # Offset and size are gone; the pattern is left, and it is the same for both. PyTorch's
@@ -111,10 +159,19 @@ bool(torch.allclose(layer_norm(x, gamma, beta), theirs, atol=1e-6))
 # \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
 #
 # Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The
-# bend is the GELU, a rounded ReLU that still passes some gradient to the left of zero:
-# $x$ times the probability that a standard normal number is smaller than $x$. GPT-2
-# used an approximation with a tanh, from a time when the exact form was slow. We keep
-# it, because loading GPT-2's weights into a model with the exact form would give
+# simplest bend is the ReLU, which replaces what is negative by 0. Its slope there is 0,
+# too, so a channel that has fallen below zero learns nothing any more. The GELU is a
+# rounded ReLU: $x$ times the probability that a standard normal number is smaller than
+# $x$.
+
+# %% mystnb={"code_prompt_show": "Draw the GELU", "figure": {"caption": "The bend of GPT-2 beside the simpler one. Far from zero they agree. Near zero the GELU is smooth, and just left of it its slope is not zero: something is still passed on, and learned.", "name": "fig-gelu"}, "image": {"alt": "Two panels over inputs from -4 to 4. Left: the ReLU is 0 up to zero and then the diagonal; the GELU follows it in a smooth curve that dips slightly below zero between -3 and 0. Right: the ReLU's slope jumps from 0 to 1; the GELU's passes from 0 through a small dip below zero and rises smoothly to a little above 1."}} tags=["hide-input"]
+from course.figures.blocks import gelu_figure
+
+gelu_figure()
+
+# %% [markdown]
+# GPT-2 used an approximation with a tanh, from a time when the exact form was slow. We
+# keep it, because loading GPT-2's weights into a model with the exact form would give
 # slightly different logits.
 
 
@@ -164,12 +221,49 @@ class FeedForward(nn.Module):
 # stream itself alone. And one could do without the plus: $x \leftarrow
 # f(\operatorname{Norm}(x))$.
 #
-# Don't take sides yet; build all three, 32 blocks deep, and give each the same short
-# text to learn by heart, letter by letter. (Two things ahead of their chapters: a table
-# `places` tells a token where it stands, see [GPT](#gpt); and a *warm-up* lets the
-# learning rate grow from zero during the first steps, see [the trainer](#trainer). The
-# model reads `text[:-1]` and at each position must name the letter that follows,
-# `text[1:]`.)
+# **Exercise 2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T,
+# D)`. Connect them as a pre-norm block.
+
+# %% tags=["exercise"]
+Part = Callable[[Tensor], Tensor]
+
+
+def my_block(
+    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
+) -> Tensor:
+    """One pre-norm block."""
+    raise NotImplementedError("your turn")
+
+
+check.block_wiring(my_block)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which normalises the stream itself:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def norm_overwrites(
+    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
+) -> Tensor:
+    x = norm_1(x)
+    x = x + attention(x)
+    x = norm_2(x)
+    return x + feed_forward(x)
+
+
+check.block_wiring(norm_overwrites)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_block(x, norm_1, attention, norm_2, feed_forward):
+#     x = x + attention(norm_1(x))
+#     return x + feed_forward(norm_2(x))
+# ```
+# </details>
+#
+# Now break it on purpose. Here is a block that can be wired in all three ways:
 
 
 # %%
@@ -194,11 +288,22 @@ class AnyBlock(nn.Module):
         return x
 
 
+# %% [markdown]
+# Stack 32 of them, and give each stack the same short text to learn by heart, letter by
+# letter: the model reads `text[:-1]` and at each position must name the letter that
+# follows, `text[1:]`. The loop is the six lines of [attention](#attention), with two
+# things ahead of their chapters: a table `places` tells a token where it stands, see
+# [GPT](#gpt); and a *warm-up* lets the learning rate grow from zero during the first
+# steps, see [the trainer](#trainer). Besides the losses it notes what each block does
+# before any training. Which of the three will learn the text?
+
+# %%
 story = b"Mia lost her red kite. Leo found it near the old tree. "
 story += b"Mia was glad and gave Leo a hug. "
 text = torch.tensor(list(story))  # (T,)
 
 
+# %% mystnb={"code_prompt_show": "The experiment: a stack of 32 blocks learns the text (31 lines)"} tags=["hide-input"]
 def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[float]]:
     """By block, before training: how alike the tokens are, gradients. Then losses."""
     n_layers, d_model, steps = 32, 32, 100
@@ -232,43 +337,53 @@ def learn(wiring: str, rate: float = 3e-3, warmup: int = 1) -> dict[str, list[fl
     return found
 
 
+# %%
 results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no residual")}
 results["post-norm, gently"] = learn("post-norm", rate=1e-3, warmup=50)
+
+# %% [markdown]
+# First, before any training: how alike have the tokens become? 1 means that all point
+# the same way.
+
+# %% mystnb={"code_prompt_show": "Draw the similarity of the tokens", "figure": {"caption": "Without the plus sign attention's averaging wins: after a few blocks every position holds the same vector, and nothing above can tell the tokens apart. Post-norm lets them become rather alike, but not the same.", "name": "fig-similarity"}, "image": {"alt": "Three curves over 32 blocks. Without residual the similarity jumps to 1 within a few blocks and stays. Post-norm rises more slowly and stays below 1. Pre-norm stays lowest."}} tags=["hide-input"]
+from course.figures.blocks import similarity_figure
+
+similarity_figure(results)
+
+# %% [markdown]
+# Second, also before training: the norm of the gradient that reaches each block's
+# weights.
+
+# %% mystnb={"code_prompt_show": "Draw the gradients", "figure": {"caption": "Solid: the feed-forward weights; dotted: those of queries and keys. In pre-norm every block gets its share. Without the plus sign the feed-forward weights get less the deeper they lie, and queries and keys nothing worth the name.", "name": "fig-gradients"}, "image": {"alt": "Gradient norms over 32 blocks on a logarithmic scale, a solid and a dotted curve for each wiring. Pre-norm's are level. Post-norm's lie higher and vary more. Without residual the solid curve falls towards the first block and the dotted one lies many powers of ten below all others."}} tags=["hide-input"]
+from course.figures.blocks import gradient_figure
+
+gradient_figure(results)
+
+# %% [markdown]
+# Why so? The derivative of $x + f(x)$ is $1 + f'(x)$: the plus sign hands each block
+# the gradient from above untouched. Without it the gradient has to pass through every
+# block on its way down. And where all tokens are alike, it makes no difference who
+# looks at whom, so queries and keys have nothing to learn from.
+#
+# Third, what that costs: the loss, the mean of $-\ln p$ of the right letter, in *nats*.
+
+# %% mystnb={"code_prompt_show": "Draw the losses", "figure": {"caption": "Pre-norm learns the text by heart. Without the plus sign the loss stops at the dotted line, that of a model that knows how often each letter occurs and nothing else. So does post-norm at the rate that suits pre-norm; treated gently it learns, and slowly.", "name": "fig-losses"}, "image": {"alt": "Losses over 100 steps. Pre-norm falls to nearly 0. No residual and post-norm both end on the dotted line of the letter frequencies. Post-norm, gently, is on its way down below it."}} tags=["hide-input"]
+from course.figures.blocks import loss_figure
+
 share = text[1:].bincount() / (len(text) - 1)
 # -Σ p ln p, with 0 ln 0 = 0
 letter_entropy = -torch.special.xlogy(share, share).sum().item()
-
-# %% tags=["hide-input"]
-from course.figures.blocks import wiring_figure
-
-wiring_figure(results, letter_entropy)
+loss_figure(results, letter_entropy)
 
 # %% [markdown]
-# Left, before any training: how alike the tokens have become after each block (1 means
-# that all point the same way). Without the plus sign, attention's averaging wins. After
-# a few blocks every position holds the same vector, and nothing above can tell the
-# tokens apart.
+# The dotted line is $-\sum_c p_c \ln p_c$ over the letters' frequencies $p_c$: without
+# the plus sign the model has lost the text.
 #
-# In the middle, also before training: the norm of the gradient that reaches each
-# block's weights. In pre-norm it is the same at every depth, because the plus sign
-# hands each block the gradient from above untouched: the derivative of $x + f(x)$ is
-# $1 + f'(x)$. Without the plus sign it has to pass through every block on its way down,
-# and the feed-forward weights (solid) get less the deeper they lie. Queries and keys
-# (dotted) fare worst: where all tokens are alike, it makes no difference who looks at
-# whom, so there is nothing to learn from it.
-#
-# Right, what it costs to lose the plus sign: the loss (the mean of $-\ln p$ of the
-# right letter, in *nats*) stops at the dotted line, $-\sum_c p_c \ln p_c$ over the
-# letters' frequencies $p_c$. That is what you pay if you know how often each letter
-# occurs and nothing else: the model has lost the text.
-#
-# Post-norm lets the tokens become rather alike, but not the same; its gradients reach
-# every block, and still, at the rate that suits pre-norm, its curve ends on the same
-# line. Treated gently, with a third of the rate and a warm-up, it learns, and slowly.
-# The usual explanation is that its gradients are large and badly balanced at the start
-# (Xiong et al. 2020); in the middle panel they are larger than pre-norm's and vary more
-# from block to block. Pre-norm needs no such care. GPT-2 and nearly everything since is
-# wired this way.
+# Post-norm treated gently has a third of the rate and a warm-up. The usual explanation
+# is that its gradients are large and badly balanced at the start (Xiong et al. 2020);
+# in {numref}`fig-gradients` they are larger than pre-norm's and vary more from block to
+# block. Pre-norm needs no such care. GPT-2 and nearly everything since is wired this
+# way.
 
 # %% tags=["nbval-check-output"]
 final = {wiring: found["loss"][-1] for wiring, found in results.items()}
@@ -391,78 +506,11 @@ reached = all(bool(p.grad.abs().sum() > 0) for p in ours.parameters())
 print("gradient reaches every parameter:", reached)
 
 # %% [markdown]
-# ## Exercises
+# ## One more exercise
 #
-# **1. Layer norm.** Write it for `(B, T, D)`, with stretch and shift, from means and
-# variances.
-
-# %% tags=["exercise"]
-from course import check
-
-
-def my_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tensor:
-    """Normalise x (B, T, D) over its channels; gamma and beta are (D,)."""
-    raise NotImplementedError("your turn")
-
-
-check.layer_norm(my_layer_norm)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_layer_norm(x, gamma, beta, eps=1e-5):
-#     mean = x.mean(-1, keepdim=True)
-#     variance = x.var(-1, keepdim=True, correction=0)
-#     return gamma * (x - mean) / torch.sqrt(variance + eps) + beta
-# ```
-# </details>
-#
-# **2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T, D)`.
-# Connect them as a pre-norm block.
-
-# %% tags=["exercise"]
-Part = Callable[[Tensor], Tensor]
-
-
-def my_block(
-    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
-) -> Tensor:
-    """One pre-norm block."""
-    raise NotImplementedError("your turn")
-
-
-check.block_wiring(my_block)
-
-# %% [markdown]
-# What the check says to a typical wrong answer, which normalises the stream itself:
-
-
-# %% tags=["nbval-check-output"]
-def norm_overwrites(
-    x: Tensor, norm_1: Part, attention: Part, norm_2: Part, feed_forward: Part
-) -> Tensor:
-    x = norm_1(x)
-    x = x + attention(x)
-    x = norm_2(x)
-    return x + feed_forward(x)
-
-
-check.block_wiring(norm_overwrites)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_block(x, norm_1, attention, norm_2, feed_forward):
-#     x = x + attention(norm_1(x))
-#     return x + feed_forward(norm_2(x))
-# ```
-# </details>
-#
-# **3. How deep is a budget?** You may spend `budget` parameters on blocks of width `D`
-# with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and return how
-# many whole blocks you can afford.
+# **Exercise 3. How deep is a budget?** You may spend `budget` parameters on blocks of
+# width `D` with `d_ff = 4 * D`. Count everything in a block, biases and norms too, and
+# return how many whole blocks you can afford.
 
 
 # %% tags=["exercise"]
@@ -472,6 +520,17 @@ def my_depth(budget: int, d_model: int) -> int:
 
 
 check.affordable_depth(my_depth)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which counts the weights alone:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def weights_alone(budget: int, d_model: int) -> int:
+    return budget // (12 * d_model**2)
+
+
+check.affordable_depth(weights_alone)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -1,9 +1,12 @@
-"""Figures of blocks: the wiring of a block, and what other wirings do."""
+"""Figures of blocks: the wiring of a block, its bend, and what other wirings do."""
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.plots import COLORS
@@ -45,28 +48,65 @@ def block_diagram() -> HTML:
     )
 
 
-def wiring_figure(
-    results: Mapping[str, Mapping[str, Sequence[float]]], letter_entropy: float
-) -> Figure:
-    """Before training, by depth: similarity of tokens, gradient norms. Then the loss by step, with the letters' entropy."""
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(10.5, 3.2), layout="constrained"
+Results = Mapping[
+    str, Mapping[str, Sequence[float]]
+]  # wiring → what → by block or step
+
+
+def gelu_figure() -> Figure:
+    """The GELU beside the ReLU, with their slopes."""
+    x = torch.linspace(-4, 4, 401, requires_grad=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8, 2.8), layout="constrained", sharex=True
     )
-    depths = range(1, 1 + len(next(iter(results.values()))["similarity"]))
+    bends = {"GELU": F.gelu(x, approximate="tanh"), "ReLU": F.relu(x)}
+    for (name, y), color, style in zip(bends.items(), COLORS, ("-", ":"), strict=False):
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        left.plot(x.detach(), y.detach(), style, color=color, label=name)
+        right.plot(x.detach(), slope, style, color=color)
+    left.set(xlabel="what comes in", ylabel="what goes out")
+    right.set(xlabel="what comes in", ylabel="slope")
+    left.legend()
+    plt.close(figure)
+    return figure
+
+
+def similarity_figure(results: Results) -> Figure:
+    """Before training, after each block: how alike the tokens are."""
+    figure, ax = _by_block(results, "similarity")
+    ax.set(xlabel="after block", ylabel="similarity of two tokens", ylim=(0, 1.03))
+    return figure
+
+
+def gradient_figure(results: Results) -> Figure:
+    """Before training, in each block: the gradient of the feed-forward weights, and of queries and keys."""
+    figure, ax = _by_block(results, "feed-forward", "queries and keys")
+    ax.set(xlabel="block", ylabel="norm of the gradient", yscale="log")
+    return figure
+
+
+def _by_block(results: Results, what: str, dotted: str = "") -> tuple[Figure, Axes]:
+    figure, ax = plt.subplots(figsize=(7, 2.9), layout="constrained")
     for (wiring, found), color in zip(results.items(), COLORS, strict=False):
-        right.plot(found["loss"], color=color, label=wiring)
-        if "gently" not in wiring:  # the same network before training
-            left.plot(depths, found["similarity"], color=color)
-            middle.plot(depths, found["feed-forward"], color=color)
-            middle.plot(depths, found["queries and keys"], color=color, linestyle=":")
-    right.axhline(
-        letter_entropy, color=COLORS[7], linestyle=":", label="letter frequencies"
-    )
-    left.set(
-        xlabel="after block", ylabel="mean similarity of two tokens", ylim=(0, 1.03)
-    )
-    middle.set(xlabel="block", ylabel="norm of the gradient", yscale="log")
-    right.set(xlabel="training step", ylabel="loss (nats per letter)", ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+        if "gently" in wiring:  # the same network before training
+            continue
+        blocks = range(1, 1 + len(found[what]))
+        ax.plot(blocks, found[what], color=color, label=wiring)
+        if dotted:
+            ax.plot(blocks, found[dotted], ":", color=color)
+    figure.legend(loc="outside right upper", frameon=False)
+    plt.close(figure)
+    return figure, ax
+
+
+def loss_figure(results: Results, letter_entropy: float) -> Figure:
+    """The loss by step, with the line of who knows the letters' frequencies only."""
+    figure, ax = plt.subplots(figsize=(7, 2.9), layout="constrained")
+    for (wiring, found), color in zip(results.items(), COLORS, strict=False):
+        ax.plot(found["loss"], color=color, label=wiring)
+    grey = COLORS[7]
+    ax.axhline(letter_entropy, color=grey, ls=":", label="letter frequencies")
+    ax.set(xlabel="training step", ylabel="loss (nats per letter)", ylim=(0, None))
+    figure.legend(loc="outside right upper", frameon=False)
     plt.close(figure)
     return figure
