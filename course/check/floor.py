@@ -1,5 +1,6 @@
 """Checks of the exercises on the floor: the entropy of a choice, and a loss in bits per byte."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,11 +38,13 @@ ENTROPY_MISTAKES = {
     "course": "You return the entropy of the course's stories, whatever choice you are given.",
 }  # fmt: skip
 
+_of_the_course = functools.cache(floor.entropy)
+
 
 def _entropy(choice: Choice, wrong: frozenset[str] = frozenset(), seen: set[Choice] | None = None) -> float:  # fmt: skip
     """Entropy in nats from a choice on, with any of ENTROPY_MISTAKES made."""
     if "grammar" in wrong or "course" in wrong:
-        return floor.entropy(choice.grammar if "grammar" in wrong else floor.STORIES)
+        return floor.entropy(choice.grammar) if "grammar" in wrong else _of_the_course()
     seen = set() if seen is None else seen
     if "once in all" in wrong and choice in seen:
         return 0.0
