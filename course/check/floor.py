@@ -2,90 +2,75 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 from course.check.diagnose import Diagnosis, number
+from course.check.steps import carried_out
 from course.check.verdict import call, exercise
 from slm.data import floor
 from slm.data.grammar import Choice, Grammar, Lines
 
+STEPS = {
+    "odds": "[p for p, _ in choice.options]",
+    "below": "[[i for i in items if not isinstance(i, str)] for _, items in choice.options]",
+    "rest": "[sum(map(again, some)) for some in below]",
+    "own": "[-p * log(p) for p in odds]",
+    "weights": "odds",
+    "end": "sum(own) + sum(w * r for w, r in zip(weights, rest))",
+}
 ENTROPY_MISTAKES = {
-    "bits": "You count in bits: the logarithm has base 2. Nats are counted with math.log.",
-    "digits": "You count in decimal digits: the logarithm has base 10. Nats are counted with math.log.",
-    "no odds below": "You add what follows without asking how likely it is. Multiply it by the probability of its option.",
-    "squared": "What follows is weighed twice by its option's probability. Once is enough: p * (what follows - ln p).",
-    "mean below": "You take the plain mean of what follows over the options. Each option counts with its own probability.",
-    "largest below": "You go on with the option behind which most is left open. Each option counts, with its probability.",
-    "no own": "You count only what follows, and not what the choice itself costs: -p ln p of each option.",
-    "own not weighed": "You add -ln p of the options without weighing them. Each occurs with its probability p: p * -ln p.",
-    "no below": "You count the choice itself only. Its options hold further choices: add their entropies.",
-    "one level": "You look one level down only. The choices below hold choices, too: call your function on them.",
-    "sign": "The sign is wrong: ln p is negative, and a cost is -ln p.",
-    "sign below": "You subtract what follows. It is surprise, too: add it.",
-    "first item": "You go on with the first choice of an option only. All of its choices are made: add them up.",
-    "last item": "You go on with the last choice of an option only. All of its choices are made: add them up.",
-    "once in option": "You count a choice that stands twice in an option once. It is made twice: add it twice.",
-    "once in all": "You count a choice once, however often one comes to it. Each time that it is made it costs again.",
-    "last option": "You go on with the choices of the last option only: that part stands behind the loop, not in it.",
-    "first option": "You stop after the first option: the `return` stands in the loop over the options.",
-    "likeliest": "You follow the likeliest option only: that is the surprise of one story, not the mean over all.",
-    "equal odds": "You treat all options as equally likely. Their probabilities are in choice.options.",
-    "product": "You multiply the entropies of an option's choices. Surprises add up.",
-    "texts": "A text of an option adds 1 with you. Nothing is chosen there: a `str` costs nothing.",
-    "into texts": "Items that are a `str` are no choices, and have no options: leave them out.",
-    "grammar": "You return the entropy of the choice's whole grammar. Asked is that from this choice on.",
-    "course": "You return the entropy of the course's stories, whatever choice you are given.",
+    "own = [-p * log(p, 2) for p in odds]": "You count in bits: the logarithm has base 2. Nats are counted with math.log.",
+    "own = [-p * log(p, 10) for p in odds]": "You count in decimal digits: the logarithm has base 10. Nats are counted with math.log.",
+    "own = [p * log(p) for p in odds]": "The sign is wrong: ln p is negative, and a cost is -ln p.",
+    "own = [-log(p) for p in odds]": "You add -ln p of the options without weighing them. Each occurs with its probability p: p * -ln p.",
+    "own = [0.0]": "You count only what follows, and not what the choice itself costs: -p ln p of each option.",
+    "weights = [1.0] * n": "You add what follows without asking how likely it is. Multiply it by the probability of its option.",
+    "weights = [p * p for p in odds]": "What follows is weighed twice by its option's probability. Once is enough: p * (what follows - ln p).",
+    "weights = [1 / n] * n": "You take the plain mean of what follows over the options. Each option counts with its own probability.",
+    "weights = [-p for p in odds]": "You subtract what follows. It is surprise, too: add it.",
+    "weights = [0.0] * (n - 1) + odds[-1:]": "You go on with the choices of the last option only: that part stands behind the loop, not in it.",
+    "end = sum(own) + max(rest)": "You go on with the option behind which most is left open. Each option counts, with its probability.",
+    "end = own[0] + odds[0] * rest[0]": "You stop after the first option: the `return` stands in the loop over the options.",
+    "end = max((p, r - log(p)) for p, r in zip(odds, rest))[1]": "You follow the likeliest option only: that is the surprise of one story, not the mean over all.",
+    "end = entropy(choice.grammar)": "You return the entropy of the choice's whole grammar. Asked is that from this choice on.",
+    "end = course()": "You return the entropy of the course's stories, whatever choice you are given.",
+    "odds = [1 / n] * n": "You treat all options as equally likely. Their probabilities are in choice.options.",
+    "rest = [0.0] * n": "You count the choice itself only. Its options hold further choices: add their entropies.",
+    "rest = [sum(map(alone, some)) for some in below]": "You look one level down only. The choices below hold choices, too: call your function on them.",
+    "rest = [sum(map(unseen, some)) for some in below]": "You count a choice once, however often one comes to it. Each time that it is made it costs again.",
+    "rest = [prod(map(again, some)) for some in below]": "You multiply the entropies of an option's choices. Surprises add up.",
+    "rest = [sum(1 if isinstance(i, str) else again(i) for i in items) for _, items in choice.options]": "A text of an option adds 1 with you. Nothing is chosen there: a `str` costs nothing.",
+    "below = [items for _, items in choice.options]": "Items that are a `str` are no choices, and have no options: leave them out.",
+    "below = [[i for i in items if not isinstance(i, str)][:1] for _, items in choice.options]": "You go on with the first choice of an option only. All of its choices are made: add them up.",
+    "below = [[i for i in items if not isinstance(i, str)][-1:] for _, items in choice.options]": "You go on with the last choice of an option only. All of its choices are made: add them up.",
+    "below = [{i for i in items if not isinstance(i, str)} for _, items in choice.options]": "You count a choice that stands twice in an option once. It is made twice: add it twice.",
 }  # fmt: skip
-
 _of_the_course = functools.cache(floor.entropy)
 
 
-def _entropy(choice: Choice, wrong: frozenset[str] = frozenset(), seen: set[Choice] | None = None) -> float:  # fmt: skip
+def _entropy(choice: Choice, wrong: Set[str] = frozenset(), seen: set[Choice] | None = None) -> float:  # fmt: skip
     """Entropy in nats from a choice on, with any of ENTROPY_MISTAKES made."""
-    if "grammar" in wrong or "course" in wrong:
-        return floor.entropy(choice.grammar) if "grammar" in wrong else _of_the_course()
-    seen = set() if seen is None else seen
-    if "once in all" in wrong and choice in seen:
-        return 0.0
-    seen.add(choice)
-    base = 2 if "bits" in wrong else 10 if "digits" in wrong else math.e
-    inner = wrong | {"no below"} if "one level" in wrong else wrong
-    rest = []  # of each option what follows
-    for _, items in choice.options:
-        if "into texts" in wrong:
-            _ = [item.options for item in items]  # type: ignore[union-attr]
-        below = [item for item in items if not isinstance(item, str)]
-        below = list(dict.fromkeys(below)) if "once in option" in wrong else below
-        below = below[:1] if "first item" in wrong else below
-        below = below[-1:] if "last item" in wrong else below
-        costs = [_entropy(item, inner - {"one level"}, seen) for item in below]
-        add = math.prod if "product" in wrong else math.fsum
-        texts = len(items) - len(below) if "texts" in wrong else 0
-        rest.append(0.0 if "no below" in wrong else add(costs) + texts)
-    total = max(rest) if "largest below" in wrong else 0.0
-    options = [(p, after) for (p, _), after in zip(choice.options, rest, strict=True)]
-    likeliest = max(range(len(rest)), key=lambda i: options[i][0])
-    for i, (p, after) in enumerate(options):
-        p = 1 / len(rest) if "equal odds" in wrong else p
-        weight = (
-            p * p
-            if "squared" in wrong
-            else 1 / len(rest)
-            if "mean below" in wrong
-            else p
-        )
-        weight = 1.0 if "no odds below" in wrong else weight
-        if "last option" in wrong and i < len(rest) - 1 or "largest below" in wrong:
-            weight = 0.0
-        own = -math.log(p) / math.log(base) * (1 if "own not weighed" in wrong else p)
-        if "likeliest" in wrong:
-            own, weight = (own / p, 1.0) if i == likeliest else (0.0, 0.0)
-        own = 0.0 if "no own" in wrong else -own if "sign" in wrong else own
-        total += own + (-weight if "sign below" in wrong else weight) * after
-        if "first option" in wrong:
-            break
-    return total
+    met = set() if seen is None else seen
+    met.add(choice)
+
+    def again(below: Choice) -> float:
+        return _entropy(below, wrong, met)
+
+    names = {
+        "again": again,
+        "unseen": lambda below: 0.0 if below in met else again(below),
+        "alone": lambda below: _entropy(
+            below, {m for m in wrong if m[:4] != "rest"} | {"rest = [0.0] * n"}, met
+        ),
+        "choice": choice,
+        "n": len(choice.options),
+        "entropy": floor.entropy,
+        "course": _of_the_course,
+        "log": math.log,
+        "prod": math.prod,
+    }
+    return carried_out(STEPS, wrong, **names)["end"]
 
 
 Way = tuple[

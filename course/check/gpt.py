@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from course.check.diagnose import Diagnosis, WrongKind, number, whole
+from course.check.steps import carried_out
 from course.check.verdict import call, exercise, ready_made
 from course.check.watched import used
 from slm.model.config import IGNORE, GPTConfig, count_parameters
@@ -145,93 +146,63 @@ def gated_flops(fn: Callable[[int, int, int, int, int], int]) -> str:
 
 # 3. The loss
 
+LOSS_STEPS = {
+    "x": "(logits, targets)",
+    "keep": "x[1] != IGNORE",
+    "z": "x[0][keep]",
+    "y": "x[1][keep].clamp(min=0)",
+    "m": "z.amax(-1, keepdim=True)",
+    "log_p": "z.log_softmax(-1)",
+    "losses": "-log_p.gather(1, y[:, None])[:, 0]",
+    "loss": "losses.mean()",
+    "end": "loss",
+}
 LOSS_MISTAKES = {
-    "sign": "The sign is wrong: the loss is *minus* the mean log probability.",
-    "sum": "You return the sum. The mean does not depend on the size of the batch.",
-    "all rows": "Ignored targets still count in the denominator: divide by the number of targets that are not -100.",
-    "table": "You average over the whole table (N x V numbers, most of them 0). Divide by the number of targets that count.",
-    "token 0": "Targets of -100 count as token 0. Those rows should not count at all.",
-    "drops 0": "Token 0 does not count with you. Only -100 is ignored: targets != -100.",
-    "index": "A target of -100 is no index. Drop the rows that do not count first, then look up the rest.",
-    "gather": "gather cannot look up a target of -100. Drop the rows that do not count first, then look up the rest.",
-    "one too few": "You compare each row with the target of the next. The targets are shifted already: row i answers target i.",
-    "first": "Only the first row's loss is returned. It should be the mean over all rows that count.",
-    "bits": "That is in bits (log2). The loss is in nats: natural logarithm.",
-    "log10": "That is log10. The loss is in nats: natural logarithm.",
-    "no log": "The logarithm is missing: you average probabilities.",
-    "log of mean": "You take the logarithm of the mean. Take the mean of the logarithms.",
-    "exp": "That is the perplexity, the exponential of the loss.",
-    "logits": "You average the logits themselves; subtract the log-sum-exp of each row, or nothing keeps them from growing.",
-    "no target": "The target's own logit is missing: the loss is logsumexp(logits) minus the logit of the target.",
-    "twice": "The softmax is taken twice: cross entropy of probabilities. It takes logits.",
-    "batch": "The softmax runs over the batch. It should run over the vocabulary: dim -1.",
-    "batch, all": "The softmax runs over the batch, ignored rows included. It should run over the vocabulary: dim -1.",
-    "everything": "The softmax runs over all numbers at once. Each row is a distribution of its own: dim -1.",
-    "columns": "log_p[:, targets] takes every target from every row, (N, N). Each row has one: gather(1, targets[:, None]).",
-    "vocabulary": "You average over the whole vocabulary; only the target of each row counts.",
-    "largest": "You take the log probability of each row's most likely token. The loss asks for that of its target.",
-    "unsafe": "Logits of 1,000 are too large for your exponential: exp overflows, and inf / inf is nan. Use logsumexp, which subtracts the maximum first.",
-    "underflow": "A probability that is too small for its type becomes 0, and its logarithm infinite. Never take the softmax first: use logsumexp or log_softmax.",
-    "one maximum": "You subtract the largest of all logits: the exponentials of other rows become 0, and their logarithm -inf. Each row needs its own maximum: amax(-1, keepdim=True).",
-    "half shift": "You subtract the maximum before the exponential, but not from the target's logit (or do not add it back): both must be shifted alike.",
+    "end = -loss": "The sign is wrong: the loss is *minus* the mean log probability.",
+    "end = loss / log(2)": "That is in bits (log2). The loss is in nats: natural logarithm.",
+    "end = loss / log(10)": "That is log10. The loss is in nats: natural logarithm.",
+    "end = loss.exp()": "That is the perplexity, the exponential of the loss.",
+    "loss = losses.sum()": "You return the sum. The mean does not depend on the size of the batch.",
+    "loss = losses.sum() / len(targets)": "Ignored targets still count in the denominator: divide by the number of targets that are not -100.",
+    "loss = losses.sum() / z.numel()": "You average over the whole table (N x V numbers, most of them 0). Divide by the number of targets that count.",
+    "loss = losses[0]": "Only the first row's loss is returned. It should be the mean over all rows that count.",
+    "loss = -(-losses).exp().mean().log()": "You take the logarithm of the mean. Take the mean of the logarithms.",
+    "keep = x[1] == x[1]": "Targets of -100 count as token 0. Those rows should not count at all.",
+    "keep = x[1] > 0": "Token 0 does not count with you. Only -100 is ignored: targets != -100.",
+    "y = no_index(IndexError)": "A target of -100 is no index. Drop the rows that do not count first, then look up the rest.",
+    "y = no_index(RuntimeError)": "gather cannot look up a target of -100. Drop the rows that do not count first, then look up the rest.",
+    "x = (logits[:-1], targets[1:])": "You compare each row with the target of the next. The targets are shifted already: row i answers target i.",
+    "losses = -log_p.gather(1, y[:, None])[:, 0].exp()": "The logarithm is missing: you average probabilities.",
+    "losses = z.logsumexp(-1)": "The target's own logit is missing: the loss is logsumexp(logits) minus the logit of the target.",
+    "losses = -log_p[:, y]": "log_p[:, targets] takes every target from every row, (N, N). Each row has one: gather(1, targets[:, None]).",
+    "losses = -log_p": "You average over the whole vocabulary; only the target of each row counts.",
+    "losses = -log_p.amax(-1)": "You take the log probability of each row's most likely token. The loss asks for that of its target.",
+    "log_p = z": "You average the logits themselves; subtract the log-sum-exp of each row, or nothing keeps them from growing.",
+    "log_p = z.softmax(-1).log_softmax(-1)": "The softmax is taken twice: cross entropy of probabilities. It takes logits.",
+    "log_p = z.log_softmax(0)": "The softmax runs over the batch. It should run over the vocabulary: dim -1.",
+    "log_p = logits.log_softmax(0)[keep]": "The softmax runs over the batch, ignored rows included. It should run over the vocabulary: dim -1.",
+    "log_p = z - z.flatten().logsumexp(0)": "The softmax runs over all numbers at once. Each row is a distribution of its own: dim -1.",
+    "log_p = (z.exp() / z.exp().sum(-1, keepdim=True)).log()": "Logits of 1,000 are too large for your exponential: exp overflows, and inf / inf is nan. Use logsumexp, which subtracts the maximum first.",
+    "log_p = z - z.exp().sum(-1, keepdim=True).log()": "Logits of 1,000 are too large for your exponential: it is inf, and so is your loss. Use logsumexp, which subtracts the maximum first.",
+    "log_p = z.softmax(-1).log()": "A probability that is too small for its type becomes 0, and its logarithm infinite. Never take the softmax first: use logsumexp or log_softmax.",
+    "log_p = z - z.max() - (z - z.max()).exp().sum(-1, keepdim=True).log()": "You subtract the largest of all logits: the exponentials of other rows become 0, and their logarithm -inf. Each row needs its own maximum: amax(-1, keepdim=True).",
+    "log_p = z - (z - m).exp().sum(-1, keepdim=True).log()": "You subtract the maximum before the exponential, but not from the target's logit (or do not add it back): both must be shifted alike.",
 }  # fmt: skip
+NO_INDEX = f"index {IGNORE} is out of bounds"
 
 
-def _loss(
-    logits: Tensor, targets: Tensor, wrong: frozenset[str] = frozenset()
-) -> Tensor:
+def _loss(logits: Tensor, targets: Tensor, wrong: Set[str] = frozenset()) -> Tensor:
     """Mean cross entropy with any of LOSS_MISTAKES made."""
-    keep = targets != IGNORE
-    if wrong & {"index", "gather"} and not bool(keep.all()):
-        raise (IndexError if "index" in wrong else RuntimeError)(NO_INDEX)
-    if "drops 0" in wrong:
-        keep = targets > 0
-    if "batch, all" in wrong:
-        logits = logits.log_softmax(0)
-    z, y = logits, targets.clamp(min=0)
-    if "token 0" not in wrong:
-        z, y = z[keep], y[keep]
-    if "one too few" in wrong:
-        z, y = z[:-1], y[1:]
-    if "twice" in wrong:
-        z = z.softmax(-1)
-    dim = 0 if "batch" in wrong else -1
-    m = z.amax() if "one maximum" in wrong and len(z) else 0.0
-    own = z.amax(-1, keepdim=True) if "half shift" in wrong else 0.0
-    exp = (z - m - own).exp()
-    if "unsafe" in wrong:
-        log_p = (exp / exp.sum(dim, keepdim=True)).log()
-    elif "underflow" in wrong:
-        log_p = z.softmax(dim).log()
-    elif "one maximum" in wrong or "half shift" in wrong:
-        log_p = z - m - exp.sum(dim, keepdim=True).log()
-    elif "logits" in wrong or "batch, all" in wrong:
-        log_p = z
-    elif "everything" in wrong:
-        log_p = z - z.flatten().logsumexp(0)
-    else:
-        log_p = z.log_softmax(dim)
-    if "columns" in wrong or "vocabulary" in wrong:
-        losses = -(log_p[:, y] if "columns" in wrong else log_p)
-    elif "largest" in wrong:
-        losses = -log_p.amax(-1)
-    elif "no target" in wrong:
-        losses = z.logsumexp(dim)
-    else:
-        losses = -log_p.gather(1, y[:, None])[:, 0]
-    if "no log" in wrong or "log of mean" in wrong:
-        losses = -(-losses).exp()
-    if "first" in wrong:
-        losses = losses[:1]
-    n = len(targets) if "all rows" in wrong else losses.numel()
-    n *= logits.shape[1] if "table" in wrong else 1
-    loss = losses.sum() / (1 if "sum" in wrong else n)
-    if "log of mean" in wrong:
-        loss = -(-loss).log()
-    loss = loss / math.log(2) if "bits" in wrong else loss
-    loss = loss / math.log(10) if "log10" in wrong else loss
-    loss = loss.exp() if "exp" in wrong else loss
-    return -loss if "sign" in wrong else loss
+
+    def no_index(kind: type[Exception]) -> Tensor:
+        if bool((targets == IGNORE).any()):
+            raise kind(NO_INDEX)
+        return targets
+
+    names = {"IGNORE": IGNORE, "log": math.log, "no_index": no_index}
+    return carried_out(LOSS_STEPS, wrong, logits=logits, targets=targets, **names)[
+        "end"
+    ]
 
 
 def _scalar(value: Any) -> Tensor:
@@ -252,7 +223,6 @@ def _seen(fn: Callable[..., Tensor], logits: Tensor, targets: Tensor) -> tuple[A
         raise
 
 
-NO_INDEX = f"index {IGNORE} is out of bounds"
 _random = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)) * 2
 LARGE = [
     (torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]), torch.tensor([0, 0])),

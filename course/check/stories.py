@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from course.check.diagnose import Diagnosis, same, whole
+from course.check.steps import carried_out
 from course.check.verdict import call, exercise
 from course.check.watched import used
 from slm.data import floor
@@ -16,75 +17,56 @@ from slm.data.stories import RULES, STORIES
 
 Rules = Mapping[str, Lines]
 ORDER = "Any order would give the same shares, but then the same seed tells other stories: keep theirs."
+SORTED = "The index of the line in the list that you were given is asked for."
+LEFT_OVER = "ten times 0.1, added up, is a little less than 1. Let what is left over fall to the last line."
+STEPS = {
+    "order": "list(range(n))",
+    "w": "[weights[i] for i in order]",
+    "by": "sum(w)",
+    "sums": "accumulate(w)",
+    "place": "next((i for i, s in enumerate(sums) if u * by < s), n - 1)",
+    "end": "order[place] if place in order else place",
+}
 PICK_MISTAKES = {
-    "as they are": "You compare u with the weights as they are. They need not sum to 1: divide them by their sum, or multiply u by it.",
-    "own share": "You compare u with each line's own share. It must be compared with the running sum of the shares up to that line.",
-    "own weight": "You compare u with each line's own weight. It must be compared with the running sum of the weights, and u multiplied by their sum (or the weights divided by it).",
-    "by number": "You divide the weights by their number. They should sum to 1: divide by their sum.",
-    "by largest": "You divide the weights by the largest. They should sum to 1: divide by their sum.",
-    "softmax": "You take the weights' exponentials, as a softmax does with logits. Weights are shares as they are: divide by their sum.",
-    "equal": "You draw all lines equally often. A line of twice the weight must be taken twice as often.",
-    "heaviest": "You always take the heaviest line. It is only taken the most often.",
-    "nearest": "You take the line whose share is nearest to u. The line is the first whose running sum exceeds u.",
-    "before": "You return the index before the right one: the line that is taken is the first whose running sum exceeds u.",
-    "after": "You return the index after the right one: indices begin at 0, and the line that is taken is the first whose running sum exceeds u.",
-    "stays": "You return the index after the right one, but never one behind the last: the line that is taken is the first whose running sum exceeds u.",
-    "last to first": f"You go through the lines from the last to the first. {ORDER}",
-    "1 - u": "You use 1 - u, or look for the sum that is left and not the one that is reached. The line is the first whose running sum exceeds u.",
-    "heaviest first": f"You go through the lines by weight, heaviest first. {ORDER}",
-    "lightest first": f"You go through the lines by weight, lightest first. {ORDER}",
-    "index in sorted": "You sort the weights, heaviest first, and return an index into the sorted list. The index of the line in the list that you were given is asked for.",
-    "index in ascending": "You sort the weights, lightest first, and return an index into the sorted list. The index of the line in the list that you were given is asked for.",
-    "border": "A u that lies exactly on a border goes to the line before it. With u = 0 and a share of [0, p) for the first line, it belongs to the one behind: u < sum, not u <= sum.",
-    "weight": "You return the line's weight. Its index is asked for.",
-    "only whole": "You make the weights whole numbers (int), and lines of a weight below 1 are never taken. Weights may be fractions: use running sums.",
-    "percent": "You deal the lines a hundred tickets. Shares are not always whole hundredths: use running sums.",
-    "last is None": "You return nothing (None) where the last line should be taken.",
-    "None": "For the largest u you return None: ten times 0.1, added up, is a little less than 1. Let what is left over fall to the last line.",
-    "StopIteration": "For the largest u your `next` finds nothing (StopIteration): ten times 0.1, added up, is a little less than 1. Let what is left over fall to the last line.",
-    "behind": "For the largest u you return the index behind the last line: ten times 0.1, added up, is a little less than 1. Let what is left over fall to the last line.",
+    "by = 1": "You compare u with the weights as they are. They need not sum to 1: divide them by their sum, or multiply u by it.",
+    "by = n": "You divide the weights by their number. They should sum to 1: divide by their sum.",
+    "by = max(w)": "You divide the weights by the largest. They should sum to 1: divide by their sum.",
+    "sums = w": "You compare u with each line's own share. It must be compared with the running sum of the shares up to that line.",
+    "w = [exp(weights[i]) for i in order]": "You take the weights' exponentials, as a softmax does with logits. Weights are shares as they are: divide by their sum.",
+    "end = int(u * n)": "You draw all lines equally often. A line of twice the weight must be taken twice as often.",
+    "end = w.index(max(w))": "You always take the heaviest line. It is only taken the most often.",
+    "end = min(range(n), key=lambda i: abs(w[i] / sum(w) - u))": "You take the line whose share is nearest to u. The line is the first whose running sum exceeds u.",
+    "end = order[place] - 1": "You return the index before the right one: the line that is taken is the first whose running sum exceeds u.",
+    "end = order[place] + 1": "You return the index after the right one: indices begin at 0, and the line that is taken is the first whose running sum exceeds u.",
+    "end = min(order[place] + 1, n - 1)": "You return the index after the right one, but never one behind the last: the line that is taken is the first whose running sum exceeds u.",
+    "end = weights[place]": "You return the line's weight. Its index is asked for.",
+    "order = list(range(n))[::-1]": f"You go through the lines from the last to the first. {ORDER}",
+    "order = sorted(range(n), key=lambda i: -weights[i])": f"You go through the lines by weight, heaviest first. {ORDER}",
+    "order = sorted(range(n), key=lambda i: weights[i])": f"You go through the lines by weight, lightest first. {ORDER}",
+    "w = sorted(weights, reverse=True)": f"You sort the weights, heaviest first, and return an index into the sorted list. {SORTED}",
+    "w = sorted(weights)": f"You sort the weights, lightest first, and return an index into the sorted list. {SORTED}",
+    "place = next((i for i, s in enumerate(sums) if (1 - u) * by < s), n - 1)": "You use 1 - u, or the sum that is left and not the one that is reached. The line is the first whose running sum exceeds u.",
+    "place = next((i for i, s in enumerate(sums) if u * by <= s), n - 1)": "A u that lies exactly on a border goes to the line before it. With u = 0 and a share of [0, p) for the first line, it belongs to the one behind: u < sum, not u <= sum.",
+    "end = dealt([int(x) for x in w])": "You make the weights whole numbers (int), and lines of a weight below 1 are never taken. Weights may be fractions: use running sums.",
+    "end = dealt([round(100 * x / sum(w)) for x in w])": "You deal the lines a hundred tickets. Shares are not always whole hundredths: use running sums.",
+    "end = None if place == n - 1 else place": "You return nothing (None) where the last line should be taken.",
+    "place = next((i for i, s in enumerate(shares(w)) if u < s), None)": f"For the largest u you return None: {LEFT_OVER}",
+    "place = next(i for i, s in enumerate(shares(w)) if u < s)": f"For the largest u your `next` finds nothing (StopIteration): {LEFT_OVER}",
+    "place = next((i for i, s in enumerate(shares(w)) if u < s), n)": f"For the largest u you return the index behind the last line: {LEFT_OVER}",
 }  # fmt: skip
 
 
 def _pick(weights: list[float], u: float, wrong: frozenset[str] = frozenset()) -> Any:
     """The index of the line that u takes, with any of PICK_MISTAKES made."""
-    w, n = list(weights), len(weights)
-    turn = {"heaviest first": True, "index in sorted": True, "lightest first": False, "index in ascending": False}  # fmt: skip
-    order = list(range(n))[:: -1 if "last to first" in wrong else 1]
-    for mistake in wrong & turn.keys():
-        order.sort(key=lambda i: w[i], reverse=turn[mistake])
-    w = [math.exp(w[i]) if "softmax" in wrong else w[i] for i in order]
-    if "only whole" in wrong or "percent" in wrong:
-        tickets = [int(x) if "only whole" in wrong else round(100 * x / sum(w)) for x in w]  # fmt: skip
-        dealt = [i for i, t in enumerate(tickets) for _ in range(t)]
-        return dealt[int(u * len(dealt))]
-    if "equal" in wrong or "heaviest" in wrong:
-        return int(u * n) if "equal" in wrong else w.index(max(w))
-    if "nearest" in wrong:
-        return min(range(n), key=lambda i: abs(w[i] / sum(w) - u))
-    total = {
-        "as they are": 1.0,
-        "own weight": 1.0,
-        "by number": n,
-        "by largest": max(w),
-    }
-    by = next((total[m] for m in total if m in wrong), sum(w))
-    sums = w if wrong & {"own share", "own weight"} else list(itertools.accumulate(w))
-    u = 1 - u if "1 - u" in wrong else u
-    exceeds = (lambda s: u * by <= s) if "border" in wrong else (lambda s: u * by < s)
-    if wrong & {"None", "StopIteration", "behind"}:
-        sums = list(itertools.accumulate(x / by for x in w))
-        exceeds = (lambda s: u <= s) if "border" in wrong else (lambda s: u < s)
-    found = (i for i, s in enumerate(sums) if exceeds(s))
-    none = None if "None" in wrong else n if "behind" in wrong else n - 1
-    place: int | None = next(found) if "StopIteration" in wrong else next(found, none)
-    if place is None or "last is None" in wrong and place == n - 1:
-        return None
-    place += ("after" in wrong or "stays" in wrong) - ("before" in wrong)
-    place = min(place, n - 1) if "stays" in wrong else place
-    if "weight" in wrong:
-        return w[place]
-    return order[place] if wrong & {"heaviest first", "lightest first", "last to first"} and place < n else place  # fmt: skip
+
+    def dealt(tickets: list[int]) -> int:
+        lines = [i for i, n in enumerate(tickets) for _ in range(n)]
+        return lines[int(u * len(lines))]
+
+    tools: dict[str, Any] = {"accumulate": lambda w: list(itertools.accumulate(w)), "exp": math.exp, "dealt": dealt}  # fmt: skip
+    tools["shares"] = lambda w: tools["accumulate"](x / sum(w) for x in w)
+    names = {"weights": weights, "u": u, "n": len(weights), **tools}
+    return carried_out(STEPS, wrong, **names)["end"]
 
 
 PICK = Diagnosis(

@@ -1,6 +1,5 @@
 """Checks of the exercises on tokens: one merge, and the way back from ids to text."""
 
-import functools
 import itertools
 import re
 from collections import Counter
@@ -8,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from course.check.diagnose import CHANGED, Diagnosis, WrongKind
+from course.check.steps import carried_out
 from course.check.verdict import call, exercise
-from slm.data.tokenizer import END_OF_TEXT, Pair, merge
+from slm.data.tokenizer import Pair, merge
 
 Words = dict[tuple[bytes, ...], int]
 Ranks = dict[bytes, int]
@@ -21,14 +21,14 @@ MERGE_MISTAKES = {
     "steps of two": "You count every second pair of a word only (steps of two). Each part and the one behind it are neighbours.",
     "not the last": "The last pair of each word is not counted.",
     "across": "You count pairs across the border between words. A pair stands inside one word.",
-    "(-n, i)": f"{TIES} you join the one that was met first. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
-    "(-n, -i)": f"{TIES} you join the one that was met last. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
-    "(-n, turned)": f"{TIES} you join the largest. Take the smallest: max of (count, pair) prefers the larger pair, min of (-count, pair) the smaller.",
-    "(-n, a + b, i)": f"{TIES} you compare the joined bytes. Compare the pairs, first part first: (a, z) comes before (ab, c), since a comes before ab.",
-    "(-n, -len(a + b), i)": f"{TIES} you join the longest. Take the smaller pair, first part first, in byte order.",
-    "(a, b)": "You join the smallest pair, however often it occurs. The most frequent is asked for; only of equals the smallest.",
-    "(n, a, b)": "You join the least frequent pair. The most frequent is asked for.",
-    "(n, i)": "You join the least frequent pair, and of equals the first met. Asked are the most frequent, and of equals the smallest.",
+    "key = (-n, i)": f"{TIES} you join the one that was met first. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
+    "key = (-n, -i)": f"{TIES} you join the one that was met last. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
+    "key = (-n, turned)": f"{TIES} you join the largest. Take the smallest: max of (count, pair) prefers the larger pair, min of (-count, pair) the smaller.",
+    "key = (-n, a + b, i)": f"{TIES} you compare the joined bytes. Compare the pairs, first part first: (a, z) comes before (ab, c), since a comes before ab.",
+    "key = (-n, -len(a + b), i)": f"{TIES} you join the longest. Take the smaller pair, first part first, in byte order.",
+    "key = (a, b)": "You join the smallest pair, however often it occurs. The most frequent is asked for; only of equals the smallest.",
+    "key = (n, a, b)": "You join the least frequent pair. The most frequent is asked for.",
+    "key = (n, i)": "You join the least frequent pair, and of equals the first met. Asked are the most frequent, and of equals the smallest.",
     "all equals": "You join all pairs that occur as often as the most frequent. One step joins one pair.",
     "first place": "Only the first place in each word is joined. Join the pair wherever it occurs.",
     "right to left": "You join from right to left: a·a·a becomes a·aa. An encoder that does otherwise than training finds other tokens: aa·a.",
@@ -61,16 +61,12 @@ def _counted(words: Words, wrong: frozenset[str]) -> Counter[Pair]:
     return counts
 
 
-_compiled = functools.cache(lambda order: compile(order, "<order>", "eval"))
-
-
 def _best(counts: Counter[Pair], wrong: frozenset[str]) -> Pair:
-    order = next((mistake for mistake in wrong if mistake[0] == "("), "(-n, a, b)")
     keys = {}
     for i, ((a, b), n) in enumerate(counts.items()):
         turned = [[*(-byte for byte in part), 1] for part in (a, b)]
         names = {"a": a, "b": b, "n": n, "i": i, "turned": turned}
-        keys[a, b] = eval(_compiled(order), names)
+        keys[a, b] = carried_out({"key": "(-n, a, b)"}, wrong, **names)["key"]
     return min(keys, key=lambda pair: keys[pair])
 
 
@@ -160,71 +156,51 @@ def merge_step(fn: Callable[[Words], Words]) -> str:
 
 
 ODD = "Bytes that are no UTF-8"
+JOIN = "A character may be spread over several tokens: join the bytes of all tokens first, and decode once."
+END = "The id after the last rank, len(ranks), is the end of text."
+DECODE_STEPS = {
+    "end": "len(ranks)",
+    "text": "b'<|endoftext|>'",
+    "token": "{rank: part for part, rank in ranks.items()} | {end: text}",
+    "ids": "ids",
+    "parts": "[token[i] for i in ids]",
+    "data": "b''.join(parts)",
+    "out": "data.decode(errors='replace')",
+}
 DECODE_MISTAKES = {
-    "each": "You decode each token for itself. A character may be spread over several tokens: join the bytes of all tokens first, and decode once.",
-    "each, strict": "You decode each token for itself, and half a character stops you. A character may be spread over several tokens: join the bytes of all tokens first, and decode once.",
-    "each, ignore": "You decode each token for itself, and drop what is no character. A character may be spread over several tokens: join the bytes of all tokens first, and decode once.",
-    "chr": "You turn each byte with a rank below 256 into a character of its own. A character may be spread over several bytes: join the bytes of all tokens, and decode once.",
-    "latin-1": "You decode as latin-1, one character for each byte. The bytes are UTF-8, in which most characters of the world take two to four.",
-    "ascii": "You decode as ASCII. The bytes are UTF-8, in which most characters of the world take two to four.",
-    "strict": 'Half a character stops your function, but a model may well write one. Show it as a mark: decode("utf-8", errors="replace").',
-    "ignore": f'{ODD} are left out of your text (errors="ignore"). They should show as "�": errors="replace".',
-    "?": f'{ODD} become "?" with you. They should become "�", as errors="replace" writes it.',
-    "backslashreplace": f'{ODD} become an escape such as \\xf0 with you (errors="backslashreplace"). They should become "�": errors="replace".',
-    "surrogateescape": f'{ODD} become halves of a surrogate pair (errors="surrogateescape"). They should become "�": errors="replace".',
-    "mark": 'One odd byte turns your whole text into a mark. The rest can be read: errors="replace".',
-    "empty": 'One odd byte empties your whole text. The rest can be read: errors="replace".',
-    "KeyError": "The id after the last rank, len(ranks), is the end of text. Your table has nothing for it: KeyError. Give it the text <|endoftext|>.",
-    "IndexError": "The id after the last rank, len(ranks), is the end of text. Your list of tokens ends before it: IndexError. Give it the text <|endoftext|>.",
-    "no end": "The id after the last rank is left out of your text. It is written <|endoftext|>.",
-    "stops": "Your text ends at the first end of text. It is written <|endoftext|>, and the text goes on behind it.",
-    "newline": "The id after the last rank becomes a new line with you. It is written <|endoftext|>.",
-    "last rank": "You take the last rank for the end of text. The id *after* the last rank is it: len(ranks).",
-    "1023": "You give the end of text the id 1023, whatever the ranks. It is the id after the last rank: len(ranks).",
-    "bytes": "You return bytes. Decode them: the result is a str.",
-    "str of bytes": "You return what Python prints for bytes (b'…'). Decode them instead of calling str on them.",
-    "list": "You return a list with a text for each token. Join the bytes of all tokens, then decode once.",
-    "spaces": "There are spaces between the tokens. A token brings its own space: join with nothing between.",
-    "stripped": "White space at the ends of your text is gone. A token brings its own space, and it belongs to the text.",
-    "reversed": "Your tokens stand in reverse order.",
-    "order": "You number the tokens by their order in the dict. Their ids are its values: ranks[token] is the id.",
-    "ranks[id]": "You look up the id in ranks, which leads from bytes to ids. Turn it round first: {rank: text for text, rank in ranks.items()}.",
+    "out = ''.join(part.decode(errors='replace') for part in parts)": f"You decode each token for itself. {JOIN}",
+    "out = ''.join(part.decode() for part in parts)": f"You decode each token for itself, and half a character stops you. {JOIN}",
+    "out = ''.join(part.decode(errors='ignore') for part in parts)": f"You decode each token for itself, and drop what is no character. {JOIN}",
+    "out = ''.join(chr(i) if i < 256 else token[i].decode(errors='replace') for i in ids)": f"You turn each id below 256 into a character of its own; it is a byte. {JOIN}",
+    "out = data.decode('latin-1')": "You decode as latin-1, one character for each byte. The bytes are UTF-8, in which most characters of the world take two to four.",
+    "out = data.decode('ascii', 'replace')": "You decode as ASCII. The bytes are UTF-8, in which most characters of the world take two to four.",
+    "out = data.decode()": 'Half a character stops your function, but a model may well write one. Show it as a mark: decode("utf-8", errors="replace").',
+    "out = data.decode(errors='ignore')": f'{ODD} are left out of your text (errors="ignore"). They should show as "�": errors="replace".',
+    "out = data.decode(errors='replace').replace('�', '?')": f'{ODD} become "?" with you. They should become "�", as errors="replace" writes it.',
+    "out = data.decode(errors='backslashreplace')": f'{ODD} become an escape such as \\xf0 with you (errors="backslashreplace"). They should become "�": errors="replace".',
+    "out = data.decode(errors='surrogateescape')": f'{ODD} become halves of a surrogate pair (errors="surrogateescape"). They should become "�": errors="replace".',
+    "out = '�' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte turns your whole text into a mark. The rest can be read: errors="replace".',
+    "out = '' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte empties your whole text. The rest can be read: errors="replace".',
+    "out = data": "You return bytes. Decode them: the result is a str.",
+    "out = str(data)": "You return what Python prints for bytes (b'…'). Decode them instead of calling str on them.",
+    "out = data.decode(errors='replace').strip()": "White space at the ends of your text is gone. A token brings its own space, and it belongs to the text.",
+    "data = b' '.join(parts)": "There are spaces between the tokens. A token brings its own space: join with nothing between.",
+    "token = {rank: part for part, rank in ranks.items()}": f"{END} Your table has nothing for it: KeyError. Give it the text <|endoftext|>.",
+    "parts = [token[i] if i != end else [][0] for i in ids]": f"{END} Your list of tokens ends before it: IndexError. Give it the text <|endoftext|>.",
+    "ids = [i for i in ids if i != end]": f"{END} You leave it out of the text. It is written <|endoftext|>.",
+    "ids = ids[: [*ids, end].index(end)]": "Your text ends at the first end of text. It is written <|endoftext|>, and the text goes on behind it.",
+    "text = b'\\n'": f"{END} It becomes a new line with you. It is written <|endoftext|>.",
+    "end = len(ranks) - 1": "You take the last rank for the end of text. The id *after* the last rank is it: len(ranks).",
+    "end = 1023": "You give the end of text the id 1023, whatever the ranks. It is the id after the last rank: len(ranks).",
+    "ids = ids[::-1]": "Your tokens stand in reverse order.",
+    "token = dict(enumerate([*ranks, text]))": "You number the tokens by their order in the dict. Their ids are its values: ranks[token] is the id.",
+    "token = ranks": "You look up the id in ranks, which leads from bytes to ids. Turn it round first: {rank: text for text, rank in ranks.items()}.",
 }  # fmt: skip
-_ERRORS = ("ignore", "strict", "backslashreplace", "surrogateescape")
 
 
 def _decode(ids: list[int], ranks: Ranks, wrong: frozenset[str] = frozenset()) -> Any:
     """The text of ids, with any of DECODE_MISTAKES made."""
-    token = dict(enumerate(ranks) if "order" in wrong else ((r, t) for t, r in ranks.items()))  # fmt: skip
-    end = len(ranks) - ("last rank" in wrong)
-    if "ranks[id]" in wrong:
-        return b"".join([ranks[i] for i in ids]).decode()  # type: ignore[index, misc]
-    ids = ids[: ids.index(end)] if "stops" in wrong and end in ids else ids
-    ids = [i for i in ids if i != end or "no end" not in wrong]
-    if "IndexError" in wrong and end in ids:
-        [][0]
-    if "KeyError" not in wrong:
-        text = "\n" if "newline" in wrong else END_OF_TEXT
-        token[1023 if "1023" in wrong else end] = text.encode()
-    parts = [token[i] for i in (ids[::-1] if "reversed" in wrong else ids)]
-    errors = next((e for e in _ERRORS if e in wrong), "replace")
-    errors = next((m[6:] for m in wrong if m.startswith("each, ")), errors)
-    if "chr" in wrong:
-        return "".join(
-            chr(i) if i < 256 else token[i].decode(errors=errors) for i in ids
-        )
-    if any(m.startswith("each") or m == "list" for m in wrong):
-        texts = [part.decode(errors=errors) for part in parts]
-        return texts if "list" in wrong else "".join(texts)
-    data = (b" " if "spaces" in wrong else b"").join(parts)
-    if "bytes" in wrong or "str of bytes" in wrong:
-        return str(data) if "str of bytes" in wrong else data
-    codec = next((c for c in ("latin-1", "ascii") if c in wrong), "utf-8")
-    text = data.decode(codec, errors)
-    if "\ufffd" in text and wrong & {"mark", "empty"}:
-        return "\ufffd" if "mark" in wrong else ""
-    text = text.replace("\ufffd", "?") if "?" in wrong else text
-    return text.strip() if "stripped" in wrong else text
+    return carried_out(DECODE_STEPS, wrong, ids=ids, ranks=ranks)["out"]
 
 
 _BYTES = {bytes([byte]): byte for byte in range(256)}
