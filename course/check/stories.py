@@ -47,6 +47,8 @@ PICK_MISTAKES = {
     "w = sorted(weights)": f"You sort the weights, lightest first, and return an index into the sorted list. {SORTED}",
     "place = next((i for i, s in enumerate(sums) if (1 - u) * by < s), n - 1)": "You use 1 - u, or the sum that is left and not the one that is reached. The line is the first whose running sum exceeds u.",
     "place = next((i for i, s in enumerate(sums) if u * by <= s), n - 1)": "A u that lies exactly on a border goes to the line before it. With u = 0 and a share of [0, p) for the first line, it belongs to the one behind: u < sum, not u <= sum.",
+    "place = next((i for i, s in enumerate(sums) if u * by > s), n - 1)": "You compare the wrong way round: the line is the first whose running sum exceeds u, u < sum and not u > sum.",
+    "place = next((i for i, s in enumerate(shares(w)) if u < s), -1)": f"For the largest u you return -1: {LEFT_OVER}",
     "end = dealt([int(x) for x in w])": "You make the weights whole numbers (int), and lines of a weight below 1 are never taken. Weights may be fractions: use running sums.",
     "end = dealt([round(100 * x / sum(w)) for x in w])": "You deal the lines a hundred tickets. Shares are not always whole hundredths: use running sums.",
     "end = None if place == n - 1 else place": "You return nothing (None) where the last line should be taken.",

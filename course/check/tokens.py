@@ -36,6 +36,7 @@ MERGE_MISTAKES = {
     "kept half": "After joining, the second half of the pair stands there once more: skip it.",
     "lost end": "The last part of a word is lost, unless it was joined: a loop over pairs ends one part early.",
     "drops others": "Words that do not hold the pair are missing from your result. They stay as they are.",
+    "drops singles": "Words of one part are missing from your result. They stay as they are.",
     "undone": "Parts that earlier merges had joined fall apart into bytes again. They stay joined: go through the parts, not the bytes.",
     "by bytes": "You join wherever two parts spell the joined bytes, also where it is another pair. The pair is two parts: (parts[i], parts[i + 1]) == pair.",
     "until done": "You join until no pair is left. One step joins one pair.",
@@ -112,7 +113,9 @@ def _merge_step(words: Words, wrong: frozenset[str] = frozenset()) -> Words | No
         parts = _joined(word, best, wrong)
         for pair in equals if "all equals" in wrong else ():
             parts = merge(parts, pair)
-        if "drops others" not in wrong or best in itertools.pairwise(word):
+        single = "drops singles" in wrong and len(word) == 1
+        other = "drops others" in wrong and best not in itertools.pairwise(word)
+        if not single and not other:
             new[tuple(parts)] = 1 if "lost times" in wrong else times
     again = "until done" in wrong and any(len(word) > 1 for word in new)
     return _merge_step(new, wrong) if again and new != words else new
@@ -135,7 +138,7 @@ def _read(result: Any) -> dict[str, int]:
 
 
 PROBES = ("hug 10 pug 5 hugs 5", "zb 2 ab 1 ba 1 xb 2 b 9", "banana 2 xy 3", "ab·c 1 a·z 1 zz 1", "aaaa 2 aab 1 cd 5", "abcb 1 b 4 bc·a 1 c·ab 3 q·abc 1")  # fmt: skip
-MORE = ("aaa 1", "za 3 ya 3 b 9 yb·c 2", "m·an·an 2 man 1 an·d 3 a·nd 1", "xyxyx 1 yx·yx 1 x·y 2", "ab 2 ac 2 abc·d 2 efe·f 2", "a 3")  # fmt: skip
+MORE = ("aaa 1", "za 3 ya 3 b 9 yb·c 2", "m·an·an 2 man 1 an·d 3 a·nd 1", "xyxyx 1 yx·yx 1 x·y 2", "ab 2 ac 2 abc·d 2 efe·f 2", "zy 1 é 1", "a 3")  # fmt: skip
 MERGE = Diagnosis(
     _merge_step,
     MERGE_MISTAKES,
@@ -240,6 +243,7 @@ DECODE = Diagnosis(
         ([259, 0xA9, 115, 0xA9, 260, 32], 261),
         ([257, 32, 256, 257, 258], 258),
         ([], 258),
+        ([97, 32, 10, 32, 98], 258),
         ([97, 1023], 1023),
     ],
     _shown,
