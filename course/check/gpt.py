@@ -25,7 +25,6 @@ COUNT_MISTAKES = {
     "-2*D": "The final norm above the last block is missing: a stretch and a shift, D each.",
     "-D - 2*D*L": "Each norm counts D; it has a stretch and a shift, D each.",
     "-2*D*L": "2D per block are missing: one of its two norms, or the shifts of both, or two thirds of the bias of queries, keys and values, which has 3D numbers.",
-    "2*D*L": "2D per block are too many: a third norm, perhaps. A block has two; the one above the last block is counted once.",
     "-4*D*L": "4D per block are missing: the two norms (2D each), or the biases of attention (3D + D).",
     "-4*D*L - 2*D": "All norms are missing: 4D per block, and 2D above the last.",
     "-(5*D + W)*L": "The biases are missing: 3D + D in attention, d_ff + D in the feed-forward network.",
