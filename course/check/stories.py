@@ -4,6 +4,7 @@ import bisect
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,6 +116,11 @@ def new_plot(fn: Callable[[Rules], Rules]) -> str:
     )
     rules = copy.deepcopy(dict(rules))
     _form(rules)
+    for key, lines in RULES.items():
+        gone = [line for line in lines if line not in rules[key] and key != "PLOT"]
+        assert not gone, (
+            f"The line {gone[0]!r} of the rule {key} is gone. Take the other rules over as they are: {{**rules, ...}}."
+        )
     try:
         grammar = Grammar(rules)
         floor.entropy(grammar)
@@ -135,13 +141,13 @@ def _form(rules: dict[str, Any]) -> None:
     assert not lost, (
         f"Rules are missing from what you return: {', '.join(lost[:3])}{' …' if lost[3:] else ''}. Take them all over: {{**rules, ...}}."
     )
-    letters = [line for line in rules["PLOT"] if isinstance(line, str) and len(line) == 1]  # fmt: skip
-    assert len(letters) < 4, (
-        "Each letter of your text became a plot: list + list('text') takes a text apart. Add one line: [*rules['PLOT'], text]."
-    )
     for key, lines in rules.items():
         assert isinstance(lines, list | tuple), (
             f"The lines of {key} are a {type(lines).__name__}; put them into a list."
+        )
+        letters = [line for line in lines if isinstance(line, str) and len(line) == 1]
+        assert len(letters) < 4, (
+            f"Each letter of a text became a line of {key}: list + list('text') takes a text apart. Add one line: [*rules['PLOT'], text]."
         )
         for line in lines:
             pair = isinstance(line, tuple | list) and len(line) == 2
@@ -188,6 +194,14 @@ def _templates(grammar: Grammar, line: str) -> list[str]:
     return found
 
 
+def _ends(grammar: Grammar, line: str) -> list[str]:
+    """How a plot can end: its line or, where that ends with a rule of its own, that rule's."""
+    last = re.search(r"\{(\w+)\}$", line)
+    if last is None or last[1] in RULES or last[1] not in grammar.rows:
+        return [line]
+    return [text for _, row in grammar.rows[last[1]] for text in _ends(grammar, row[0])]
+
+
 def _reads_well(rules: dict[str, Any], grammar: Grammar, added: set[str]) -> None:
     """Assert that stories with the new plot are told of their hero, as texts that can be told in one way."""
     slots = [slot for line in added for text in _templates(grammar, line) for slot in SLOT.findall(text)]  # fmt: skip
@@ -197,6 +211,11 @@ def _reads_well(rules: dict[str, Any], grammar: Grammar, added: set[str]) -> Non
     speaks = any(slot[0].lower() == "hero" and not slot[1] for slot in slots)
     assert speaks, (
         "Your plot does not name its hero. Write {hero}, and {hero.he}: what was drawn at the start is remembered."
+    )
+    ends = [text for line in added for text in _ends(grammar, line)]
+    run_on = next((text[-20:] for text in ends if text[-1:] not in '.!?"}'), None)
+    assert run_on is None, (
+        f"Your plot ends {run_on!r}, and the story's closing follows at once. End it with a full stop, without a space behind."
     )
     stories = [story for story in map(grammar.draw, range(800)) if any(("PLOT", "PLOT", (text,)) in story.drawn for text in added)]  # fmt: skip
     assert len(stories) >= 5, (
