@@ -82,7 +82,8 @@ model_diagram()
 # %% [markdown]
 # The blocks you have. This chapter adds what is left: two tables at the bottom, one
 # product at the top, a loss, and numbers to start from.
-#
+
+# %% [markdown]
 # ## Tokens in
 #
 # A token id is a name, not a quantity: 300 is not twice 150. So each id gets its own
@@ -115,7 +116,8 @@ for name, added in {"without": 0 * position, "with": position}.items():
 # another past. A table of positions tells them outright.) So a second table, one row
 # per position, is added to the first. It is why a GPT-2 has a longest text: after the
 # last row of the table there is nothing to look up.
-#
+
+# %% [markdown]
 # ## Predictions out
 #
 # On top, the stream of `D` numbers per token must become `V` scores, called *logits*; a
@@ -124,7 +126,8 @@ for name, added in {"without": 0 * position, "with": position}.items():
 # when the stream points in its direction. Sharing the matrix (*weight tying*, Press and
 # Wolf 2017) saves a second table of that size, and what is learned about a word as
 # input helps to predict it.
-#
+
+# %% [markdown]
 # ## The shape
 #
 # First the shape of a model, checked when it is made and not when it fails an hour
@@ -239,14 +242,31 @@ class GPT(nn.Module):
 
 # %% [markdown]
 # The way through the model is a method of its own up to the last norm, because the loss
-# below needs the stream and not the logits. Before anything is computed it looks at the
-# tokens: too many of them, or an id without a row in the table, is told in a sentence.
-# (Only on a CPU. To look at numbers on a GPU means to wait for it.) `@add_to(GPT)` puts
-# a method into the class, here in the notebook and in the exported module.
+# below needs the stream and not the logits. `@add_to(GPT)` puts a method into the
+# class, here in the notebook and in the exported module. What the model cannot read is
+# refused at the door, in a sentence: too many tokens, or an id without a row in the
+# table. (Ids are looked at on a CPU only. To look at numbers on a GPU means to wait for
+# it.)
 
 
 # %%
 #| export model/gpt
+@course.add_to(GPT)
+def _check(self, tokens: Tensor, start: int = 0) -> None:
+    """Refuse tokens that do not fit: the errors of `forward`."""
+    end, limit = start + tokens.size(-1), self.config.context_length
+    if end > limit:
+        fit = f"{end} tokens do not fit into the model's context_length = {limit}"
+        raise ValueError(f"{fit}; shorten the text")
+    if not tokens.is_cpu or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in tokens.aminmax())
+    wrong, last = low if low < 0 else high, self.config.vocab_size - 1
+    if not 0 <= wrong <= last:
+        outside = f"token id {wrong} is outside the vocabulary"
+        raise ValueError(f"{outside}; ids from 0 to {last} are allowed")
+
+
 @course.add_to(GPT)
 def hidden(
     self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
@@ -255,17 +275,8 @@ def hidden(
 
     Arguments and errors as in `forward`.
     """
-    T, V = tokens.size(-1), self.config.vocab_size
-    if start + T > self.config.context_length:
-        limit = f"the model's context_length = {self.config.context_length}"
-        fit = f"{start + T} tokens do not fit into {limit}"
-        raise ValueError(f"{fit}; shorten the text")
-    if tokens.is_cpu and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in tokens.aminmax())
-        if low < 0 or high >= V:
-            wrong = f"token id {low if low < 0 else high}"
-            allowed = f"ids from 0 to {V - 1} are allowed"
-            raise ValueError(f"{wrong} is outside the vocabulary; {allowed}")
+    self._check(tokens, start)
+    T = tokens.size(-1)
     places = torch.arange(start, start + T, device=tokens.device)  # (T,)
     x = self.token_embedding(tokens) + self.position_embedding(places)
     x = self.dropout(x)  # (B, T, D)
@@ -315,12 +326,58 @@ parameter_map(gpt2)
 # %% [markdown]
 # Every area is a share of the parameters. Nearly a third is the vocabulary; in a block,
 # the feed-forward network weighs twice the attention.
+
+# %% [markdown]
+# ### Exercise 1: count without building
 #
 # The same number by arithmetic, as one needs it before a model is made. A block has
 # four `D` by `D` matrices in its attention (queries, keys, values, output) and two of
 # `D` by `d_ff` in its feed-forward network. To these come the biases, one number for
 # each output: $3D + D$ and $d_{ff} + D$; and two norms, which stretch and shift each
 # channel, $2D$ each. Around the blocks stand the two tables and the last norm.
+#
+# Write the whole sum down, as you would before paying for a model.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_count(config: GPTConfig) -> int:
+    """The number of parameters of GPT(config), without making one."""
+    raise NotImplementedError("your turn")
+
+
+check.parameter_count(my_count)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which gives the output a matrix of its
+# own:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def output_counted(config: GPTConfig) -> int:
+    D, F_ = config.d_model, config.d_ff
+    block = (3 * D * D + 3 * D) + (D * D + D) + (D * F_ + F_) + (F_ * D + D) + 4 * D
+    tables = (2 * config.vocab_size + config.context_length) * D
+    return tables + config.n_layers * block + 2 * D
+
+
+check.parameter_count(output_counted)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_count(config):
+#     V, T, L = config.vocab_size, config.context_length, config.n_layers
+#     D, F_ = config.d_model, config.d_ff
+#     attention = D * 3 * D + 3 * D + D * D + D
+#     feed_forward = D * F_ + F_ + F_ * D + D
+#     return V * D + T * D + L * (attention + feed_forward + 4 * D) + 2 * D
+# ```
+# </details>
+#
+# The sum that the course uses from here on:
 
 
 # %%
@@ -334,6 +391,235 @@ def count_parameters(config: GPTConfig) -> int:
 
 # %% tags=["nbval-check-output"]
 print("equal:", count_parameters(shape) == gpt2.count_parameters())
+
+# %% [markdown]
+# ## The loss, and what it should be before training
+#
+# One pass through the model answers at *every* position at once. The answers it should
+# give are the same text, one place further on:
+#
+# | position | 0 | 1 | 2 | 3 | 4 |
+# |---|---|---|---|---|---|
+# | reads, `x` | M | i | a | ␣ | l |
+# | should answer, `y` | i | a | ␣ | l | o |
+#
+# `T` questions for one pass, and each is fair, because none can see its own answer:
+# that is what the mask of [attention](#attention) is for. The loss is the mean over all
+# positions of $-\ln p(\text{next token})$, in nats.
+#
+# ### Exercise 2: the loss by hand
+#
+# Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of
+# -100 (`IGNORE`) does not count. It must survive logits of 1,000, and a gradient must
+# flow back to the logits.
+
+
+# %% tags=["exercise"]
+def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """A scalar: mean of -ln p(target) over the targets that are not -100."""
+    raise NotImplementedError("your turn")
+
+
+check.cross_entropy(my_cross_entropy)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which lets the ignored targets into the
+# mean:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def counts_the_ignored(logits: Tensor, targets: Tensor) -> Tensor:
+    log_p = logits.log_softmax(-1).gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    return -(log_p * (targets != IGNORE)).mean()
+
+
+check.cross_entropy(counts_the_ignored)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_cross_entropy(logits, targets):
+#     counts = targets != -100
+#     rows = logits[counts]
+#     picked = rows.gather(1, targets[counts][:, None])[:, 0]
+#     return (rows.logsumexp(-1) - picked).mean()
+# ```
+# </details>
+#
+# PyTorch's own is `F.cross_entropy`, which we use from here on.
+#
+# ### What it should be
+#
+# Predict before you run the next cell: what is the loss of a model that knows nothing,
+# and gives each of 50,257 tokens the same probability?
+#
+# That is $-\ln (1/V) = \ln V$. Start from wider numbers, and a model is far *worse*
+# than ignorant. The output table is the input table, so large rows make it certain that
+# each token will be repeated:
+
+# %%
+tokens = torch.randint(50257, (1, 65))
+for std in (0.02, 0.2, 1.0):
+    trial = GPT(GPTConfig(50257, 64, n_layers=2, n_heads=4, d_model=256, d_ff=1024))
+    nn.init.normal_(trial.token_embedding.weight, std=std)
+    with torch.no_grad():
+        loss = F.cross_entropy(trial(tokens[:, :-1])[0], tokens[0, 1:]).item()
+    print(f"embedding std {std:4}: loss {loss:7.2f}   (ln V = {math.log(50257):.2f})")
+
+# %% [markdown]
+# The smaller start of the matrices that write to the stream does not show in this loss;
+# forget it, and nothing looks wrong before training. It shows in the stream. How much
+# do all blocks together add, and what is the loss, with GPT-2's start, and with 0.02
+# everywhere?
+
+# %%
+for depth in (2, 8, 32):
+    trial = GPT(GPTConfig(1000, 64, n_layers=depth, n_heads=4, d_model=64, d_ff=256))
+    sizes, losses = [], []
+    for std in (None, 0.02):  # first as it starts, then with 0.02 everywhere
+        for block in trial.blocks if std else ():
+            nn.init.normal_(block.attention.out.weight, std=std)
+            nn.init.normal_(block.feed_forward.down.weight, std=std)
+        x = 0.02 * torch.randn(1, 64, 64)  # (B, T, D)
+        with torch.no_grad():
+            sizes.append((nn.Sequential(*trial.blocks)(x) - x).std().item())
+            logits = trial(tokens[:, :-1] % 1000)[0]  # (T, V)
+            losses.append(F.cross_entropy(logits, tokens[0, 1:] % 1000).item())
+    print(f"{depth:2} blocks add numbers of size {sizes[0]:.3f}, loss {losses[0]:.2f}")
+    print(f"   not scaled down: {sizes[1]:18.3f}, loss {losses[1]:.2f}")
+
+# %% [markdown]
+# Scaled down, the blocks together add the same at every depth. Not scaled down they add
+# twice as much with each fourfold depth, and drown the token that the stream began
+# with. The loss stays near $\ln 1000 = 6.91$ in all six cases: it does not tell.
+
+# %% [markdown]
+# ## One batch, learned by heart
+#
+# Before training on real text, the quickest proof that model, loss and gradient fit
+# together: give it one batch and let it learn that by heart. Each step asks for the
+# loss, then for its gradient at every parameter, and moves each parameter a little
+# downhill. The loss must fall to nothing.
+
+# %%
+text = b"Mia lost her red kite. Leo found it near the old tree. "
+text += b"Mia was glad and gave Leo a hug. "
+ids = torch.tensor(list(text))[None]  # (B, T) = (1, 88), bytes as tokens
+model = GPT(GPTConfig(128, 96, n_layers=6, n_heads=4, d_model=64, d_ff=256))
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+for step in range(201):
+    loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 50 == 0:
+        print(f"step {step:3}: loss {loss.item():.4f}")
+
+# %% [markdown]
+# ## Watch it decide
+#
+# Where in the stack does it make up its mind? The stream has the same shape at every
+# depth, so what comes at the end, the final norm and the output matrix, can read it
+# anywhere: below the first block, above the second, and so on. Every column is a
+# position, every row a depth, the letter is the best guess for the next character
+# there, and the colour its probability.
+
+# %% tags=["hide-input"]
+from course.figures.gpt import depth_table
+
+depth_table(model, text[:24])
+
+# %% [markdown]
+# At the bottom the stream is nothing but the letter's own row plus that of its place,
+# so the tied table reads the letter back. From block to block it turns towards what
+# really follows.
+
+# %% [markdown]
+# ## Let it write
+#
+# A model that predicts can write: draw a token from what it predicts, append it, ask
+# again. The loop is so short that it needs only two explanations. The text may grow
+# longer than the model can see; then it sees the last `context_length` tokens.
+# `vocab_size` is for models whose table has more rows than the tokenizer has tokens:
+# the others are never drawn.
+
+
+# %%
+#| export model/gpt
+@torch.no_grad()
+def sample_tokens(
+    model: GPT,
+    prompt: list[int],
+    max_tokens: int,
+    seed: int,
+    stop_token: int | None = None,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Tokens that the model writes after a prompt, each drawn from its predictions.
+
+    Args:
+        model: Any model with `config`, `device` and `forward`; its mode is kept.
+        prompt: At least one token.
+        max_tokens: How many to write at most.
+        seed: The same seed gives the same tokens.
+        stop_token: Ends the text, and is left out.
+        vocab_size: Only ids below it are drawn; the model's own if not given.
+
+    Returns:
+        The new tokens, without the prompt.
+    """
+    training, tokens = model.training, list(prompt)
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(max_tokens):
+        window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
+        logits = model(window.to(model.device))[0, -1, :vocab_size]  # (V,)
+        probabilities = logits.float().softmax(-1).cpu()
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
+        if token == stop_token:
+            break
+        tokens.append(token)
+    model.train(training)
+    return tokens[len(prompt) :]
+
+
+# %%
+print(bytes(sample_tokens(model, list(b"Mia lo"), max_tokens=60, seed=0)))
+
+# %% [markdown]
+# It has learned one text by heart and says it. Each step computes the whole text anew,
+# keys and values of the past included. The fast way keeps them, and
+# [generation](#generation) proves it equal to this one.
+
+# %% [markdown]
+# ## Is it right?
+#
+# Five claims of this chapter, each put to a test of its own.
+
+# %% tags=["nbval-check-output"]
+fresh = GPT(GPTConfig(1000, 32, n_layers=3, n_heads=4, d_model=64, d_ff=256)).eval()
+ids = torch.randint(1000, (2, 32))
+changed = ids.clone()
+changed[:, -1] = (ids[:, -1] + 1) % 1000
+start = F.cross_entropy(fresh(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+start.backward()
+reached = all(bool(p.grad.abs().sum() > 0) for p in fresh.parameters())
+still = torch.equal(fresh(ids)[:, :-1], fresh(changed)[:, :-1])
+
+claims = {
+    "GPT-2 has 124,439,808 parameters": gpt2.count_parameters() == 124_439_808,
+    "the initial loss is ln V within 0.1": abs(start.item() - math.log(1000)) < 0.1,
+    "the past does not move when the last token changes": still,
+    "gradient reaches every parameter": reached,
+    "one batch was learned by heart, to 0.01 nats": loss.item() < 0.01,
+}
+for claim, holds in claims.items():
+    print("holds " if holds else "FAILS ", claim)
+
+# %% [markdown]
+# The tests of the package go further: with the same random weights, logits agree with
+# those of `transformers.GPT2LMHeadModel`.
 
 # %% [markdown]
 # ## What a token costs
@@ -446,60 +732,52 @@ for sizes in ((512, 64, 2, 2, 64, 256), (1000, 128, 3, 4, 96, 200)):
 
 # %% [markdown]
 # Equal, forward and training. From here on the formula is trusted.
-#
-# ## The loss, and what it should be before training
-#
-# One pass through the model answers at *every* position at once. The answers it should
-# give are the same text, one place further on:
-#
-# | position | 0 | 1 | 2 | 3 | 4 |
-# |---|---|---|---|---|---|
-# | reads, `x` | M | i | a | ␣ | l |
-# | should answer, `y` | i | a | ␣ | l | o |
-#
-# `T` questions for one pass, and each is fair, because none can see its own answer:
-# that is what the mask of [attention](#attention) is for. The loss is the mean over all
-# positions of $-\ln p(\text{next token})$, in nats. A model that knows nothing should
-# give each of `V` tokens the probability $1/V$, so its loss should be $\ln V$. Start
-# from wider numbers, and it is far *worse* than ignorant. The output table is the input
-# table, so large rows make it certain that each token will be repeated:
-
-# %%
-tokens = torch.randint(50257, (1, 65))
-for std in (0.02, 0.2, 1.0):
-    trial = GPT(GPTConfig(50257, 64, n_layers=2, n_heads=4, d_model=256, d_ff=1024))
-    nn.init.normal_(trial.token_embedding.weight, std=std)
-    with torch.no_grad():
-        loss = F.cross_entropy(trial(tokens[:, :-1])[0], tokens[0, 1:]).item()
-    print(f"embedding std {std:4}: loss {loss:7.2f}   (ln V = {math.log(50257):.2f})")
 
 # %% [markdown]
-# The smaller start of the matrices that write to the stream does not show in this loss;
-# forget it, and nothing looks wrong before training. It shows in the stream. How much
-# do all blocks together add, and what is the loss, with GPT-2's start, and with 0.02
-# everywhere?
+# ### Exercise 3: a gate
+#
+# Newer models use a feed-forward network with a gate: *three* matrices, two from $D$ to
+# $F$ and one back. Count the training FLOPs per token of such a model, everything else
+# as above.
 
-# %%
-for depth in (2, 8, 32):
-    trial = GPT(GPTConfig(1000, 64, n_layers=depth, n_heads=4, d_model=64, d_ff=256))
-    sizes, losses = [], []
-    for std in (None, 0.02):  # first as it starts, then with 0.02 everywhere
-        for block in trial.blocks if std else ():
-            nn.init.normal_(block.attention.out.weight, std=std)
-            nn.init.normal_(block.feed_forward.down.weight, std=std)
-        x = 0.02 * torch.randn(1, 64, 64)  # (B, T, D)
-        with torch.no_grad():
-            sizes.append((nn.Sequential(*trial.blocks)(x) - x).std().item())
-            logits = trial(tokens[:, :-1] % 1000)[0]  # (T, V)
-            losses.append(F.cross_entropy(logits, tokens[0, 1:] % 1000).item())
-    print(f"{depth:2} blocks add numbers of size {sizes[0]:.3f}, loss {losses[0]:.2f}")
-    print(f"   not scaled down: {sizes[1]:18.3f}, loss {losses[1]:.2f}")
+
+# %% tags=["exercise"]
+def my_gated_flops(
+    n_layers: int, d_model: int, d_ff: int, vocab_size: int, context_length: int
+) -> int:
+    """Training FLOPs per token, forward and backward."""
+    raise NotImplementedError("your turn")
+
+
+check.gated_flops(my_gated_flops)
 
 # %% [markdown]
-# Scaled down, the blocks together add the same at every depth. Not scaled down they add
-# twice as much with each fourfold depth, and drown the token that the stream began
-# with. The loss stays near $\ln 1000 = 6.91$ in all six cases: it does not tell.
+# What the check says to a typical wrong answer, six FLOPs for each weight:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def six_for_each_weight(
+    n_layers: int, d_model: int, d_ff: int, vocab_size: int, context_length: int
+) -> int:
+    block = 4 * d_model**2 + 3 * d_model * d_ff
+    return 6 * (n_layers * block + d_model * vocab_size)
+
+
+check.gated_flops(six_for_each_weight)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
 #
+# ```python
+# def my_gated_flops(n_layers, d_model, d_ff, vocab_size, context_length):
+#     attention = 8 * d_model**2 + 4 * context_length * d_model
+#     gated = 6 * d_model * d_ff  # three matrices, two FLOPs per weight
+#     forward = n_layers * (attention + gated) + 2 * d_model * vocab_size
+#     return 3 * forward  # backward makes two products for each of these
+# ```
+# </details>
+
+# %% [markdown]
 # ## The loss without the logits
 #
 # *You can skip this section at a first reading. It makes `model.loss(x, y)`, which
@@ -718,6 +996,8 @@ print(f"at the peak: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
 # %% [markdown]
 # ## What a training step holds in memory
 #
+# *You can skip this section, too, until you want to know whether a model fits.*
+#
 # A machine that is fast enough can still be too small. What lies in its memory during a
 # step:
 #
@@ -737,17 +1017,28 @@ print(f"at the peak: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
 # GELU keeps its input and hands its output to the next product, $2bF$. Dropout adds a
 # byte per mask entry.
 #
-# The loss is counted at two points. Inside it, a block of logits stands
-# beside the gradients of the stream and of the output matrix; right behind it, these
-# gradients exist twice, as they are and multiplied by what comes from above. The larger
-# counts.
+# The loss is counted at two points. Inside it, a block of logits stands beside the
+# gradients of the stream and of the output matrix; right behind it, these gradients
+# exist twice, as they are and multiplied by what comes from above. The larger counts.
 
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device during a training step, by what they are for."""
+    """Bytes on one device during a training step, by what they are for.
+
+    Attributes:
+        weights: The parameters in float32 and, under autocast, the 16-bit copies of the
+            blocks' matrices.
+        optimizer: AdamW's two averages of each parameter; with Muon one, for the
+            matrices of the blocks.
+        gradients: All at the end of the backward pass, that of the tied table twice.
+        earlier_gradients: Of micro-batches before this one; 0 if there are none.
+        activations: What the forward pass keeps for the backward pass.
+        loss: Working memory of the loss: a block of logits, and the gradients of stream
+            and output matrix.
+    """
 
     weights: int
     optimizer: int
@@ -838,100 +1129,8 @@ for sizes, batch_size in (
 # pass; in between, single operations need room for themselves and others have given
 # theirs back. This is one more reason to leave a tenth of the memory free. Hours and
 # dollars follow from these counts in [the cost](#cost).
-#
-# ## Watch it decide
-#
-# Before training on real text, the quickest proof that model, loss and gradient fit
-# together: give it one batch and let it learn that by heart. The loss must fall to
-# nothing.
-
-# %%
-text = b"Mia lost her red kite. Leo found it near the old tree. "
-text += b"Mia was glad and gave Leo a hug. "
-ids = torch.tensor(list(text))[None]  # (B, T) = (1, 88), bytes as tokens
-model = GPT(GPTConfig(128, 96, n_layers=6, n_heads=4, d_model=64, d_ff=256))
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-for step in range(201):
-    loss = model.loss(ids[:, :-1], ids[:, 1:])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    if step % 50 == 0:
-        print(f"step {step:3}: loss {loss.item():.4f}")
 
 # %% [markdown]
-# Where in the stack does it make up its mind? The stream has the same shape at every
-# depth, so what comes at the end, the final norm and the output matrix, can read it
-# anywhere: below the first block, above the second, and so on. Every column is a
-# position, every row a depth, the letter is the best guess for the next character
-# there, and the colour its probability.
-
-# %% tags=["hide-input"]
-from course.figures.gpt import depth_table
-
-depth_table(model, text[:24])
-
-# %% [markdown]
-# At the bottom the stream is nothing but the letter's own row plus that of its place,
-# so the tied table reads the letter back. From block to block it turns towards what
-# really follows.
-#
-# ## Let it write
-#
-# A model that predicts can write: draw a token from what it predicts, append it, ask
-# again. The loop is so short that it needs only two explanations. The text may grow
-# longer than the model can see; then it sees the last `context_length` tokens.
-# `vocab_size` is for models whose table has more rows than the tokenizer has tokens:
-# the others are never drawn.
-
-
-# %%
-#| export model/gpt
-@torch.no_grad()
-def sample_tokens(
-    model: GPT,
-    prompt: list[int],
-    max_tokens: int,
-    seed: int,
-    stop_token: int | None = None,
-    vocab_size: int | None = None,
-) -> list[int]:
-    """Tokens that the model writes after a prompt, each drawn from its predictions.
-
-    Args:
-        model: Any model with `config`, `device` and `forward`; its mode is kept.
-        prompt: At least one token.
-        max_tokens: How many to write at most.
-        seed: The same seed gives the same tokens.
-        stop_token: Ends the text, and is left out.
-        vocab_size: Only ids below it are drawn; the model's own if not given.
-
-    Returns:
-        The new tokens, without the prompt.
-    """
-    training, tokens = model.training, list(prompt)
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(max_tokens):
-        window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
-        logits = model(window.to(model.device))[0, -1, :vocab_size]  # (V,)
-        probabilities = logits.float().softmax(-1).cpu()
-        token = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token == stop_token:
-            break
-        tokens.append(token)
-    model.train(training)
-    return tokens[len(prompt) :]
-
-
-# %%
-print(bytes(sample_tokens(model, list(b"Mia lo"), max_tokens=60, seed=0)))
-
-# %% [markdown]
-# It has learned one text by heart and says it. Each step computes the whole text anew,
-# keys and values of the past included. The fast way keeps them, and
-# [generation](#generation) proves it equal to this one.
-#
 # ## GPT-2's weights
 #
 # A published model can be loaded, and what you train can be opened by every program
@@ -978,6 +1177,17 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
     model.load_state_dict(read_weights(weights_file, shapes))
     return model.eval()
 
+
+# %% [markdown]
+# What was saved comes back, to the last bit:
+
+# %% tags=["nbval-check-output"]
+import tempfile
+
+with tempfile.TemporaryDirectory() as folder:
+    fresh.save_pretrained(folder)
+    loaded = GPT.from_pretrained(folder)
+print("saved and loaded, equal logits:", torch.equal(fresh(ids), loaded(ids)))
 
 # %% [markdown]
 # ## Other models
@@ -1027,132 +1237,6 @@ print(architecture("gpt2"))
 print([tuple(table.shape) for table in gpt2.tables()])
 
 # %% [markdown]
-# ## Is it right?
-#
-# Six claims of this chapter, each put to a test of its own.
-
-# %% tags=["nbval-check-output"]
-import tempfile
-
-fresh = GPT(GPTConfig(1000, 32, n_layers=3, n_heads=4, d_model=64, d_ff=256)).eval()
-ids = torch.randint(1000, (2, 32))
-changed = ids.clone()
-changed[:, -1] = (ids[:, -1] + 1) % 1000
-start = fresh.loss(ids[:, :-1], ids[:, 1:])
-start.backward()
-with tempfile.TemporaryDirectory() as folder:
-    fresh.save_pretrained(folder)
-    loaded = GPT.from_pretrained(folder)
-reached = all(bool(p.grad.abs().sum() > 0) for p in fresh.parameters())
-still = torch.equal(fresh(ids)[:, :-1], fresh(changed)[:, :-1])
-
-claims = {
-    "GPT-2 has 124,439,808 parameters": gpt2.count_parameters() == 124_439_808,
-    "the initial loss is ln V within 0.1": abs(start.item() - math.log(1000)) < 0.1,
-    "the past does not move when the last token changes": still,
-    "gradient reaches every parameter": reached,
-    "one batch was learned by heart, to 0.01 nats": loss.item() < 0.01,
-    "saved and loaded, the logits are equal": torch.equal(fresh(ids), loaded(ids)),
-}
-for claim, holds in claims.items():
-    print("holds " if holds else "FAILS ", claim)
-
-# %% [markdown]
-# The tests of the package go further: with the same random weights, logits agree with
-# those of `transformers.GPT2LMHeadModel`.
-#
-# ## Exercises
-#
-# **1. Count without building.** Without scrolling up: the number of parameters of a
-# `GPTConfig` by arithmetic, as you would count before paying for one.
-
-# %% tags=["exercise"]
-from course import check
-
-
-def my_count(config: GPTConfig) -> int:
-    """The number of parameters of GPT(config), without making one."""
-    raise NotImplementedError("your turn")
-
-
-check.parameter_count(my_count)
-
-# %% [markdown]
-# What the check says to a typical wrong answer, which gives the output a matrix of its
-# own:
-
-
-# %% tags=["nbval-check-output"]
-def output_counted(config: GPTConfig) -> int:
-    return count_parameters(config) + config.vocab_size * config.d_model
-
-
-check.parameter_count(output_counted)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_count(config):
-#     V, T, L = config.vocab_size, config.context_length, config.n_layers
-#     D, F_ = config.d_model, config.d_ff
-#     attention = D * 3 * D + 3 * D + D * D + D
-#     feed_forward = D * F_ + F_ + F_ * D + D
-#     return V * D + T * D + L * (attention + feed_forward + 4 * D) + 2 * D
-# ```
-# </details>
-#
-# **2. A gate.** Newer models use a feed-forward network with a gate: *three* matrices,
-# two from $D$ to $F$ and one back. Count the training FLOPs per token of such a model,
-# everything else as in this chapter.
-
-
-# %% tags=["exercise"]
-def my_gated_flops(
-    n_layers: int, d_model: int, d_ff: int, vocab_size: int, context_length: int
-) -> int:
-    """Training FLOPs per token, forward and backward."""
-    raise NotImplementedError("your turn")
-
-
-check.gated_flops(my_gated_flops)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_gated_flops(n_layers, d_model, d_ff, vocab_size, context_length):
-#     attention = 8 * d_model**2 + 4 * context_length * d_model
-#     gated = 6 * d_model * d_ff  # three matrices, two FLOPs per weight
-#     forward = n_layers * (attention + gated) + 2 * d_model * vocab_size
-#     return 3 * forward  # backward makes two products for each of these
-# ```
-# </details>
-#
-# **3. The loss by hand.** Mean cross entropy in nats from logits `(N, V)` and targets
-# `(N,)`, where a target of -100 does not count. It must survive logits of 1,000.
-
-
-# %% tags=["exercise"]
-def my_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """A scalar: mean of -ln p(target) over the targets that are not -100."""
-    raise NotImplementedError("your turn")
-
-
-check.cross_entropy(my_cross_entropy)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_cross_entropy(logits, targets):
-#     counts = targets != -100
-#     rows = logits[counts]
-#     picked = rows.gather(1, targets[counts][:, None])[:, 0]
-#     return (rows.logsumexp(-1) - picked).mean()
-# ```
-# </details>
-#
 # ## What you have now
 #
 # A complete GPT-2, untrained, whose FLOPs you know exactly and whose memory to a few

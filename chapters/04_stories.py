@@ -137,10 +137,64 @@ for seed in range(3):
     print(tell(napkin, seed))
 
 # %% [markdown]
-# This tells stories, and nothing else. It cannot say what *could* have come at some
+# ### Exercise 1: the die
+#
+# `rng.choices` draws by weight. It is the one operation behind every story, and a
+# trained model draws its words by weight, too. Write it yourself, without `bisect`:
+# given the weights of the lines (positive, of any sum) and a number $0 \le u < 1$,
+# return the index of the line that is taken. The line with weight $w_i$ must be taken
+# for exactly the share $w_i / \sum w$ of all $u$, and the lines follow each other in
+# their order.
+
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_pick(weights: list[float], u: float) -> int:
+    """The index of the line that the number u takes."""
+    raise NotImplementedError("your turn")
+
+
+check.pick(my_pick)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which takes the weights as they are:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def forgets_the_sum(weights: list[float], u: float) -> int:
+    running = list(itertools.accumulate(weights))
+    return next((i for i, total in enumerate(running) if u < total), len(weights) - 1)
+
+
+check.pick(forgets_the_sum)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_pick(weights, u):
+#     u *= sum(weights)
+#     for i, weight in enumerate(weights):
+#         u -= weight
+#         if u < 0:
+#             return i
+#     return len(weights) - 1  # u was so near to 1 that rounding let it through
+# ```
+# </details>
+
+# %% [markdown]
+# ## What telling leaves out
+#
+# `tell` tells stories, and nothing else. It cannot say what *could* have come at some
 # place, so no probability can be read off it. It finds a mistake in the rules only in
 # the one story in a thousand that stumbles on it. And it starts from bare text every
 # time. What we need is an object that holds the whole process, to walk around in.
+#
+# The next three sections build it. Its code is folded, as *given*: at a first reading
+# take from each what the object holds, and go on with "A story, and what was drawn for
+# it".
 #
 # ## Choices
 #
@@ -179,7 +233,7 @@ Lines = Sequence[str | tuple[float, str]]
 SLOT = re.compile(r"\{(\w+)(?:=(\w+)((?:-\w+)*)|\.(\w+))?\}")
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (49 lines)"} tags=["hide-input"]
 #| export
 class Choice:
     """A place in a story where chance enters: what can come next, and how likely.
@@ -248,7 +302,7 @@ Items = tuple[str | Choice, ...]
 # exist once for every combination of what was drawn before it.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (58 lines)"} tags=["hide-input"]
 #| export
 class Grammar:
     """A probabilistic grammar that remembers what it drew.
@@ -309,7 +363,7 @@ class Grammar:
             self.rows[rule].append((weight, row))
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (27 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -356,7 +410,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # [Tokens](#tokens) begin with their space, too.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _choice(self, template: str, drawn: Drawn) -> Choice:
@@ -937,59 +991,15 @@ for mistake in ({"MOOD": ["naps|sings"]}, {"VERY": [(0, "")]}, {"MOOD": ["{CAT}"
         print(error)
 
 # %% [markdown]
-# ## Exercises
+# ## Exercise 2: a plot of your own
 #
-# **1. The die.** Drawing by weight is the one operation behind every story, and a
-# trained model draws its words by weight, too. Write it without `bisect`: given the
-# weights of the lines (positive, of any sum) and a number $0 \le u < 1$, return the
-# index of the line that is taken. The line with weight $w_i$ must be taken for exactly
-# the share $w_i / \sum w$ of all $u$, and the lines follow each other in their order.
-
-
-# %% tags=["exercise"]
-from course import check
-
-
-def my_pick(weights: list[float], u: float) -> int:
-    """The index of the line that the number u takes."""
-    raise NotImplementedError("your turn")
-
-
-check.pick(my_pick)
-
-# %% [markdown]
-# What the check says to a typical wrong answer, which takes the weights as they are:
-
-
-# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
-def forgets_the_sum(weights: list[float], u: float) -> int:
-    running = list(itertools.accumulate(weights))
-    return next((i for i, total in enumerate(running) if u < total), len(weights) - 1)
-
-
-check.pick(forgets_the_sum)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_pick(weights, u):
-#     u *= sum(weights)
-#     for i, weight in enumerate(weights):
-#         u -= weight
-#         if u < 0:
-#             return i
-#     return len(weights) - 1  # u was so near to 1 that rounding let it through
-# ```
-# </details>
-#
-# **2. A plot of your own.** Add one more to the stories. It begins with a space, speaks
-# of `{hero}`, and may draw and call whatever the other rules offer:
-# `{friend=HERO-hero}` (anyone but the hero), `{toy=TOY}`, `{DAY}`, `{SAD}`. The check
-# also says what it did to the *entropy*, the surprise of a story to a reader who knows
-# the odds. It may well fall although there are more stories: the new plot takes
-# probability from the others, and if it leaves less to chance than they do, the mean
-# surprise can go down ([the floor](#floor) computes it).
+# Add one more to the stories. It begins with a space, speaks of `{hero}`, and may draw
+# and call whatever the other rules offer: `{friend=HERO-hero}` (anyone but the hero),
+# `{toy=TOY}`, `{DAY}`, `{SAD}`. The check also says what it did to the *entropy*, the
+# surprise of a story to a reader who knows the odds. It may well fall although there
+# are more stories: the new plot takes probability from the others, and if it leaves
+# less to chance than they do, the mean surprise can go down ([the floor](#floor)
+# computes it).
 
 
 # %% tags=["exercise"]
@@ -999,6 +1009,18 @@ def my_plot(rules: dict) -> dict:
 
 
 check.new_plot(my_plot)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, whose friend is drawn from all heroes:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def may_meet_itself(rules: dict) -> dict:
+    plot = " {DAY}, {hero} met {friend=HERO}{friend} and felt{VERY} {GLAD}."
+    return {**rules, "PLOT": [*rules["PLOT"], (0.5, plot)]}
+
+
+check.new_plot(may_meet_itself)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

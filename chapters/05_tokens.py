@@ -141,26 +141,46 @@ print(regex.findall(PATTERN, "Nell's 12 kites  flew: up, up!"))
 # %% [markdown]
 # Of the two spaces before "flew" one stays alone and one goes with the word, so that "
 # flew" is the same token after one space as after two.
-#
-# ## One merge by hand
+
+# %% [markdown]
+# ## Three merges by hand
 #
 # Take three words with how often they occur: hug 10 times, pug 5, hugs 5. Which
 # neighbours meet most often? Each place where a pair stands counts as often as its word
-# occurs:
+# occurs. Count on paper before you run the cell: h·u stands in hug and hugs, 15 times.
+
 
 # %% tags=["nbval-check-output"]
-pairs: Counter[str] = Counter()
-for word, times in {"hug": 10, "pug": 5, "hugs": 5}.items():
-    for a, b in itertools.pairwise(word):
-        pairs[f"{a}·{b}"] += times
-print(pairs.most_common())
+def count_pairs(words: dict[str, int]) -> list[tuple[str, int]]:
+    pairs: Counter[str] = Counter()
+    for word, times in words.items():
+        for a, b in itertools.pairwise(word.split("·")):
+            pairs[f"{a}·{b}"] += times
+    return pairs.most_common()
+
+
+print(count_pairs({"h·u·g": 10, "p·u·g": 5, "h·u·g·s": 5}))
 
 # %% [markdown]
 # So u and g are joined, and "ug" becomes token 256, the first after the bytes. The
-# words are now h·ug, p·ug, h·ug·s; the next count finds h·ug 15 times, joins it, and so
-# on. That is the whole of byte-pair encoding (Sennrich et al. 2016). Two rules make it
-# the same on every machine: of equally frequent pairs the first in the order of bytes
-# is joined, and a pair is joined from left to right, so that a·a·a becomes aa·a.
+# words are now h·ug, p·ug, h·ug·s. Count again:
+
+# %% tags=["nbval-check-output"]
+print(count_pairs({"h·ug": 10, "p·ug": 5, "h·ug·s": 5}))
+
+# %% [markdown]
+# Joined is h·ug, and "hug" becomes token 257: a whole word, after two merges. The words
+# are hug, p·ug, hug·s. The third time there is no winner:
+
+# %% tags=["nbval-check-output"]
+print(count_pairs({"hug": 10, "p·ug": 5, "hug·s": 5}))
+
+# %% [markdown]
+# That is the whole of byte-pair encoding (Sennrich et al. 2016): count, join the most
+# frequent pair, count again. Two rules make it the same on every machine. Of equally
+# frequent pairs the first in the order of bytes is joined, their first parts compared
+# first: here hug·s, since "hug" comes before "p". And a pair is joined from left to
+# right, so that a·a·a becomes aa·a:
 
 # %%
 #| export
@@ -177,6 +197,60 @@ def merge(parts: list[bytes], pair: Pair) -> list[bytes]:
             joined.append(part)
     return joined
 
+
+# %% [markdown]
+# ### Exercise 1: one merge
+#
+# The step that, repeated, makes a vocabulary, is yours. `words` maps words, as tuples
+# of parts, to how often they occur. Find the most frequent pair (of equals the smaller:
+# pairs compare by first part, then by second, in byte order), join it everywhere, and
+# return the new words; where no word has two parts, return them as they are.
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_merge_step(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, ...], int]:
+    """The words after the most frequent pair of neighbours was joined."""
+    raise NotImplementedError("your turn")
+
+
+check.merge_step(my_merge_step)
+
+# %% [markdown]
+# What the check says to the answer that nearly everyone writes first. `max` returns the
+# first of equals that it meets, and here the order of bytes should decide:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def takes_the_first_met(words: dict[tuple[bytes, ...], int]) -> dict:
+    counts: Counter[Pair] = Counter()
+    for parts, times in words.items():
+        for pair in itertools.pairwise(parts):
+            counts[pair] += times
+    if not counts:
+        return dict(words)
+    best = max(counts, key=lambda pair: counts[pair])
+    return {tuple(merge(list(parts), best)): times for parts, times in words.items()}
+
+
+check.merge_step(takes_the_first_met)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_merge_step(words):
+#     counts = Counter()
+#     for parts, times in words.items():
+#         for pair in itertools.pairwise(parts):
+#             counts[pair] += times
+#     if not counts:
+#         return dict(words)
+#     best = min(counts, key=lambda pair: (-counts[pair], pair))
+#     return {tuple(merge(list(parts), best)): n for parts, n in words.items()}
+# ```
+# </details>
 
 # %% [markdown]
 # ## Training, as it is said
@@ -447,7 +521,10 @@ class Tokenizer(tiktoken.Encoding):
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the ranks: equal if and only if the tokenizers are."""
+        """A short hash of the ranks, whatever the name.
+
+        Equal ranks have equal ones; others differ but for one chance in 2**64.
+        """
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
@@ -473,6 +550,9 @@ class Tokenizer(tiktoken.Encoding):
 #| export
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read what `Tokenizer.save` wrote: a `.tiktoken` file, or a folder that holds one.
+
+    The format does not say how many ranks there are, so a file that was cut between two
+    lines, behind the bytes, is read as a smaller tokenizer. Its fingerprint differs.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -635,62 +715,12 @@ with tempfile.TemporaryDirectory() as folder:
             print(f"{what}: {str(error).replace(folder + os.sep, '')}")
 
 # %% [markdown]
-# ## Exercises
+# ## Exercise 2: the way back
 #
-# Each check runs your own code; nothing is compared with a hidden answer.
-#
-# **1. One merge.** The step that, repeated, makes a vocabulary. `words` maps words, as
-# tuples of parts, to how often they occur. Find the most frequent pair (of equals the
-# smaller: pairs compare by first part, then by second, in byte order), join it
-# everywhere, and return the new words.
-
-# %% tags=["exercise"]
-from course import check
-
-
-def my_merge_step(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, ...], int]:
-    """The words after the most frequent pair of neighbours was joined."""
-    raise NotImplementedError("your turn")
-
-
-check.merge_step(my_merge_step)
-
-# %% [markdown]
-# What the check says to a typical wrong answer, which counts each word once, however
-# often it occurs:
-
-
-# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
-def counts_words_once(words: dict[tuple[bytes, ...], int]) -> dict:
-    counts = Counter(pair for parts in words for pair in itertools.pairwise(parts))
-    if not counts:
-        return dict(words)
-    best = min(counts, key=lambda pair: (-counts[pair], pair))
-    return {tuple(merge(list(parts), best)): times for parts, times in words.items()}
-
-
-check.merge_step(counts_words_once)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_merge_step(words):
-#     counts = Counter()
-#     for parts, times in words.items():
-#         for pair in itertools.pairwise(parts):
-#             counts[pair] += times
-#     if not counts:
-#         return dict(words)
-#     best = min(counts, key=lambda pair: (-counts[pair], pair))
-#     return {tuple(merge(list(parts), best)): n for parts, n in words.items()}
-# ```
-# </details>
-#
-# **2. The way back.** Write `decode`: ids to text, for our ranks. Mind the characters
-# whose bytes are spread over several tokens, the halves of them that a model may write,
-# and the id after the last rank. Bytes that are no UTF-8 become "�"; the id after the
-# last rank is written `<|endoftext|>`.
+# Write `decode`: ids to text, for our ranks. Mind the characters whose bytes are spread
+# over several tokens, the halves of them that a model may write, and the id after the
+# last rank. Bytes that are no UTF-8 become "�"; the id after the last rank is written
+# `<|endoftext|>`.
 
 
 # %% tags=["exercise"]
@@ -700,6 +730,19 @@ def my_decode(ids: list[int], ranks: dict[bytes, int]) -> str:
 
 
 check.decode(my_decode)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which decodes each token for itself:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def decodes_each_token(ids: list[int], ranks: dict[bytes, int]) -> str:
+    token = {rank: text for text, rank in ranks.items()}
+    token[len(ranks)] = b"<|endoftext|>"
+    return "".join(token[i].decode("utf-8", errors="replace") for i in ids)
+
+
+check.decode(decodes_each_token)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

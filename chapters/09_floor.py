@@ -124,6 +124,83 @@ print(f"{nats(3 / 4, 1 / 4) + nats(2 / 3, 1 / 3) + 2 * nats(1 / 2, 1 / 2):.4f} n
 # story can be told in two ways; else two derivations share a text, and its reader pays
 # less than the choices say. You will check that.)
 #
+# ## A grammar without a memory
+#
+# There is a second way to the same number, shorter than counting visits. Forget for a
+# moment that stories remember, and write the napkin with plain choices only. A choice
+# holds options, an option a probability and items, and an item is a text or a choice:
+
+
+# %%
+class Plain:
+    def __init__(self, *options: tuple[float, tuple]) -> None:
+        self.options = options
+
+
+mood = Plain((1 / 2, ("naps",)), (1 / 2, ("sings",)))
+often = Plain((2 / 3, ("",)), (1 / 3, (" often",)))
+tim = ("Tim the cat", often, " ", mood, ". He ", mood, ".")
+sue = ("Sue the dog", often, " ", mood, ". She ", mood, ".")
+plain_napkin = Plain((3 / 4, tim), (1 / 4, sue))
+
+# %% [markdown]
+# ### Exercise 1: entropy, from the top
+#
+# What is told from a choice on costs what the choice itself costs and, with the
+# probability of each option, what the choices in that option cost:
+#
+# $$H(c) = \sum_{o \in c} p(o) \Bigl( -\ln p(o) + \sum_{c' \in o} H(c') \Bigr)$$
+#
+# Here $c'$ runs over the choices among the items of the option; a text costs nothing.
+# Write it by recursion. `choice.options` holds pairs of a probability and items; an
+# item that is a `str` is a text, any other is a choice.
+
+
+# %% tags=["exercise"]
+from course import check
+
+
+def my_entropy(choice) -> float:
+    """Entropy in nats of all that is told from a choice on."""
+    raise NotImplementedError("your turn")
+
+
+check.entropy(my_entropy)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which adds up what follows without
+# asking how likely it is:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def forgets_how_likely(choice) -> float:
+    below = [i for _, items in choice.options for i in items if not isinstance(i, str)]
+    own = -sum(p * math.log(p) for p, _ in choice.options)
+    return own + sum(map(forgets_how_likely, below))
+
+
+check.entropy(forgets_how_likely)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_entropy(choice):
+#     total = 0.0
+#     for p, items in choice.options:
+#         below = sum(my_entropy(item) for item in items if not isinstance(item, str))
+#         total += p * (below - math.log(p))
+#     return total
+# ```
+# </details>
+#
+# Solved, it gives the napkin's entropy once more: `my_entropy(plain_napkin)` is
+# `mean_surprise`. The check runs it on the real `Choice`, which remembers and has the
+# same `options`. On the course's grammar it would come to the same choices again and
+# again; counting visits comes to each once.
+#
+# ## Counting visits
+#
 # For the visits, start with one visit to the first choice and hand it on: an option of
 # probability $p$ brings $n(c)\,p$ visits to each choice in it. That works in one pass
 # if every choice is settled before it hands on, that is, if choices are put in order,
@@ -149,7 +226,7 @@ from slm.data.stories import STORIES
 from slm.data.tokenizer import END_OF_TEXT, Tokenizer
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: visits to each choice, in one pass (23 lines)"} tags=["hide-input"]
 #| export
 def visits(grammar: Grammar = STORIES) -> dict[Choice, float]:
     """How often a story passes through each choice, on average.
@@ -175,6 +252,8 @@ def visits(grammar: Grammar = STORIES) -> dict[Choice, float]:
     return times
 
 
+# %%
+#| export
 def entropy(grammar: Grammar = STORIES) -> float:
     """Entropy of a story in nats: each choice's cost, times how often it is visited."""
     return math.fsum(
@@ -203,7 +282,11 @@ def mean_bytes(grammar: Grammar = STORIES) -> float:
 
 
 def count(grammar: Grammar = STORIES) -> int:
-    """How many different stories there are."""
+    """How many ways of telling a story there are: all derivations of the grammar.
+
+    That is the number of different stories if no story can be told in two ways, and
+    more than that number if one can.
+    """
     counts: dict[Choice, int] = {}
     for choice in reversed(visits(grammar)):
         counts[choice] = sum(
@@ -267,7 +350,7 @@ for i, (before, after) in enumerate(itertools.pairwise(begins)):
 # share their ends.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (60 lines)"} tags=["hide-input"]
 #| export
 def prefix_probabilities(
     text: str, grammar: Grammar = STORIES
@@ -407,7 +490,7 @@ print([f"{line:.3f}" for line in listed_lines(by_hand, tokenizer)])
 # that may print nothing, such as "" beside " very": then the first piece is that of the
 # next item, and the last is that of the one before. That is all that `_or_else` does.
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (53 lines)"} tags=["hide-input"]
 #| export
 Odds = dict[str, float]  # pieces, each with its probability; "" prints nothing
 Pairs = dict[tuple[str, str], float]
@@ -471,7 +554,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 # the grammar where that is so.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (62 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class ReferenceLines:
@@ -544,6 +627,50 @@ lines_figure(lines)
 
 # %% [markdown]
 # ## Per token, or per byte?
+#
+# The longer a tokenizer's tokens, the more each of them has to say, and the more it
+# costs. So a loss per token compares models of one tokenizer only.
+#
+# ### Exercise 2: two models
+#
+# Of two models one has a loss of 0.29 nats per token with its tokenizer, the other 0.21
+# with another. # The first makes 250 tokens of a text of 1,000 bytes, the second makes
+# 400 of it. Which one predicts the text better? Write the function that decides it: a
+# loss in nats per token as bits per byte of the text, given how many tokens and how
+# many bytes the same text has.
+
+
+# %% tags=["exercise"]
+def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """Bits per byte of a model with this loss in nats per token."""
+    raise NotImplementedError("your turn")
+
+
+check.bits_per_byte(my_bits_per_byte)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which forgets what a bit is:
+
+
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
+def nats_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    return loss * n_tokens / n_bytes
+
+
+check.bits_per_byte(nats_per_byte)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_bits_per_byte(loss, n_tokens, n_bytes):
+#     return loss * n_tokens / (n_bytes * math.log(2))
+# ```
+# The first model: it pays $250 \cdot 0.29 = 72.5$ nats for the text, the second $400
+# \cdot 0.21 = 84$.
+# </details>
+#
+# ### One number for all vocabularies
 #
 # The same stories, cut by four vocabularies:
 
@@ -647,82 +774,8 @@ print(
     f"accepted: {accepts(story)}; with another name at its last place: {accepts(other)}"
 )
 
-# %% [markdown]
-# ## Exercises
-#
-# **1. Entropy, from the top.** Write the entropy of a choice without counting visits,
-# by recursion: what the choice itself costs, plus for each option its probability times
-# the entropies of the choices in it. `choice.options` holds pairs of a probability and
-# items; an item that is a `str` costs nothing, any other is a choice.
-
-
-# %% tags=["exercise"]
-from course import check
-
-
-def my_entropy(choice: Choice) -> float:
-    """Entropy in nats of all that is told from a choice on."""
-    raise NotImplementedError("your turn")
-
-
-check.entropy(my_entropy)
 
 # %% [markdown]
-# What the check says to a typical wrong answer, which adds up what follows without
-# asking how likely it is:
-
-
-# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
-def forgets_how_likely(choice: Choice) -> float:
-    below = [i for _, items in choice.options for i in items if not isinstance(i, str)]
-    own = -sum(p * math.log(p) for p, _ in choice.options)
-    return own + sum(map(forgets_how_likely, below))
-
-
-check.entropy(forgets_how_likely)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_entropy(choice):
-#     total = 0.0
-#     for p, items in choice.options:
-#         below = sum(my_entropy(item) for item in items if not isinstance(item, str))
-#         total += p * (below - math.log(p))
-#     return total
-# ```
-#
-# On the course's grammar it would visit the same choices again and again; a
-# `functools.cache` above it makes it as fast as `entropy`.
-# </details>
-#
-# **2. Two models.** One has a loss of 0.29 nats per token with one tokenizer, another
-# 0.21 with another. The first makes 250 tokens of a text of 1,000 bytes, the second
-# makes 400 of it. Which one predicts the text better? Write the function that decides
-# it: a loss in nats per token as bits per byte of the text, given how many tokens and
-# how many bytes the same text has.
-
-
-# %% tags=["exercise"]
-def my_bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """Bits per byte of a model with this loss in nats per token."""
-    raise NotImplementedError("your turn")
-
-
-check.bits_per_byte(my_bits_per_byte)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_bits_per_byte(loss, n_tokens, n_bytes):
-#     return loss * n_tokens / (n_bytes * math.log(2))
-# ```
-# The first model: it pays $250 \cdot 0.29 = 72.5$ nats for the text, the second $400
-# \cdot 0.21 = 84$.
-# </details>
-#
 # ## What you have now
 #
 # Four numbers that turn a loss into a statement, and a reader that accepts a story or

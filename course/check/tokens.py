@@ -1,147 +1,262 @@
 """Checks of the exercises on tokens: one merge, and the way back from ids to text."""
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from course.check.verdict import exercise
+from course.check.diagnose import CHANGED, Diagnosis, WrongKind
+from course.check.steps import carried_out
+from course.check.verdict import call, exercise
+from slm.data.tokenizer import Pair, merge
 
 Words = dict[tuple[bytes, ...], int]
+Ranks = dict[bytes, int]
+
+TIES = "Of pairs that are equally frequent"
+MERGE_MISTAKES = {
+    "words once": "Each word counts once with you. A pair counts as often as its word occurs: add the word's number, not 1.",
+    "once in word": "A pair counts once in a word, even where it stands twice. In two words b·a·n·a·n·a the pair a·n stands four times.",
+    "bytes.count": "You count in the joined word (`count`), which misses places that overlap, as in a·a·a, and finds parts that are joined already. Count neighbours among the parts.",
+    "steps of two": "You count every second pair of a word only (steps of two). Each part and the one behind it are neighbours.",
+    "not the last": "The last pair of each word is not counted.",
+    "across": "You count pairs across the border between words. A pair stands inside one word.",
+    "key = (-n, i)": f"{TIES} you join the one that was met first. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
+    "key = (-n, -i)": f"{TIES} you join the one that was met last. Take the smaller pair, first part first, in byte order: min(counts, key=lambda pair: (-counts[pair], pair)).",
+    "key = (-n, turned)": f"{TIES} you join the largest. Take the smallest: max of (count, pair) prefers the larger pair, min of (-count, pair) the smaller.",
+    "key = (-n, a + b, i)": f"{TIES} you compare the joined bytes. Compare the pairs, first part first: (a, z) comes before (ab, c), since a comes before ab.",
+    "key = (-n, -len(a + b), i)": f"{TIES} you join the longest. Take the smaller pair, first part first, in byte order.",
+    "key = (a, b)": "You join the smallest pair, however often it occurs. The most frequent is asked for; only of equals the smallest.",
+    "key = (n, a, b)": "You join the least frequent pair. The most frequent is asked for.",
+    "key = (n, i)": "You join the least frequent pair, and of equals the first met. Asked are the most frequent, and of equals the smallest.",
+    "all equals": "You join all pairs that occur as often as the most frequent. One step joins one pair.",
+    "first place": "Only the first place in each word is joined. Join the pair wherever it occurs.",
+    "right to left": "You join from right to left: a·a·a becomes a·aa. An encoder that does otherwise than training finds other tokens: aa·a.",
+    "twice": "a·a·a becomes aa·aa with you: a part that was joined is no half of the next pair. It should be aa·a.",
+    "kept half": "After joining, the second half of the pair stands there once more: skip it.",
+    "lost end": "The last part of a word is lost, unless it was joined: a loop over pairs ends one part early.",
+    "drops others": "Words that do not hold the pair are missing from your result. They stay as they are.",
+    "drops singles": "Words of one part are missing from your result. They stay as they are.",
+    "undone": "Parts that earlier merges had joined fall apart into bytes again. They stay joined: go through the parts, not the bytes.",
+    "by bytes": "You join wherever two parts spell the joined bytes, also where it is another pair. The pair is two parts: (parts[i], parts[i + 1]) == pair.",
+    "until done": "You join until no pair is left. One step joins one pair.",
+    "nothing": "Nothing is joined: the words come back as they were.",
+    "lost times": "The words occur once each after your merge. How often a word occurs does not change.",
+    "no words": "Where no word has two parts you return no words at all. They stay as they are.",
+    "None": "Where no word has two parts you return None. The words stay as they are.",
+    "min([])": "Where no word has two parts there is no pair, and min() of nothing raises ValueError. Return the words as they are.",
+    "max([])": "Where no word has two parts there is no pair, and max() of nothing raises ValueError. Return the words as they are.",
+    "[][0]": "Where no word has two parts there is no pair, and [0] of an empty list raises IndexError. Return the words as they are.",
+}  # fmt: skip
 
 
-def _words(**times: int) -> Words:
-    """Words cut into bytes, each with how often it occurs."""
-    return {
-        tuple(bytes([byte]) for byte in word.encode()): n for word, n in times.items()
-    }
+def _counted(words: Words, wrong: frozenset[str]) -> Counter[Pair]:
+    counts: Counter[Pair] = Counter()
+    if "across" in wrong:
+        words = {tuple(p for word, n in words.items() for p in word * n): 1}
+    for word, times in words.items():
+        pairs = list(itertools.pairwise(word))[:: 2 if "steps of two" in wrong else 1]
+        pairs = pairs[:-1] if "not the last" in wrong else pairs
+        if "bytes.count" in wrong:
+            pairs = [p for p in dict.fromkeys(pairs) for _ in range(b"".join(word).count(p[0] + p[1]))]  # fmt: skip
+        for pair in dict.fromkeys(pairs) if "once in word" in wrong else pairs:
+            counts[pair] += 1 if "words once" in wrong else times
+    return counts
 
 
-def _show(words: object) -> str:
-    if not isinstance(words, Mapping):
-        return repr(words)
-    return ", ".join(
-        "·".join(part.decode("utf-8", "replace") for part in word) for word in words
-    )
+def _best(counts: Counter[Pair], wrong: frozenset[str]) -> Pair:
+    keys = {}
+    for i, ((a, b), n) in enumerate(counts.items()):
+        turned = [[*(-byte for byte in part), 1] for part in (a, b)]
+        names = {"a": a, "b": b, "n": n, "i": i, "turned": turned}
+        keys[a, b] = carried_out({"key": "(-n, a, b)"}, wrong, **names)["key"]
+    return min(keys, key=lambda pair: keys[pair])
+
+
+def _joined(word: tuple[bytes, ...], pair: Pair, wrong: frozenset[str]) -> list[bytes]:
+    places = [i for i, found in enumerate(itertools.pairwise(word)) if found == pair]
+    whole = pair[0] + pair[1]
+    marked = [whole if i in places else part for i, part in enumerate(word)]
+    out: list[bytes] = []
+    if "nothing" in wrong:
+        return list(word)
+    if "first place" in wrong and places:
+        return [*word[: places[0]], whole, *word[places[0] + 2 :]]
+    if "right to left" in wrong:
+        turned = merge([p[::-1] for p in word[::-1]], (pair[1][::-1], pair[0][::-1]))
+        return [p[::-1] for p in turned[::-1]]
+    if "kept half" in wrong:
+        return marked
+    if "twice" in wrong:
+        gone = {i + 1 for i in places} - {*places}
+        return [part for i, part in enumerate(marked) if i not in gone]
+    if "undone" in wrong:
+        return re.findall(re.escape(whole) + b"|.", b"".join(word), re.DOTALL)
+    if "by bytes" in wrong:
+        for part in word:
+            fits = bool(out) and out[-1] + part == whole
+            out[len(out) - fits :] = [whole if fits else part]
+        return out
+    out = merge(list(word), pair)
+    return out[:-1] if "lost end" in wrong and out[-1] == word[-1] else out
+
+
+def _merge_step(words: Words, wrong: frozenset[str] = frozenset()) -> Words | None:
+    """The words after one merge, with any of MERGE_MISTAKES made."""
+    counts = _counted(words, wrong)
+    if not counts:
+        for code in wrong & {"min([])", "max([])", "[][0]"}:
+            eval(code)
+        return None if "None" in wrong else {} if "no words" in wrong else words
+    best = _best(counts, wrong)
+    equals = [pair for pair, n in counts.items() if n == counts[best]]
+    new: Words = {}
+    for word, times in words.items():
+        parts = _joined(word, best, wrong)
+        for pair in equals if "all equals" in wrong else ():
+            parts = merge(parts, pair)
+        single = "drops singles" in wrong and len(word) == 1
+        other = "drops others" in wrong and best not in itertools.pairwise(word)
+        if not single and not other:
+            new[tuple(parts)] = 1 if "lost times" in wrong else times
+    again = "until done" in wrong and any(len(word) > 1 for word in new)
+    return _merge_step(new, wrong) if again and new != words else new
+
+
+def _words(text: str) -> Words:
+    """Words from a text such as "hu·g 10 pug 5"; without a dot each letter is a part."""
+    pieces = text.encode().split()
+    split = [tuple(w.split("·".encode())) if b"\xc2" in w else tuple(w[i : i + 1] for i in range(len(w))) for w in pieces[::2]]  # fmt: skip
+    return {word: int(n) for word, n in zip(split, pieces[1::2], strict=True)}
+
+
+def _read(result: Any) -> dict[str, int]:
+    """A result as a sentence can show it."""
+    if not isinstance(result, Mapping):
+        raise WrongKind("a dict from words to how often they occur")
+    if not all(isinstance(w, tuple) and all(isinstance(p, bytes) for p in w) for w in result):  # fmt: skip
+        raise WrongKind("a dict whose keys are words: tuples of bytes")
+    return {"·".join(p.decode("latin-1") for p in w): n for w, n in result.items()}
+
+
+PROBES = ("hug 10 pug 5 hugs 5", "zb 2 ab 1 ba 1 xb 2 b 9", "banana 2 xy 3", "ab·c 1 a·z 1 zz 1", "aaaa 2 aab 1 cd 6", "abcb 1 b 4 bc·a 1 c·ab 3 q·abc 1")  # fmt: skip
+MORE = ("aaa 1", "za 3 ya 3 b 9 yb·c 2", "m·an·an 2 man 1 an·d 3 a·nd 1", "xyxyx 1 yx·yx 1 x·y 2", "ab 2 ac 2 abc·d 2 efe·f 2", "zy 1 é 1", "a·n·an 2 xy 3", "a 3")  # fmt: skip
+MERGE = Diagnosis(
+    _merge_step,
+    MERGE_MISTAKES,
+    [(_words(text),) for text in PROBES + MORE],
+    lambda words: (
+        "For the words "
+        + ", ".join(f"{word} ({n} times)" for word, n in _read(words).items())
+    ),
+    read=_read,
+)
 
 
 @exercise
 def merge_step(fn: Callable[[Words], Words]) -> str:
     """Check a `merge_step(words)` that joins the most frequent pair of neighbours everywhere."""
-    given = _words(hug=10, pug=5, hugs=5)  # ug 20, hu 15, pu 5, gs 5
-    before = dict(given)
-    out = fn(given)
-    assert given == before, (
-        "Your function changes the words that it was given. Build new ones: the caller may need the old."
-    )
-    assert isinstance(out, Mapping), (
-        f"It returned {type(out).__name__}; return a dict from words to how often they occur."
-    )
-    assert out != before, "Nothing is joined: the words come back as they were."
-    assert all(isinstance(word, tuple) for word in out), (
-        "The words of the result are no tuples of bytes. A dict needs keys that never change: tuple(parts)."
-    )
-    assert sorted(out.values()) == [5, 5, 10], (
-        f"The words occur {sorted(out.values())} times after the merge; that must stay as it was: [5, 5, 10]."
-    )
-    assert [b"".join(word) for word in out] == [b"".join(word) for word in before], (
-        f"The words spell something else now: {_show(out)}. A merge joins neighbours; it adds and drops no byte."
-    )
-    assert out == {(b"h", b"ug"): 10, (b"p", b"ug"): 5, (b"h", b"ug", b"s"): 5}, (
-        f"u·g occurs 20 times and is the most frequent pair, but your words are {_show(out)}."
-    )
-
-    often = fn(
-        {
-            **_words(xy=7),
-            **{
-                word: 1
-                for n in range(3)
-                for word in _words(**{"abcd"[: n + 2] + "z" * n: 1})
-            },
-        }
-    )
-    assert (b"xy",) in often, (
-        "A pair counts as often as its word occurs: x·y stands in one word only, but that occurs 7 times. Add the word's count, not 1."
-    )
-    inside = fn(_words(banana=2, xy=3))  # an 4, na 4, xy 3
-    assert (b"xy",) not in inside, (
-        "In b·a·n·a·n·a the pair a·n stands twice, so two such words count 4. Count every occurrence, not every word."
-    )
-    assert inside != {(b"b", b"an", b"a", b"n", b"a"): 2, (b"x", b"y"): 3}, (
-        "Only the first a·n of b·a·n·a·n·a is joined. Join the pair wherever it occurs."
-    )
-    assert (b"b", b"a", b"na", b"na") not in inside, (
-        "a·n and n·a are equally frequent. Of equals take the first in the order of bytes, a·n: then training gives the same result every time."
-    )
-    assert (b"b", b"an", b"an", b"a") in inside, (
-        f"The most frequent pair of b·a·n·a·n·a is a·n, but your words are {_show(inside)}."
-    )
-    overlap = fn(_words(aaa=1))
-    assert (b"a", b"aa") not in overlap, (
-        "In a·a·a both pairs overlap. Join from left to right: aa·a. An encoder that does otherwise finds other tokens."
-    )
-    assert list(overlap) == [(b"aa", b"a")], (
-        f"a·a·a must become aa·a; yours is {_show(overlap)}. A byte that was joined is no half of the next pair."
-    )
-    pairs = fn({(b"ab", b"c"): 1, (b"a", b"z"): 1})
-    assert (b"ab", b"c") in pairs, (
-        "ab·c and a·z are equally frequent. Of equals take the smaller *pair*, first parts first: a·z, since a comes before ab. You compare the joined bytes."
-    )
-    try:
-        single = fn(_words(a=3))
-    except (IndexError, ValueError) as error:
-        raise AssertionError(
-            f"A word of one byte has no pair, so there is nothing to join; yours raises {type(error).__name__}. Return the words as they are."
-        ) from None
-    assert single == _words(a=3), (
-        f"A word of one byte has no pair and should come back as it is; yours is {_show(single)}."
-    )
+    MERGE.judge(fn)
     return "Counts, ties, overlaps and single bytes all hold."
 
 
+ODD = "Bytes that are no UTF-8"
+JOIN = "A character may be spread over several tokens: join the bytes of all tokens first, and decode once."
+END = "The id after the last rank, len(ranks), is the end of text."
+DECODE_STEPS = {
+    "end": "len(ranks)",
+    "text": "b'<|endoftext|>'",
+    "token": "{rank: part for part, rank in ranks.items()} | {end: text}",
+    "ids": "ids",
+    "parts": "[token[i] for i in ids]",
+    "data": "b''.join(parts)",
+    "out": "data.decode(errors='replace')",
+}
+DECODE_MISTAKES = {
+    "out = ''.join(part.decode(errors='replace') for part in parts)": f"You decode each token for itself. {JOIN}",
+    "out = ''.join(part.decode() for part in parts)": f"You decode each token for itself, and half a character stops you. {JOIN}",
+    "out = ''.join(part.decode(errors='ignore') for part in parts)": f"You decode each token for itself, and drop what is no character. {JOIN}",
+    "out = ''.join(chr(i) if i < 256 else token[i].decode(errors='replace') for i in ids)": f"You turn each id below 256 into a character of its own; it is a byte. {JOIN}",
+    "out = data.decode('latin-1')": "You decode as latin-1, one character for each byte. The bytes are UTF-8, in which most characters of the world take two to four.",
+    "out = data.decode('ascii', 'replace')": "You decode as ASCII. The bytes are UTF-8, in which most characters of the world take two to four.",
+    "out = data.decode()": 'Half a character stops your function, but a model may well write one. Show it as a mark: decode("utf-8", errors="replace").',
+    "out = data.decode(errors='ignore')": f'{ODD} are left out of your text (errors="ignore"). They should show as "�": errors="replace".',
+    "out = data.decode(errors='replace').replace('�', '?')": f'{ODD} become "?" with you. They should become "�", as errors="replace" writes it.',
+    "out = data.decode(errors='backslashreplace')": f'{ODD} become an escape such as \\xf0 with you (errors="backslashreplace"). They should become "�": errors="replace".',
+    "out = data.decode(errors='surrogateescape')": f'{ODD} become halves of a surrogate pair (errors="surrogateescape"). They should become "�": errors="replace".',
+    "out = '�' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte turns your whole text into a mark. The rest can be read: errors="replace".',
+    "out = '' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte empties your whole text. The rest can be read: errors="replace".',
+    "out = data": "You return bytes. Decode them: the result is a str.",
+    "out = str(data)": "You return what Python prints for bytes (b'…'). Decode them instead of calling str on them.",
+    "out = data.decode(errors='replace').strip()": "White space at the ends of your text is gone. A token brings its own space, and it belongs to the text.",
+    "data = b' '.join(parts)": "There are spaces between the tokens. A token brings its own space: join with nothing between.",
+    "token = {rank: part for part, rank in ranks.items()}": f"{END} Your table has nothing for it: KeyError. Give it the text <|endoftext|>.",
+    "parts = [token[i] if i != end else [][0] for i in ids]": f"{END} Your list of tokens ends before it: IndexError. Give it the text <|endoftext|>.",
+    "ids = [i for i in ids if i != end]": f"{END} You leave it out of the text. It is written <|endoftext|>.",
+    "ids = ids[: [*ids, end].index(end)]": "Your text ends at the first end of text. It is written <|endoftext|>, and the text goes on behind it.",
+    "text = b'\\n'": f"{END} It becomes a new line with you. It is written <|endoftext|>.",
+    "end = len(ranks) - 1": "You take the last rank for the end of text. The id *after* the last rank is it: len(ranks).",
+    "end = 1023": "You give the end of text the id 1023, whatever the ranks. It is the id after the last rank: len(ranks).",
+    "ids = ids[::-1]": "Your tokens stand in reverse order.",
+    "token = dict(enumerate([*ranks, text]))": "You number the tokens by their order in the dict. Their ids are its values: ranks[token] is the id.",
+    "token = ranks": "You look up the id in ranks, which leads from bytes to ids. Turn it round first: {rank: text for text, rank in ranks.items()}.",
+}  # fmt: skip
+
+
+def _decode(ids: list[int], ranks: Ranks, wrong: frozenset[str] = frozenset()) -> Any:
+    """The text of ids, with any of DECODE_MISTAKES made."""
+    return carried_out(DECODE_STEPS, wrong, ids=ids, ranks=ranks)["out"]
+
+
+_BYTES = {bytes([byte]): byte for byte in range(256)}
+_TABLES = {  # by the number of ranks
+    261: _BYTES | {b" k": 256, b"ite": 257, b" kite": 258, b" \xc3": 259, "é".encode(): 260},
+    258: dict(reversed((_BYTES | {b"th": 256, b"the": 257}).items())),
+    1023: _BYTES | {b"%d" % i: i for i in range(256, 1023)},
+}  # fmt: skip
+
+
+def _used(fn: Callable[..., Any], ids: list[int], n_ranks: int) -> tuple[Any, None]:
+    ranks = dict(_TABLES[n_ranks])
+    text = call(fn, ids, ranks)
+    assert ranks == _TABLES[n_ranks], CHANGED.format("ranks")
+    return text, None
+
+
+def _text(result: Any) -> str:
+    if not isinstance(result, str):
+        raise WrongKind("a str")
+    return result
+
+
+def _shown(ids: list[int], n_ranks: int) -> str:
+    long = [f", {i} is {t!r}" for t, i in _TABLES[n_ranks].items() if i in ids and i > 255]  # fmt: skip
+    return f"For the ids {ids} and {n_ranks} ranks" + "".join(long)
+
+
+DECODE = Diagnosis(
+    _decode,
+    DECODE_MISTAKES,
+    [
+        ([97, 258, 115, 258], 261),
+        (list("🦊".encode()), 261),
+        ([97, 0xF0, 0x9F], 261),
+        ([97, 261, 98, 261], 261),
+        ([259, 0xA9, 115, 0xA9, 260, 32], 261),
+        ([257, 32, 256, 257, 258], 258),
+        ([], 258),
+        ([97, 32, 10, 32, 98], 258),
+        ([97, 1023], 1023),
+    ],
+    _shown,
+    observe=_used,
+    read=_text,
+)
+
+
 @exercise
-def decode(fn: Callable[[list[int], dict[bytes, int]], str]) -> str:
+def decode(fn: Callable[[list[int], Ranks], str]) -> str:
     """Check a `decode(ids, ranks)`."""
-    ranks = {bytes([byte]): byte for byte in range(256)} | {
-        b" k": 256,
-        b"ite": 257,
-        b" kite": 258,
-        "é".encode(): 259,
-    }
-    plain = fn([97, 258, 115], ranks)
-    assert isinstance(plain, str), (
-        f"It returned {type(plain).__name__}; join the bytes, then decode them to a str."
-    )
-    assert plain != "a  kite s", (
-        "There are spaces between the tokens. A token brings its own space: join with nothing between."
-    )
-    assert plain == "a kites", (
-        f"The ids 97, 258, 115 are a, ' kite' and s, so the text is 'a kites'; yours is {plain!r}."
-    )
-    fox = fn(list("🦊".encode()), ranks)
-    assert fox != "", (
-        "Bytes that are no character by themselves are dropped. Do not ignore errors: join all bytes first, then decode."
-    )
-    assert "\ufffd" not in fox and "ð" not in fox, (
-        f"A fox is four bytes, and each became a character of its own: {fox!r}. Join the bytes of all tokens first, and decode once."
-    )
-    assert fox == "🦊", (
-        f"The four bytes of 🦊 should give it back; yours gives {fox!r}."
-    )
-    try:
-        half = fn([97, 0xF0, 0x9F], ranks)
-    except UnicodeDecodeError:
-        raise AssertionError(
-            'Half a character stops your function, but a model may well write one. Show it as a mark: decode("utf-8", errors="replace").'
-        ) from None
-    assert half.startswith("a"), (
-        f"Half a character should not hide what came before it; yours gives {half!r}."
-    )
-    try:
-        end = fn([97, len(ranks)], ranks)
-    except (KeyError, IndexError):
-        raise AssertionError(
-            f"The id {len(ranks)}, one after the last rank, is the end of text and stands in no table. Give it the text <|endoftext|>."
-        ) from None
-    assert end == "a<|endoftext|>", (
-        f"The id after the last rank is <|endoftext|>; yours gives {end!r}."
-    )
+    DECODE.judge(fn)
     return "Whole texts, split characters and the end of text all hold."

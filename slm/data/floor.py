@@ -17,7 +17,7 @@ from slm.data.grammar import Choice, Grammar, Items
 from slm.data.stories import STORIES
 from slm.data.tokenizer import END_OF_TEXT, Tokenizer
 
-# From stories to choices
+# Counting visits
 
 
 def visits(grammar: Grammar = STORIES) -> dict[Choice, float]:
@@ -63,7 +63,11 @@ def mean_bytes(grammar: Grammar = STORIES) -> float:
 
 
 def count(grammar: Grammar = STORIES) -> int:
-    """How many different stories there are."""
+    """How many ways of telling a story there are: all derivations of the grammar.
+
+    That is the number of different stories if no story can be told in two ways, and
+    more than that number if one can.
+    """
     counts: dict[Choice, int] = {}
     for choice in reversed(visits(grammar)):
         counts[choice] = sum(

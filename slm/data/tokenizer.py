@@ -35,7 +35,7 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 END_OF_TEXT = "<|endoftext|>"
 RANKS_FILE = "tokenizer.tiktoken"
 
-# One merge by hand
+# Three merges by hand
 
 Pair = tuple[bytes, bytes]
 
@@ -173,7 +173,10 @@ class Tokenizer(tiktoken.Encoding):
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the ranks: equal if and only if the tokenizers are."""
+        """A short hash of the ranks, whatever the name.
+
+        Equal ranks have equal ones; others differ but for one chance in 2**64.
+        """
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
@@ -188,6 +191,9 @@ class Tokenizer(tiktoken.Encoding):
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read what `Tokenizer.save` wrote: a `.tiktoken` file, or a folder that holds one.
+
+    The format does not say how many ranks there are, so a file that was cut between two
+    lines, behind the bytes, is read as a smaller tokenizer. Its fingerprint differs.
 
     Raises:
         FileNotFoundError: There is no such file.

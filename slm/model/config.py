@@ -50,7 +50,7 @@ class GPTConfig:
             raise ValueError(f"{heads}; heads share the channels equally")
 
 
-# The model
+# Exercise 1: count without building
 
 
 def count_parameters(config: GPTConfig) -> int:
@@ -111,7 +111,19 @@ def logit_rows(
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device during a training step, by what they are for."""
+    """Bytes on one device during a training step, by what they are for.
+
+    Attributes:
+        weights: The parameters in float32 and, under autocast, the 16-bit copies of the
+            blocks' matrices.
+        optimizer: AdamW's two averages of each parameter; with Muon one, for the
+            matrices of the blocks.
+        gradients: All at the end of the backward pass, that of the tied table twice.
+        earlier_gradients: Of micro-batches before this one; 0 if there are none.
+        activations: What the forward pass keeps for the backward pass.
+        loss: Working memory of the loss: a block of logits, and the gradients of stream
+            and output matrix.
+    """
 
     weights: int
     optimizer: int

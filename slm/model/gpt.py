@@ -75,6 +75,20 @@ class GPT(nn.Module):
         """The embeddings: matrices of rows to look up, not of a product."""
         return [self.token_embedding.weight, self.position_embedding.weight]
 
+    def _check(self, tokens: Tensor, start: int = 0) -> None:
+        """Refuse tokens that do not fit: the errors of `forward`."""
+        end, limit = start + tokens.size(-1), self.config.context_length
+        if end > limit:
+            fit = f"{end} tokens do not fit into the model's context_length = {limit}"
+            raise ValueError(f"{fit}; shorten the text")
+        if not tokens.is_cpu or torch.compiler.is_compiling():
+            return
+        low, high = (int(bound) for bound in tokens.aminmax())
+        wrong, last = low if low < 0 else high, self.config.vocab_size - 1
+        if not 0 <= wrong <= last:
+            outside = f"token id {wrong} is outside the vocabulary"
+            raise ValueError(f"{outside}; ids from 0 to {last} are allowed")
+
     def hidden(
         self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
     ) -> Tensor:
@@ -82,17 +96,8 @@ class GPT(nn.Module):
 
         Arguments and errors as in `forward`.
         """
-        T, V = tokens.size(-1), self.config.vocab_size
-        if start + T > self.config.context_length:
-            limit = f"the model's context_length = {self.config.context_length}"
-            fit = f"{start + T} tokens do not fit into {limit}"
-            raise ValueError(f"{fit}; shorten the text")
-        if tokens.is_cpu and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in tokens.aminmax())
-            if low < 0 or high >= V:
-                wrong = f"token id {low if low < 0 else high}"
-                allowed = f"ids from 0 to {V - 1} are allowed"
-                raise ValueError(f"{wrong} is outside the vocabulary; {allowed}")
+        self._check(tokens, start)
+        T = tokens.size(-1)
         places = torch.arange(start, start + T, device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(places)
         x = self.dropout(x)  # (B, T, D)
@@ -182,6 +187,46 @@ class GPT(nn.Module):
         return model.eval()
 
 
+# Let it write
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: GPT,
+    prompt: list[int],
+    max_tokens: int,
+    seed: int,
+    stop_token: int | None = None,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Tokens that the model writes after a prompt, each drawn from its predictions.
+
+    Args:
+        model: Any model with `config`, `device` and `forward`; its mode is kept.
+        prompt: At least one token.
+        max_tokens: How many to write at most.
+        seed: The same seed gives the same tokens.
+        stop_token: Ends the text, and is left out.
+        vocab_size: Only ids below it are drawn; the model's own if not given.
+
+    Returns:
+        The new tokens, without the prompt.
+    """
+    training, tokens = model.training, list(prompt)
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(max_tokens):
+        window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
+        logits = model(window.to(model.device))[0, -1, :vocab_size]  # (V,)
+        probabilities = logits.float().softmax(-1).cpu()
+        token = int(torch.multinomial(probabilities, 1, generator=generator))
+        if token == stop_token:
+            break
+        tokens.append(token)
+    model.train(training)
+    return tokens[len(prompt) :]
+
+
 # The loss without the logits
 
 
@@ -252,43 +297,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
-
-
-# Let it write
-
-
-@torch.no_grad()
-def sample_tokens(
-    model: GPT,
-    prompt: list[int],
-    max_tokens: int,
-    seed: int,
-    stop_token: int | None = None,
-    vocab_size: int | None = None,
-) -> list[int]:
-    """Tokens that the model writes after a prompt, each drawn from its predictions.
-
-    Args:
-        model: Any model with `config`, `device` and `forward`; its mode is kept.
-        prompt: At least one token.
-        max_tokens: How many to write at most.
-        seed: The same seed gives the same tokens.
-        stop_token: Ends the text, and is left out.
-        vocab_size: Only ids below it are drawn; the model's own if not given.
-
-    Returns:
-        The new tokens, without the prompt.
-    """
-    training, tokens = model.training, list(prompt)
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(max_tokens):
-        window = torch.tensor([tokens[-model.config.context_length :]])  # (1, T)
-        logits = model(window.to(model.device))[0, -1, :vocab_size]  # (V,)
-        probabilities = logits.float().softmax(-1).cpu()
-        token = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token == stop_token:
-            break
-        tokens.append(token)
-    model.train(training)
-    return tokens[len(prompt) :]
