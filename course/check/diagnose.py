@@ -27,6 +27,7 @@ CHANGED = (
     "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or "
     "append, pop, sort, …). Whoever holds {0} still needs it as it was: work on a copy, or write {0} = {0} + …"
 )
+ORDINALS = ("first", "second", "third", "fourth")
 GENERATORS = (
     torch.Generator,
     random.Random,
@@ -243,11 +244,19 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     if len(wanted) > 2 and all(same(one, got[0]) for one in got):
         if any(map(same, got, wanted)):
             return " Yours is the same for every input that was tried, right here and wrong there."
-    if all(isinstance(x, list | tuple) for x in (*got, *wanted)):
-        pairs = [(list(a), list(b)) for a, b in zip(got, wanted, strict=True)]
-        if all(same(a, b[::-1]) for a, b in pairs):
+    lengths = {len(x) if isinstance(x, list | tuple) else 0 for x in (*got, *wanted)}
+    if 0 not in lengths:
+        if all(same([*a], [*b][::-1]) for a, b in zip(got, wanted, strict=True)):
             return " Yours is always the right one in reverse."
-        return ""
+        if len(lengths) > 1 or lengths > {4}:
+            return ""
+        columns = zip(zip(*got, strict=True), zip(*wanted, strict=True), strict=True)
+        said = [
+            f" Of its {ORDINALS[i]} element:{regularity(a, b)}"
+            for i, (a, b) in enumerate(columns)
+            if not same(a, b) and regularity(a, b)
+        ]
+        return "".join(said)
     if any(isinstance(x, bool | str) for x in (*got, *wanted)):
         return ""
     try:
@@ -264,6 +273,9 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
         or not np.isfinite([ours, theirs]).all()
     ):
         return ""
+    for digits in range(5):
+        if np.array_equal(theirs, np.round(ours, digits)):
+            return " In every case that was tried yours is the right one, rounded: leave rounding to whoever shows it."
     with np.errstate(all="ignore"):
         ratio, offset = theirs / ours, theirs - ours
     if np.allclose(ratio, ratio[0], rtol=1e-5, atol=0) and abs(ratio[0]) > 1e-12:
@@ -347,7 +359,8 @@ class Diagnosis:
             It may hand in watched functions and return as notes what they were called with, in a form in which every
             right order is equal; it may keep calling (use `call` for what the first call gave). A function that is
             meant to change its arguments returns them as the value here, made in here.
-        noted: What the notes are, for the sentence: "the arguments of law".
+        noted: What the notes are, for the sentence: "the arguments of law"; or what to say of the learner's notes and the
+            right ones where they differ, an empty string if nothing.
         twins: Groups of switches that no probe can tell apart; they are named together.
         pairs: Whether two mistakes at once are tried.
         rtol, atol: Tolerances for numbers in a result, see `same`.
@@ -362,7 +375,7 @@ class Diagnosis:
         *,
         read: Callable[[Any], Any] | None = None,
         observe: Callable[..., tuple[Any, Any]] | None = None,
-        noted: str = "what your function called",
+        noted: str | Callable[[Any, Any], str] = "what your function called",
         twins: Iterable[Iterable[str]] = (),
         pairs: bool = True,
         rtol: float | None = None,
@@ -512,15 +525,16 @@ class Diagnosis:
     def _wrong_kind(self, got: Outcome, wanted: Outcome) -> str:
         if got.error is not None or wanted.error is not None:
             return ""
-        if got.kind and isinstance(got.value, Tensor | np.ndarray):
-            return f"the result is {_a(got.value)} of the shape {tuple(got.value.shape)}; it should be {got.kind}."
-        if got.kind and got.kind != "something else":
-            return (
-                kind_of(got.value, wanted.value)
-                if _plain(got.value)
-                else f"the result is {_a(got.value)} ({readable(got.value)}); it should be {got.kind}."
-            )
-        return kind_of(got.value, wanted.value)
+        value = got.value
+        if not got.kind or got.kind == "something else" or _plain(value):
+            return kind_of(value, wanted.value)
+        array = isinstance(value, Tensor | np.ndarray)
+        shown = (
+            f"of the shape {tuple(value.shape)}" if array else f"({readable(value)})"
+        )
+        if isinstance(value, float):
+            shown = f"({value!r})"  # 3.0 is no 3
+        return f"the result is {_a(value)} {shown}; it should be {got.kind}."
 
     def _told(self, got: Outcome, wanted: Outcome) -> str:
         if got.error is not None:
@@ -531,11 +545,17 @@ class Diagnosis:
             return said
         if wanted.error is not None:
             return f"it should stop with {_a(wanted.error)} ({wanted.error}); yours returns {readable(got.value)}."
+        notes = "" if self.same(got.notes, wanted.notes) else self.noted
+        if callable(notes):
+            notes = notes(got.notes, wanted.notes)
+        elif notes:
+            differ = self.difference(got.notes, wanted.notes)
+            notes = f"not {notes}: {differ.replace('the result', 'it')}"
         if not self.same(got.value, wanted.value):
-            return self.difference(got.value, wanted.value)
-        return f"the result is right, but not {self.noted}: " + self.difference(
-            got.notes, wanted.notes
-        ).replace("the result", "it")
+            return self.difference(got.value, wanted.value) + (
+                f" {notes}" if callable(self.noted) else ""
+            )
+        return f"the result is right, but {notes}"
 
 
 def _plain(value: Any) -> bool:
