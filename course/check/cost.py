@@ -96,7 +96,7 @@ BILL = Diagnosis(
     ],
     lambda flops, peak, mfu, gpu, cores, core, gibs, gib: (
         f"For {flops:.3g} FLOPs at {mfu:.0%} of {peak:g} TFLOP/s, with ${gpu:g} a second for the GPU, {cores:g} "
-        f"core(s) at ${core:g} and {gibs:g} GiB at ${gib:g}"
+        f"core(s) at ${core:g} and {gibs:g} GiB at ${gib:.2g}"
     ),
     read=listed(number, 2, "the pair (hours, dollars)"),
 )

@@ -24,8 +24,8 @@ from course.check.verdict import _a, call, is_theirs, told
 
 Probe = tuple[Any, ...]
 CHANGED = (
-    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or "
-    "append, pop, sort, …). Whoever holds {0} still needs it as it was: work on a copy, or write {0} = {0} + …"
+    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or append, pop, "
+    "sort, …). Whoever holds {0} still needs it as it was: work on a copy, or make a new one."
 )
 ORDINALS = ("first", "second", "third", "fourth")
 GENERATORS = (
@@ -250,13 +250,14 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
             return " Yours is always the right one in reverse."
         if len(lengths) > 1 or lengths > {4}:
             return ""
+        said: dict[str, list[str]] = {}
         columns = zip(zip(*got, strict=True), zip(*wanted, strict=True), strict=True)
-        said = [
-            f" Of its {ORDINALS[i]} element:{regularity(a, b)}"
-            for i, (a, b) in enumerate(columns)
-            if not same(a, b) and regularity(a, b)
-        ]
-        return "".join(said)
+        for ordinal, (a, b) in zip(ORDINALS, columns, strict=False):
+            said.setdefault("" if same(a, b) else regularity(a, b), []).append(ordinal)
+        said.pop("", None)
+        return "".join(
+            f"{text} (The {', '.join(of)} element.)" for text, of in said.items()
+        )
     if any(isinstance(x, bool | str) for x in (*got, *wanted)):
         return ""
     try:
@@ -335,7 +336,10 @@ def listed(
             raise WrongKind(
                 what or "a list" + (f" of {length} elements" if length else "")
             )
-        return [each(element) for element in value]
+        try:
+            return [each(element) for element in value]
+        except WrongKind as inner:
+            raise WrongKind(what or f"a list, each element {inner}") from None
 
     return read
 
@@ -361,6 +365,7 @@ class Diagnosis:
             meant to change its arguments returns them as the value here, made in here.
         noted: What the notes are, for the sentence: "the arguments of law"; or what to say of the learner's notes and the
             right ones where they differ, an empty string if nothing.
+        refusal: What counts of an error that is asked for, `refusal(error, *probe)`; without it only its kind does.
         twins: Groups of switches that no probe can tell apart; they are named together.
         pairs: Whether two mistakes at once are tried.
         rtol, atol: Tolerances for numbers in a result, see `same`.
@@ -376,6 +381,7 @@ class Diagnosis:
         read: Callable[[Any], Any] | None = None,
         observe: Callable[..., tuple[Any, Any]] | None = None,
         noted: str | Callable[[Any, Any], str] = "what your function called",
+        refusal: Callable[..., Any] | None = None,
         twins: Iterable[Iterable[str]] = (),
         pairs: bool = True,
         rtol: float | None = None,
@@ -383,6 +389,7 @@ class Diagnosis:
     ) -> None:
         self.answer, self.mistakes, self.probes = answer, mistakes, list(probes)
         self.read, self.observe, self.noted, self.pairs = read, observe, noted, pairs
+        self.refusal = refusal
         self.twins = [set(group) for group in twins]
         self.same = functools.partial(same, rtol=rtol, atol=atol)
         self.difference = functools.partial(difference, rtol=rtol, atol=atol)
@@ -414,6 +421,7 @@ class Diagnosis:
             ):
                 raise  # the stub, and the check's own word or fault: told by `exercise`
             error = raised
+            notes = self.refusal(error, *probe) if self.refusal else None
         changed = tuple(
             name
             for name, left, given in zip(self.names, args, probe, strict=False)
@@ -444,7 +452,8 @@ class Diagnosis:
             return False
         if got.error is not None or wanted.error is not None:
             if right.error is not None and wanted.error is not None:
-                return isinstance(got.error, type(wanted.error))
+                kind = isinstance(got.error, type(wanted.error))
+                return kind and self.same(got.notes, wanted.notes)
             return type(got.error) is type(wanted.error) and str(got.error) == str(
                 wanted.error
             )
@@ -492,8 +501,14 @@ class Diagnosis:
 
     def named(self, found: Sequence[tuple[str, ...]]) -> str:
         """The sentence for what was done; for several that give the same, all of them."""
-        said = [" And: ".join(self.mistakes[m] for m in wrong) for wrong in found]
-        return said[0] if len(said) == 1 else "One of these: " + " Or: ".join(said)
+        both = set.intersection(*map(set, found)) if len(found) > 1 else set()
+        said = [
+            " And: ".join(self.mistakes[m] for m in wrong if m not in both)
+            for wrong in found
+        ]
+        before = [self.mistakes[m] for m in both]
+        several = ("one" if both else "One") + " of these: " + " Or: ".join(said)
+        return " And ".join([*before, said[0] if len(said) == 1 else several])
 
     def changes(self, theirs: Sequence[Outcome]) -> str:
         """What to say of arguments that were changed."""
@@ -510,12 +525,14 @@ class Diagnosis:
         ]
         first = min(wrong, key=lambda i: (not self._wrong_kind(theirs[i], right[i]), i))
         got, wanted = theirs[first], right[first]
-        return (
-            f"{self.show(self.probes[first])}: "
-            + (self._wrong_kind(got, wanted) or self._told(got, wanted))
-            + self._everywhere(theirs, right)
-            + self.changes(theirs)
+        kind = self._wrong_kind(got, wanted)
+        always = all(map(self._wrong_kind, theirs, right)) and kind
+        said = (
+            always
+            or f"{self.show(self.probes[first])}: {kind or self._told(got, wanted)}"
         )
+        more = "" if kind else self._everywhere(theirs, right)
+        return said[0].upper() + said[1:] + more + self.changes(theirs)
 
     def _everywhere(self, theirs: Sequence[Outcome], right: Sequence[Outcome]) -> str:
         if any(o.error is not None or o.kind for o in (*theirs, *right)):
@@ -523,9 +540,9 @@ class Diagnosis:
         return regularity([o.value for o in theirs], [o.value for o in right])
 
     def _wrong_kind(self, got: Outcome, wanted: Outcome) -> str:
-        if got.error is not None or wanted.error is not None:
-            return ""
         value = got.value
+        if got.error is not None or wanted.error is not None:
+            return kind_of(value, None) if isinstance(value, BaseException) else ""
         if not got.kind or got.kind == "something else" or _plain(value):
             return kind_of(value, wanted.value)
         array = isinstance(value, Tensor | np.ndarray)
@@ -538,6 +555,8 @@ class Diagnosis:
 
     def _told(self, got: Outcome, wanted: Outcome) -> str:
         if got.error is not None:
+            if wanted.error is not None and isinstance(got.error, type(wanted.error)):
+                return f"it stops with {_a(wanted.error)}, as it should, but it says {str(got.error)!r}; it could say {str(wanted.error)!r}."
             said = told(got.error)
             said = said[0].lower() + said[1:]
             if wanted.error is not None:
@@ -552,9 +571,9 @@ class Diagnosis:
             differ = self.difference(got.notes, wanted.notes)
             notes = f"not {notes}: {differ.replace('the result', 'it')}"
         if not self.same(got.value, wanted.value):
-            return self.difference(got.value, wanted.value) + (
-                f" {notes}" if callable(self.noted) else ""
-            )
+            said = self.difference(got.value, wanted.value)
+            more = notes if callable(self.noted) else ""
+            return f"{said} {more[:1].upper()}{more[1:]}".rstrip()
         return f"the result is right, but {notes}"
 
 
