@@ -275,7 +275,7 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     ):
         return ""
     for digits in range(5):
-        if np.array_equal(theirs, np.round(ours, digits)):
+        if theirs.tolist() == [round(x, digits) for x in ours.tolist()]:
             return " In every case that was tried yours is the right one, rounded: leave rounding to whoever shows it."
     with np.errstate(all="ignore"):
         ratio, offset = theirs / ours, theirs - ours
@@ -444,14 +444,18 @@ class Diagnosis:
             self._kept[key] = self.run(fn, self.probes[index], theirs=False)
         return self._kept[key]
 
-    def alike(
-        self, got: Outcome, wanted: Outcome, right: Outcome, changes: bool = True
-    ) -> bool:
-        """Whether two outcomes cannot be told apart; of an error that the exercise asks for, only the kind counts."""
+    @functools.cached_property
+    def asked(self) -> tuple[type[BaseException], ...]:
+        """The kinds of errors that the exercise asks for."""
+        right = [self.simulated((), i).error for i in range(len(self.probes))]
+        return tuple({type(error) for error in right if error is not None})
+
+    def alike(self, got: Outcome, wanted: Outcome, changes: bool = True) -> bool:
+        """Whether two outcomes cannot be told apart; of a kind of error that is asked for, only what `refusal` reads counts."""
         if changes and got.changed != wanted.changed:
             return False
         if got.error is not None or wanted.error is not None:
-            if right.error is not None and wanted.error is not None:
+            if wanted.error is not None and isinstance(wanted.error, self.asked):
                 kind = isinstance(got.error, type(wanted.error))
                 return kind and self.same(got.notes, wanted.notes)
             return type(got.error) is type(wanted.error) and str(got.error) == str(
@@ -467,7 +471,7 @@ class Diagnosis:
         """Whether these mistakes give what the learner's function gave, on every probe."""
         wrong = frozenset(wrong)
         return all(
-            self.alike(got, self.simulated(wrong, i), self.simulated((), i), changes)
+            self.alike(got, self.simulated(wrong, i), changes)
             for i, got in enumerate(theirs)
         )
 
@@ -521,7 +525,7 @@ class Diagnosis:
         wrong = [
             i
             for i, (got, wanted) in enumerate(zip(theirs, right, strict=True))
-            if not self.alike(got, wanted, wanted, False)
+            if not self.alike(got, wanted, False)
         ]
         first = min(wrong, key=lambda i: (not self._wrong_kind(theirs[i], right[i]), i))
         got, wanted = theirs[first], right[first]
