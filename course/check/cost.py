@@ -267,6 +267,10 @@ def _best_buy(
         pair = (max if "highest" in wrong else min)(losses, key=losses.__getitem__)
         if "last" in wrong:
             pair = pairs[-1]
+        if "cheapest apart" in wrong:
+            pair = pair[0], choice["cheapest gpu"]()
+        if "fastest apart" in wrong:
+            pair = pair[0], choice["fastest gpu"]()
     return pair[::-1] if "turned" in wrong else pair
 
 
@@ -295,7 +299,7 @@ def _asked(got: Any, wanted: Any) -> str:
         return "you never ask `law`, and its loss decides."
     n, tokens = next(pair for pair in wanted if pair not in got)
     return (
-        f"law is not asked for the right numbers: for {n:.3g} parameters the best GPU makes {tokens:.4g} tokens. "
+        f"`law` is not asked for the right numbers: for {n:.3g} parameters the best GPU makes {tokens:.4g} tokens. "
         + f"Yours asks for {', '.join(f'({a:.4g}, {b:.4g})' for a, b in got[:3])}{', …' if got[3:] else ''}."
     )
 
@@ -305,6 +309,8 @@ BEST_BUY = Diagnosis(
     {
         "cheapest gpu": "You chose the GPU with the lowest price per hour. What counts is FLOPs for a dollar: FLOP/s divided by the price.",
         "fastest gpu": "You chose the fastest GPU. Another one does more work for a dollar, and nobody set a time limit.",
+        "cheapest apart": "You choose the GPU apart from the model, by the lowest price per hour. What counts is FLOPs for a dollar.",
+        "fastest apart": "You choose the GPU apart from the model, the fastest. What counts is FLOPs for a dollar.",
         "worst ratio": "You chose the GPU that does the least for a dollar.",
         "first gpu": "You try only the first GPU.",
         "last gpu": "You try only the last GPU.",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from course.check.verdict import _a, call, is_theirs, told
+from course.check.verdict import _a, call, function, is_theirs, told
 
 Probe = tuple[Any, ...]
 CHANGED = (
@@ -290,6 +290,17 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     return ""
 
 
+# For references
+
+Wrong = frozenset[str]
+RIGHT: Wrong = frozenset()
+
+
+def pick(wrong: Wrong, instead: Mapping[str, Any], right: Any) -> Any:
+    """What the switch that is on puts instead of the right one."""
+    return next((instead[name] for name in instead if name in wrong), right)
+
+
 # Readers: the looser kinds that are accepted
 
 
@@ -367,7 +378,7 @@ class Diagnosis:
             right ones where they differ, an empty string if nothing.
         refusal: What counts of an error that is asked for, `refusal(error, *probe)`; without it only its kind does.
         twins: Groups of switches that no probe can tell apart; they are named together.
-        pairs: Whether two mistakes at once are tried.
+        pairs: Whether two mistakes at once are tried (never where the learner's code stops with an error of its own).
         rtol, atol: Tolerances for numbers in a result, see `same`.
     """
 
@@ -477,6 +488,7 @@ class Diagnosis:
 
     def explain(self, fn: Callable[..., Any]) -> str | None:
         """None if `fn` does what the reference does on every probe, else the sentence for the learner."""
+        function(fn)
         theirs = [self.run(fn, probe) for probe in self.probes]
         if self.fits(theirs, ()):
             return None
@@ -489,7 +501,8 @@ class Diagnosis:
             if found:
                 said = self.named(found) + ("" if changes else self.changes(theirs))
                 return said.strip()
-        if self.pairs:
+        stopped = (o.error for o in theirs if o.error is not None)
+        if self.pairs and all(isinstance(error, self.asked) for error in stopped):
             two = itertools.combinations(self.mistakes, 2)
             found = [pair for pair in two if self.fits(theirs, pair, changes=False)]
             if 0 < len(found) <= 2:

@@ -30,6 +30,8 @@ def _choose_gpu(
     way = next(
         (ways[w] for w in wrong if w in ways), lambda hours, price: hours * price
     )
+    if wrong & {"only hourly", "only fastest"}:
+        return min(gpus, key=lambda name: gpus[name]["only hourly" in wrong])
     all_costs = {name: hours * price for name, (hours, price) in gpus.items()}
     costs = {
         name: price if "cost of an hour" in wrong else all_costs[name]
@@ -75,9 +77,8 @@ def _choose_gpu(
             "tells missing": all_costs[best] - max_dollars,
             "tells cheapest": min(all_costs.values()),
         }
-        raise ValueError(
-            f"costs ${next((told[w] for w in wrong if w in told), all_costs[best])}"
-        )
+        cost = next((told[w] for w in wrong if w in told), all_costs[best])
+        raise ValueError(f"costs ${cost:g}")
     return best
 
 
@@ -117,6 +118,8 @@ GPUS = {
 CHOOSE = Diagnosis(
     _choose_gpu,
     {
+        "only hourly": "You only look for the lowest price per hour. Compare dollars for the whole run, and mind both limits.",
+        "only fastest": "You only look for the fastest. Compare dollars for the whole run, and mind both limits.",
         "hourly": "You chose the lowest price per hour. A slow GPU needs many hours: compare dollars for the whole run.",
         "cost of an hour": "You take the price of an hour for what the run costs: multiply it by the hours.",
         "fastest": "You chose the fastest. It is done first, but another one in time may cost less.",
@@ -216,6 +219,14 @@ class _Cloud:
         return f"with the result {answer!r}"
 
 
+ATTEMPTS = (
+    "the first attempt",
+    "the second attempt",
+    "an attempt when all is done",
+    "an attempt in a new container when all is done",
+)
+
+
 def _survives(
     fn: Callable[..., Any], steps: int, lost: int, killed: bool
 ) -> tuple[dict[str, Any], None]:
@@ -223,18 +234,20 @@ def _survives(
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         cloud = _Cloud(Path(name) / "0", lost)
-        for which in ("first", "second", "third", "fourth"):
+        for which in ATTEMPTS:
             end = cloud.attempt(fn, steps)
-            seen[f"the steps of the {which} attempt"] = cloud.done
-            seen[f"the end of the {which} attempt"] = end
-            if which == "first":
-                seen["the times that step was tried"] = cloud.interrupts
-                seen["whether each step was committed"] = cloud.commits_then >= lost
+            seen[f"the steps of {which}"] = cloud.done
+            seen[f"the end of {which}"] = end
+            if which == ATTEMPTS[0]:
+                seen["the times that this step was tried"] = cloud.interrupts
+                seen["whether all steps before it were committed"] = (
+                    cloud.commits_then >= lost
+                )
                 files = cloud.left if killed else cloud.safe
                 cloud.restart(Path(name) / "1", files or {})
-            elif which == "second":
-                cloud.done = []  # the third begins where the second ended
-            elif which == "third":
+            elif which == ATTEMPTS[1]:
+                cloud.done = []  # the next begins where this one ended
+            elif which == ATTEMPTS[2]:
                 cloud.restart(Path(name) / "2", cloud.safe)
     return seen, None
 

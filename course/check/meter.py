@@ -92,6 +92,8 @@ def _once_more(attempts: list[Attempt], wrong: frozenset[str] = No) -> bool:
         return "always" in wrong or (
             len(attempts) < 3 if "at most three" in wrong else last_one
         )
+    if "empty" in wrong and not attempts:
+        return False
     news, vain, before = [], [], 0
     for first, last, taken in attempts:
         came = {
@@ -158,6 +160,7 @@ ONCE_MORE = Diagnosis(
         "no three": "Fewer than three attempts count, and you already refuse: three must have been in vain.",
         "first three": "You look at the first three attempts. The last three decide.",
         "any new": "A new checkpoint long ago lets you begin for ever. Only the last three that count decide.",
+        "empty": "You refuse where no attempt has been made yet. Then one may begin.",
         "four": "You allow a fourth attempt in vain: three are enough.",
         "two": "You refuse after two in vain: three are asked for.",
         "turned": "Your answer is the wrong way round: True means that a further attempt may begin.",

@@ -53,14 +53,19 @@ def exercise(check: Callable[..., str]) -> Callable[..., Verdict]:
     return verdict
 
 
+def function(fn: Any) -> None:
+    """Assert that the learner handed in something that can be called."""
+    assert callable(fn), (
+        f"The check was given {_a(fn)}. Hand it your function itself: its name, without calling it."
+    )
+
+
 def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `fn` returns. What it raises is marked as the learner's, and goes on as it is.
 
     An assert that fails in something that the check handed in (a `work` that was called too often) stays the check's.
     """
-    assert callable(fn), (
-        f"The check was given {_a(fn)}. Hand it your function itself: its name, without calling it."
-    )
+    function(fn)
     try:
         return fn(*args, **kwargs)
     except (Exception, SystemExit) as error:
