@@ -4,59 +4,50 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from course.check.diagnose import Diagnosis, WrongKind, listed, number, whole
+from course.check.diagnose import (
+    RIGHT,
+    Diagnosis,
+    Wrong,
+    WrongKind,
+    listed,
+    number,
+    pick,
+    whole,
+)
 from course.check.verdict import exercise
 
-No = frozenset[str]()
 
-
-def _bill(
-    flops: float,
-    peak_tflops: float,
-    mfu: float,
-    gpu: float,
-    cores: float,
-    core: float,
-    gibs: float,
-    gib: float,
-    wrong: frozenset[str] = No,
-) -> tuple[float, float]:
-    tera = {"no tera": 1.0, "giga": 1e9, "binary": 2.0**40}
-    rate = peak_tflops * next((tera[w] for w in wrong if w in tera), 1e12)
-    used = {"no mfu": 1.0, "times mfu": 1 / mfu, "percent": mfu / 100}
-    seconds = flops / rate / next((used[w] for w in wrong if w in used), mfu)
+def _bill(*probe: float, wrong: Wrong = RIGHT) -> tuple[float, float]:
+    flops, peak_tflops, mfu, gpu, cores, core, gibs, gib = probe
+    tera = pick(wrong, {"no tera": 1.0, "giga": 1e9, "binary": 2.0**40}, 1e12)
+    shares = {"no mfu": 1.0, "times mfu": 1 / mfu, "percent": mfu / 100}
+    seconds = flops / (peak_tflops * tera * pick(wrong, shares, mfu))
     hours = seconds / 3600
-    if "whole hours" in wrong:
+    if wrong & {"whole hours", "whole hours, all"}:
         hours = math.ceil(hours)
     if "whole hours, all" in wrong:
-        hours = math.ceil(hours)
         seconds = hours * 3600
-    price = {
-        "only gpu": gpu,
-        "one each": gpu + core + gib,
-        "no memory": gpu + cores * core,
-        "no cores": gpu + gibs * gib,
-        "no gpu": cores * core + gibs * gib,
-        "swapped": gpu + cores * gib + gibs * core,
-        "per core": cores * (gpu + core) + gibs * gib,
-        "all per core": cores * (gpu + core + gibs * gib),
-    }
     host = cores * core + gibs * gib
-    dollars = seconds * next((price[w] for w in wrong if w in price), gpu + host)
-    if "host once" in wrong:
-        dollars = seconds * gpu + host
-    if "host hourly" in wrong:
-        dollars = seconds * gpu + hours * host
-    if "hourly" in wrong:
-        dollars = hours * (gpu + host)
-    if "per minute" in wrong:
-        dollars /= 60
-    if "seconds as hours" in wrong:
-        hours, dollars = seconds, dollars * 3600
-    if "twice" in wrong:
-        hours, dollars = hours / 3600, dollars / 3600
-    if "seconds" in wrong or "minutes" in wrong:
-        hours = seconds / (1 if "seconds" in wrong else 60)
+    bills = {
+        "only gpu": seconds * gpu,
+        "one each": seconds * (gpu + core + gib),
+        "no memory": seconds * (gpu + cores * core),
+        "no cores": seconds * (gpu + gibs * gib),
+        "no gpu": seconds * host,
+        "swapped": seconds * (gpu + cores * gib + gibs * core),
+        "per core": seconds * (cores * (gpu + core) + gibs * gib),
+        "all per core": seconds * cores * (gpu + core + gibs * gib),
+        "host once": seconds * gpu + host,
+        "host for an hour": seconds * gpu + 3600 * host,
+        "host hourly": seconds * gpu + hours * host,
+        "hourly": hours * (gpu + host),
+        "per minute": seconds / 60 * (gpu + host),
+        "seconds as hours": seconds * (gpu + host) * 3600,
+        "twice": hours * (gpu + host),
+    }
+    dollars = pick(wrong, bills, seconds * (gpu + host))
+    times = {"seconds": seconds, "minutes": seconds / 60, "twice": hours / 3600}
+    hours = pick(wrong, times | {"seconds as hours": seconds}, hours)
     return (dollars, hours) if "turned" in wrong else (hours, dollars)
 
 
@@ -84,6 +75,7 @@ BILL = Diagnosis(
         "per core": "You pay the GPU once for each core. There is one GPU.",
         "all per core": "You multiply the GPU and the memory by the cores too. Only `core` counts once for each core.",
         "host once": "The cores and the memory are paid for one second only. They are billed as long as the GPU is: mind the parentheses.",
+        "host for an hour": "The cores and the memory are paid for one hour, however long the run is. They are billed as long as the GPU is.",
         "host hourly": "The prices of cores and memory are per second too, and you multiply them by hours.",
         "hourly": "Prices are per second, and you multiply them by hours.",
         "per minute": "Prices are per second, and you multiply them by minutes.",
@@ -109,56 +101,40 @@ def bill(fn: Callable[..., Any]) -> str:
     return "Peak, utilisation, units, and everything that the container reserves."
 
 
-def _steps(
-    timeout: float,
-    dollars: float,
-    fast: float,
-    slow: float,
-    dollars_per_hour: float,
-    wrong: frozenset[str] = No,
-) -> int:
-    affordable = {
-        "hours": dollars / dollars_per_hour,
-        "minutes": dollars / dollars_per_hour * 60,
-        "whole hours": dollars // dollars_per_hour * 3600,
-        "times": dollars * dollars_per_hour * 3600,
-        "turned": dollars_per_hour / dollars * 3600,
-        "per second": dollars / dollars_per_hour / 3600,
+def _steps(*probe: float, wrong: Wrong = RIGHT) -> int:
+    timeout, dollars, fast, slow, rate = probe
+    lasts = {
+        "hours": dollars / rate,
+        "minutes": dollars / rate * 60,
+        "whole hours": dollars // rate * 3600,
+        "times": dollars * rate * 3600,
+        "turned": rate / dollars * 3600,
+        "per second": dollars / rate / 3600,
         "rate ignored": dollars * 3600,
+        "both hours": dollars / rate,
     }
-    money = next(
-        (affordable[w] for w in wrong if w in affordable),
-        dollars / dollars_per_hour * 3600,
-    )
+    money = pick(wrong, lasts, dollars / rate * 3600)
     if "both hours" in wrong:
-        timeout, money = timeout / 3600, money / 3600
-    paces = {
-        "fast": fast,
-        "middle": (fast + slow) / 2,
-        "half": fast + slow / 2,
-        "sum": fast + slow,
+        timeout /= 3600
+    paces = {"fast": fast, "middle": (fast + slow) / 2, "half": fast + slow / 2}
+    pace = pick(wrong, paces | {"sum": fast + slow}, slow)
+    by_time = timeout / pick(wrong, {"fast time": fast}, pace)
+    by_money = money / pick(wrong, {"fast money": fast}, pace)
+    which = {
+        "only time": by_time,
+        "only money": by_money,
+        "larger": max(by_time, by_money),
+        "added": by_time + by_money,
     }
-    pace = next((paces[w] for w in wrong if w in paces), slow)
-    by_time = timeout / (fast if "fast time" in wrong else pace)
-    by_money = money / (fast if "fast money" in wrong else pace)
-    if "only time" in wrong:
-        most = by_time
-    elif "only money" in wrong:
-        most = by_money
-    elif "larger" in wrong:
-        most = max(by_time, by_money)
-    elif "added" in wrong:
-        most = by_time + by_money
-    else:
-        most = min(by_time, by_money)
-    ways: dict[str, Callable[[float], int]] = {
-        "up": math.ceil,
-        "nearest": round,
-        "one more": lambda x: int(x) + 1,
-        "one less": lambda x: int(x) - 1,
-        "below": lambda x: max(0, math.ceil(x) - 1),
+    most = pick(wrong, which, min(by_time, by_money))
+    ways = {
+        "up": math.ceil(most),
+        "nearest": round(most),
+        "one more": int(most) + 1,
+        "one less": int(most) - 1,
+        "below": max(0, math.ceil(most) - 1),
     }
-    return next((ways[w] for w in wrong if w in ways), int)(most)
+    return int(pick(wrong, ways, int(most)))
 
 
 STEPS = Diagnosis(
@@ -216,15 +192,11 @@ Law = Callable[[float, float], float]
 
 
 def _best_buy(
-    models: Named, gpus: Named, dollars: float, law: Law, wrong: frozenset[str] = No
+    models: Named, gpus: Named, dollars: float, law: Law, wrong: Wrong = RIGHT
 ) -> Any:
     def loss(pair: tuple[str, str]) -> float:
-        n, flops = models[pair[0]]
-        speed, price = gpus[pair[1]]
-        if "model turned" in wrong:
-            n, flops = flops, n
-        if "gpu turned" in wrong:
-            speed, price = price, speed
+        n, flops = models[pair[0]][:: -1 if "model turned" in wrong else 1]
+        speed, price = gpus[pair[1]][:: -1 if "gpu turned" in wrong else 1]
         money = 1.0 if "no dollars" in wrong else dollars
         lasts = {
             "hours": money / price,
@@ -232,45 +204,43 @@ def _best_buy(
             "no price": money * 3600,
             "times price": money * price * 3600,
         }
-        seconds = next((lasts[w] for w in wrong if w in lasts), money / price * 3600)
-        cost = {
+        done = pick(wrong, lasts, money / price * 3600) * speed
+        each = {
             "6N": 6 * n,
             "2N": 2 * n,
             "N": n,
-            "no flops": 1.0,
+            "no flops": 1,
             "times flops": 1 / flops,
         }
-        tokens = seconds * speed / next((cost[w] for w in wrong if w in cost), flops)
-        if "flops for n" in wrong:
-            n = flops
+        tokens = done / pick(wrong, each, flops)
+        n = pick(wrong, {"flops for n": flops}, n)
         return law(tokens, n) if "law turned" in wrong else law(n, tokens)
 
-    choice = {
-        "cheapest gpu": lambda: min(gpus, key=lambda g: gpus[g][1]),
-        "fastest gpu": lambda: max(gpus, key=lambda g: gpus[g][0]),
-        "worst ratio": lambda: min(gpus, key=lambda g: gpus[g][0] / gpus[g][1]),
-        "first gpu": lambda: next(iter(gpus)),
-        "last gpu": lambda: list(gpus)[-1],
+    worth = {name: speed / price for name, (speed, price) in gpus.items()}
+    cheapest = min(gpus, key=lambda name: gpus[name][1])
+    fastest = max(gpus, key=lambda name: gpus[name][0])
+    chosen = {
+        "cheapest gpu": [cheapest],
+        "fastest gpu": [fastest],
+        "worst ratio": [min(gpus, key=worth.__getitem__)],
+        "first gpu": [*gpus][:1],
+        "last gpu": [*gpus][-1:],
     }
-    chosen = [choice[w]() for w in wrong if w in choice]
-    best = max(gpus, key=lambda g: gpus[g][0] / gpus[g][1])
-    if "largest" in wrong:
-        pair = max(models, key=lambda m: models[m][0]), (chosen or [best])[0]
-    elif "smallest" in wrong:
-        pair = min(models, key=lambda m: models[m][0]), (chosen or [best])[0]
-    elif "most tokens" in wrong:
-        pair = min(models, key=lambda m: models[m][1]), (chosen or [best])[0]
+    sized = {
+        "largest": lambda: max(models, key=lambda name: models[name][0]),
+        "smallest": lambda: min(models, key=lambda name: models[name][0]),
+        "most tokens": lambda: min(models, key=lambda name: models[name][1]),
+    }
+    if model := pick(wrong, sized, None):
+        pair = model(), pick(wrong, chosen, [max(gpus, key=worth.__getitem__)])[0]
     else:
-        kept = [next(iter(models))] if "first model" in wrong else list(models)
-        pairs = [(m, g) for m in kept for g in chosen or gpus]
+        kept = list(models)[: 1 if "first model" in wrong else None]
+        pairs = [(m, g) for m in kept for g in pick(wrong, chosen, gpus)]
         losses = {pair: loss(pair) for pair in pairs}
         pair = (max if "highest" in wrong else min)(losses, key=losses.__getitem__)
-        if "last" in wrong:
-            pair = pairs[-1]
-        if "cheapest apart" in wrong:
-            pair = pair[0], choice["cheapest gpu"]()
-        if "fastest apart" in wrong:
-            pair = pair[0], choice["fastest gpu"]()
+        pair = pick(wrong, {"last": pairs[-1]}, pair)
+    apart = {"cheapest apart": cheapest, "fastest apart": fastest}
+    pair = pair[0], pick(wrong, apart, pair[1])
     return pair[::-1] if "turned" in wrong else pair
 
 

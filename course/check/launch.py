@@ -7,36 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from course.check.diagnose import Diagnosis, WrongKind
+from course.check.diagnose import RIGHT, Diagnosis, Wrong, WrongKind, pick
 from course.check.verdict import call, exercise
 
-No = frozenset[str]()
 Gpus = dict[str, tuple[float, float]]
 
 
 def _choose_gpu(
-    gpus: Gpus, max_dollars: float, max_hours: float, wrong: frozenset[str] = No
-) -> Any:
+    gpus: Gpus, max_dollars: float, max_hours: float, wrong: Wrong = RIGHT
+) -> str | None:
     if "limits turned" in wrong:
         max_dollars, max_hours = max_hours, max_dollars
     if "numbers turned" in wrong:
-        gpus = {name: (hours, price) for name, (price, hours) in gpus.items()}
-    ways: dict[str, Callable[[float, float], float]] = {
-        "hourly": lambda hours, price: price,
-        "fastest": lambda hours, price: hours,
-        "divided": lambda hours, price: hours / price,
-        "dearest": lambda hours, price: -hours * price,
-    }
-    way = next(
-        (ways[w] for w in wrong if w in ways), lambda hours, price: hours * price
-    )
+        gpus = {name: numbers[::-1] for name, numbers in gpus.items()}
     if wrong & {"only hourly", "only fastest"}:
         return min(gpus, key=lambda name: gpus[name]["only hourly" in wrong])
     all_costs = {name: hours * price for name, (hours, price) in gpus.items()}
-    costs = {
-        name: price if "cost of an hour" in wrong else all_costs[name]
-        for name, (_, price) in gpus.items()
-    }
+    prices = {name: price for name, (_, price) in gpus.items()}
+    costs = pick(wrong, {"cost of an hour": prices}, all_costs)
     in_time = [
         name
         for name, (hours, _) in gpus.items()
@@ -44,41 +32,39 @@ def _choose_gpu(
     ]
     if wrong & {"no time", "late check"}:
         in_time = list(gpus)
-    fits = in_time
-    if wrong & {"dearest", "fastest that fits", "first that fits"}:
-        fits = [name for name in in_time if costs[name] <= max_dollars]
-    if "fastest that fits" in wrong:
-        way = ways["fastest"]
     if not in_time:
         if "none if late" in wrong:
             return None
         raise ValueError("no GPU is in time")
-    best = min(
-        fits or in_time,
-        key=lambda name: (
-            costs[name] if "cost of an hour" in wrong else way(*gpus[name])
-        ),
-    )
-    if "first that fits" in wrong and fits:
-        best = fits[0]
+    fits = in_time
+    if wrong & {"dearest", "fastest that fits", "first that fits"}:
+        fits = [name for name in in_time if costs[name] <= max_dollars]
+    hours_of = {name: hours for name, (hours, _) in gpus.items()}
+    ways = {
+        "hourly": prices,
+        "fastest": hours_of,
+        "fastest that fits": hours_of,
+        "divided": {name: hours / price for name, (hours, price) in gpus.items()},
+        "dearest": {name: -cost for name, cost in costs.items()},
+        "first that fits": {name: 0 for name in gpus},
+    }
+    way = pick(wrong, ways, costs) if fits else costs
+    best = min(fits or in_time, key=way.__getitem__)
     if "late check" in wrong and gpus[best][0] > max_hours:
         raise ValueError("too late")
-    above = (
-        costs[best] >= max_dollars
-        if "below dollars" in wrong
-        else costs[best] > max_dollars
-    )
+    above = costs[best] > max_dollars
+    if "below dollars" in wrong:
+        above = costs[best] >= max_dollars
     if above and "no budget" not in wrong:
         if "none if dear" in wrong:
             return None
         told = {
             "mute": max_dollars,
-            "tells hourly": gpus[best][1],
+            "tells hourly": prices[best],
             "tells missing": all_costs[best] - max_dollars,
             "tells cheapest": min(all_costs.values()),
         }
-        cost = next((told[w] for w in wrong if w in told), all_costs[best])
-        raise ValueError(f"costs ${cost:g}")
+        raise ValueError(f"costs ${pick(wrong, told, all_costs[best]):g}")
     return best
 
 
@@ -260,7 +246,7 @@ def _attempt(
     steps: int,
     work: Callable[[int], None],
     commit: Callable[[], None],
-    wrong: frozenset[str] = No,
+    wrong: Wrong = RIGHT,
 ) -> Any:
     saved = folder / "step.json"
 
@@ -332,7 +318,7 @@ def _attempt(
         commit()
     if "no result" in wrong:
         return None
-    return did if "returns did" in wrong else step if "returns step" in wrong else steps
+    return did if "returns did" in wrong else steps
 
 
 ATTEMPT = Diagnosis(

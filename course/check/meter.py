@@ -5,14 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from course.check.diagnose import Diagnosis, flag, number
+from course.check.diagnose import RIGHT, Diagnosis, Wrong, flag, number, pick
 from course.check.verdict import exercise
-
-No = frozenset[str]()
 
 
 def _most_dollars(
-    timeout: int, retries: int, dollars_per_hour: float, wrong: frozenset[str] = No
+    timeout: int, retries: int, rate: float, wrong: Wrong = RIGHT
 ) -> float:
     counts = {
         "one": 1,
@@ -23,23 +21,22 @@ def _most_dollars(
         "doubles": 2**retries,
         "always four": 4,
     }
-    attempts = next((counts[w] for w in wrong if w in counts), 1 + retries)
-    if "added" in wrong:
-        return (timeout + retries) / 3600 * dollars_per_hour
-    hours = timeout / 3600
+    attempts = pick(wrong, counts, 1 + retries)
     units = {
         "seconds": timeout,
         "minutes": timeout / 60,
-        "twice": hours / 3600,
-        "up": math.ceil(hours),
+        "twice": timeout / 3600**2,
+        "up": math.ceil(timeout / 3600),
         "down": timeout // 3600,
     }
-    hours = next((units[w] for w in wrong if w in units), hours)
-    if "precedence" in wrong:
-        return 1 + retries * hours * dollars_per_hour
-    if "divides" in wrong:
-        return attempts * hours / dollars_per_hour
-    return attempts * hours * (1 if "hours" in wrong else dollars_per_hour)
+    hours = pick(wrong, units, timeout / 3600)
+    ways = {
+        "added": (timeout + retries) / 3600 * rate,
+        "precedence": 1 + retries * hours * rate,
+        "divides": attempts * hours / rate,
+        "hours": attempts * hours,
+    }
+    return float(pick(wrong, ways, attempts * hours * rate))
 
 
 MOST = Diagnosis(
@@ -86,50 +83,42 @@ def most_dollars(fn: Callable[..., Any]) -> str:
 Attempt = tuple[int, int, bool]
 
 
-def _once_more(attempts: list[Attempt], wrong: frozenset[str] = No) -> bool:
-    if wrong & {"always", "at most three", "only the last"}:
-        last_one = not attempts or attempts[-1][1] > attempts[-1][0] or attempts[-1][2]
-        return "always" in wrong or (
-            len(attempts) < 3 if "at most three" in wrong else last_one
-        )
-    if "empty" in wrong and not attempts:
-        return False
-    news, vain, before = [], [], 0
-    for first, last, taken in attempts:
+def _once_more(attempts: list[Attempt], wrong: Wrong = RIGHT) -> bool:
+    last = attempts[-1] if attempts else (0, 1, False)
+    simple = {
+        "always": True,
+        "at most three": len(attempts) < 3,
+        "only the last": last[1] > last[0] or last[2],
+    }
+    if wrong & {*simple} or ("empty" in wrong and not attempts):
+        return bool(pick(wrong, simple, False))
+    row, before = [], 0
+    for first, end, taken in attempts:
         came = {
-            "any checkpoint": last > 0,
+            "any checkpoint": end > 0,
             "began later": first > before,
-            "turned steps": first > last,
+            "turned steps": first > end,
         }
-        news.append(next((came[w] for w in wrong if w in came), last > first))
+        counts = {"turned taken": taken, "taken counts": True}
+        if not (taken and "taken skipped" in wrong):
+            new = pick(wrong, came, end > first)
+            row.append((new, pick(wrong, counts, not taken), taken))
         before = first
-        vain.append(
-            taken if "turned taken" in wrong else not taken or "taken counts" in wrong
-        )
-    row = list(zip(news, vain, (a[2] for a in attempts), strict=True))
-    if "taken skipped" in wrong:
-        row = [x for x in row if not x[2]]
     if wrong & {"no three", "first three", "any new"}:
         row = [x for x in row if x[0] or x[1]]
-        part = (
-            row[:3]
-            if "first three" in wrong
-            else row
-            if "any new" in wrong
-            else row[-3:]
-        )
+        part = pick(wrong, {"first three": row[:3], "any new": row}, row[-3:])
         few = len(row) < 3 and "no three" not in wrong
         return few or any(new or not counts for new, counts, _ in part)
     in_vain, most = 0, 0
     for new, counts, taken in row:
-        if new and "no reset" not in wrong or taken and "taken ends" in wrong:
+        if (new and "no reset" not in wrong) or (taken and "taken ends" in wrong):
             in_vain = 0
         elif counts and not new:
             in_vain += 1
         most = max(most, in_vain)
-    in_vain = most if "for ever" in wrong else in_vain
-    limit = 4 if "four" in wrong else 2 if "two" in wrong else 3
-    return in_vain >= limit if "turned" in wrong else in_vain < limit
+    in_vain = pick(wrong, {"for ever": most}, in_vain)
+    limit = pick(wrong, {"four": 4, "two": 2}, 3)
+    return bool(in_vain >= limit if "turned" in wrong else in_vain < limit)
 
 
 def _histories(longest: int) -> list[tuple[list[Attempt]]]:
