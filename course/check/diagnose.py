@@ -28,12 +28,8 @@ CHANGED = (
     "sort, …). Whoever holds {0} still needs it as it was: work on a copy, or make a new one."
 )
 ORDINALS = ("first", "second", "third", "fourth")
-GENERATORS = (
-    torch.Generator,
-    random.Random,
-    np.random.Generator,
-    np.random.RandomState,
-)
+NUMPY = (np.random.Generator, np.random.RandomState)
+GENERATORS = (torch.Generator, random.Random, *NUMPY)
 
 
 class WrongKind(Exception):
@@ -60,10 +56,7 @@ def same(a: Any, b: Any, rtol: float | None = None, atol: float | None = None) -
     Without `rtol` and `atol`: 1e-4 and 1e-5 for tensors and arrays, 1e-6 and 0 for a float of Python.
     """
     alike = functools.partial(same, rtol=rtol, atol=atol)
-    if isinstance(a, np.generic):
-        a = a.item()
-    if isinstance(b, np.generic):
-        b = b.item()
+    a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
@@ -135,21 +128,15 @@ def readable(value: Any, digits: int = 4) -> str:
 
 def _cut(items: Iterable[str], most: int = 12) -> str:
     texts = list(items)
-    return ", ".join(
-        texts
-        if len(texts) <= most
-        else [*texts[: most - 1], f"… ({len(texts)} in all)"]
-    )
+    if len(texts) > most:
+        texts = [*texts[: most - 1], f"… ({len(texts)} in all)"]
+    return ", ".join(texts)
 
 
 def _both(got: Any, wanted: Any) -> tuple[str, str]:
     """Both, with as many digits as it takes to see a difference."""
-    pair = ("", "")
-    for digits in (4, 6, 9, 17):
-        pair = readable(got, digits), readable(wanted, digits)
-        if pair[0] != pair[1]:
-            break
-    return pair
+    pairs = [(readable(got, n), readable(wanted, n)) for n in (4, 6, 9, 17)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
 def kind_of(got: Any, wanted: Any) -> str:
@@ -162,15 +149,10 @@ def kind_of(got: Any, wanted: Any) -> str:
         return "the result is a generator, since there is a `yield` in your function. Return the whole result."
     if isinstance(got, Tensor | np.ndarray) and isinstance(got, type(wanted)):
         if got.shape != wanted.shape:
-            turned = got.ndim == 2 and got.shape == wanted.shape[::-1]
-            return (
-                f"the result has the shape {tuple(got.shape)}; it should be {tuple(wanted.shape)}."
-                + (
-                    " It is turned: rows and columns have changed places."
-                    if turned
-                    else ""
-                )
-            )
+            said = f"the result has the shape {tuple(got.shape)}; it should be {tuple(wanted.shape)}."
+            if got.ndim == 2 and got.shape == wanted.shape[::-1]:
+                said += " It is turned: rows and columns have changed places."
+            return said
         if got.dtype != wanted.dtype:
             return f"the result holds {got.dtype}; it should hold {wanted.dtype}."
         return ""
@@ -198,8 +180,9 @@ def difference(
     whole = "the result should be {1}; yours is {0}."
     if isinstance(wanted, Tensor | np.ndarray):
         if math.prod(wanted.shape) > 8:
+            spots = np.ndindex(*wanted.shape)
             index = next(
-                i for i in np.ndindex(*wanted.shape) if not alike(got[i], wanted[i])
+                i for i in spots if not alike(got[(*i, None)], wanted[(*i, None)])
             )
             got, wanted = got[index], wanted[index]
             whole = f"at [{', '.join(map(str, index))}] {whole.replace('yours', 'yours there')}"
@@ -261,18 +244,15 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     if any(isinstance(x, bool | str) for x in (*got, *wanted)):
         return ""
     try:
-        numbers = [np.asarray(x, dtype=float).ravel() for x in (*got, *wanted)]
-        ours, theirs = (
-            np.concatenate(numbers[len(got) :]),
-            np.concatenate(numbers[: len(got)]),
+        theirs, ours = (
+            np.concatenate([np.asarray(x, dtype=float).ravel() for x in results])
+            for results in (got, wanted)
         )
     except (TypeError, ValueError, RuntimeError):
         return ""
-    if (
-        ours.shape != theirs.shape
-        or len(set(ours)) < 2
-        or not np.isfinite([ours, theirs]).all()
-    ):
+    if theirs.shape != ours.shape or len(set(ours)) < 2:
+        return ""
+    if not np.isfinite([ours, theirs]).all():
         return ""
     for digits in range(5):
         if theirs.tolist() == [round(x, digits) for x in ours.tolist()]:
@@ -304,33 +284,34 @@ def pick(wrong: Wrong, instead: Mapping[str, Any], right: Any) -> Any:
 # Readers: the looser kinds that are accepted
 
 
+def _item(value: Any) -> Any:
+    """A tensor or an array with one element as the number in it."""
+    array = isinstance(value, Tensor | np.ndarray | np.generic)
+    return value.item() if array and math.prod(value.shape) == 1 else value
+
+
 def number(value: Any) -> float:
     """Any real number, of Python, numpy or a tensor with one element."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(
-        value, int | float | np.number
-    ):
+    value = _item(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise WrongKind("a number")
     return float(value)
 
 
 def whole(value: Any) -> int:
     """An int, of Python, numpy or a tensor with one element; no float."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+    value = _item(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise WrongKind("a whole number, an int")
-    return int(value)
+    return value
 
 
 def flag(value: Any) -> bool:
     """True or False, of Python, numpy or a tensor with one element."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if not isinstance(value, bool | np.bool_):
+    value = _item(value)
+    if not isinstance(value, bool):
         raise WrongKind("True or False")
-    return bool(value)
+    return value
 
 
 def listed(

@@ -389,6 +389,7 @@ def test_same(a, b):
         (torch.ones(2), torch.ones(2).double(), "holds torch.float32; it should hold torch.float64"),
         (torch.tensor([1, 2]), torch.tensor([1, 3]), "should be [1, 3]; yours is [1, 2]"),
         (torch.eye(9), torch.eye(9).roll(1, 0), "at [0, 0] the result should be 0; yours there is 1"),
+        (np.arange(9.0) + 4e-5 * np.arange(9), np.r_[np.arange(8.0), 9.0], "at [8] the result should be 9"),
         (np.ones(2), [1.0, 1.0], "a ndarray; it should be a list"),
         (True, 1, "a bool (True); it should be an int"),
         (1, 1.0, "an int (1); it should be a float"),
