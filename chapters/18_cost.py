@@ -826,6 +826,8 @@ check.bill(only_the_gpu)
 #
 # **2. A budget that refuses.** How many whole steps can be promised, with `timeout`
 # seconds and `dollars` to spend, if a step takes between `fast` and `slow` seconds?
+# Predict first: with two hours, one dollar and $0.90 an hour, which of the two ends the
+# run?
 
 
 # %% tags=["exercise"]
@@ -837,6 +839,18 @@ def my_steps(
 
 
 check.steps_within(my_steps)
+
+# %% [markdown]
+# Dollars by dollars per hour are hours, and the other limit is in seconds. What the
+# check says to one who compares the two:
+
+
+# %% tags=["hide-input"]
+def hours_and_seconds(timeout, dollars, fast, slow, dollars_per_hour):
+    return int(min(timeout, dollars / dollars_per_hour) / slow)
+
+
+check.steps_within(hours_and_seconds)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -851,7 +865,8 @@ check.steps_within(my_steps)
 # **3. Five dollars.** Which model, on which GPU, gives the lowest predicted loss for a
 # budget? A model is its parameters and its training FLOPs per token; a GPU is the
 # FLOP/s that it reaches, and its dollars per hour. Leave start-up out; `law(parameters,
-# tokens)` gives the loss.
+# tokens)` gives the loss. Predict first: with a thousand times the dollars, does the
+# best GPU change? Does the best model?
 
 
 # %% tags=["exercise"]
@@ -866,6 +881,22 @@ def my_best_buy(
 
 
 check.best_buy(my_best_buy)
+
+# %% [markdown]
+# The check watches what `law` is asked. What it says to an answer that names the right
+# model and the right GPU, but counts six FLOPs for each parameter and token:
+
+
+# %% tags=["hide-input"]
+def six_per_parameter(models, gpus, dollars, law):
+    def loss(pair):
+        (parameters, _), (speed, price) = models[pair[0]], gpus[pair[1]]
+        return law(parameters, dollars / price * 3600 * speed / (6 * parameters))
+
+    return min(((model, gpu) for model in models for gpu in gpus), key=loss)
+
+
+check.best_buy(six_per_parameter)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -1024,6 +1024,19 @@ def my_once_more(attempts: list[tuple[int, int, bool]]) -> bool:
 exercises.once_more(my_once_more)
 
 # %% [markdown]
+# What the check says to a typical wrong answer, one that leaves out whatever was taken
+# away, a new checkpoint included:
+
+
+# %% tags=["hide-input"]
+def without_the_taken(attempts):
+    last_three = [a for a in attempts if not a[2]][-3:]
+    return len(last_three) < 3 or any(last > first for first, last, _ in last_three)
+
+
+exercises.once_more(without_the_taken)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python

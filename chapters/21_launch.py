@@ -934,6 +934,24 @@ def my_attempt(
 exercises.attempt(my_attempt)
 
 # %% [markdown]
+# What the check says to a typical wrong answer, one that tidies up in a `finally`:
+
+
+# %% tags=["hide-input"]
+def tidies_up(folder, steps, work, commit):
+    saved = folder / "step.txt"
+    try:
+        for step in range(int(saved.read_text()) if saved.exists() else 0, steps):
+            work(step)
+            saved.write_text(str(step + 1))
+    finally:
+        commit()
+    return steps
+
+
+exercises.attempt(tidies_up)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python

@@ -20,19 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from course.check.verdict import _a, call, is_theirs, told
+from course.check.verdict import _a, call, function, is_theirs, told
 
 Probe = tuple[Any, ...]
 CHANGED = (
-    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or "
-    "append, pop, sort, …). Whoever holds {0} still needs it as it was: work on a copy, or write {0} = {0} + …"
+    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or append, pop, "
+    "sort, …). Whoever holds {0} still needs it as it was: work on a copy, or make a new one."
 )
-GENERATORS = (
-    torch.Generator,
-    random.Random,
-    np.random.Generator,
-    np.random.RandomState,
-)
+ORDINALS = ("first", "second", "third", "fourth")
+NUMPY = (np.random.Generator, np.random.RandomState)
+GENERATORS = (torch.Generator, random.Random, *NUMPY)
 
 
 class WrongKind(Exception):
@@ -59,10 +56,7 @@ def same(a: Any, b: Any, rtol: float | None = None, atol: float | None = None) -
     Without `rtol` and `atol`: 1e-4 and 1e-5 for tensors and arrays, 1e-6 and 0 for a float of Python.
     """
     alike = functools.partial(same, rtol=rtol, atol=atol)
-    if isinstance(a, np.generic):
-        a = a.item()
-    if isinstance(b, np.generic):
-        b = b.item()
+    a, b = (x.item() if isinstance(x, np.generic) else x for x in (a, b))
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
@@ -136,21 +130,15 @@ def readable(value: Any, digits: int = 4) -> str:
 
 def _cut(items: Iterable[str], most: int = 12) -> str:
     texts = list(items)
-    return ", ".join(
-        texts
-        if len(texts) <= most
-        else [*texts[: most - 1], f"… ({len(texts)} in all)"]
-    )
+    if len(texts) > most:
+        texts = [*texts[: most - 1], f"… ({len(texts)} in all)"]
+    return ", ".join(texts)
 
 
 def _both(got: Any, wanted: Any) -> tuple[str, str]:
     """Both, with as many digits as it takes to see a difference."""
-    pair = ("", "")
-    for digits in (4, 6, 9, 17):
-        pair = readable(got, digits), readable(wanted, digits)
-        if pair[0] != pair[1]:
-            break
-    return pair
+    pairs = [(readable(got, n), readable(wanted, n)) for n in (4, 6, 9, 17)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
 def kind_of(got: Any, wanted: Any) -> str:
@@ -163,15 +151,10 @@ def kind_of(got: Any, wanted: Any) -> str:
         return "the result is a generator, since there is a `yield` in your function. Return the whole result."
     if isinstance(got, Tensor | np.ndarray) and isinstance(got, type(wanted)):
         if got.shape != wanted.shape:
-            turned = got.ndim == 2 and got.shape == wanted.shape[::-1]
-            return (
-                f"the result has the shape {tuple(got.shape)}; it should be {tuple(wanted.shape)}."
-                + (
-                    " It is turned: rows and columns have changed places."
-                    if turned
-                    else ""
-                )
-            )
+            said = f"the result has the shape {tuple(got.shape)}; it should be {tuple(wanted.shape)}."
+            if got.ndim == 2 and got.shape == wanted.shape[::-1]:
+                said += " It is turned: rows and columns have changed places."
+            return said
         if got.dtype != wanted.dtype:
             return f"the result holds {got.dtype}; it should hold {wanted.dtype}."
         return ""
@@ -199,8 +182,9 @@ def difference(
     whole = "the result should be {1}; yours is {0}."
     if isinstance(wanted, Tensor | np.ndarray):
         if math.prod(wanted.shape) > 8:
+            spots = np.ndindex(*wanted.shape)
             index = next(
-                i for i in np.ndindex(*wanted.shape) if not alike(got[i], wanted[i])
+                i for i in spots if not alike(got[(*i, None)], wanted[(*i, None)])
             )
             got, wanted = got[index], wanted[index]
             whole = f"at [{', '.join(map(str, index))}] {whole.replace('yours', 'yours there')}"
@@ -245,27 +229,36 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     if len(wanted) > 2 and all(same(one, got[0]) for one in got):
         if any(map(same, got, wanted)):
             return " Yours is the same for every input that was tried, right here and wrong there."
-    if all(isinstance(x, list | tuple) for x in (*got, *wanted)):
-        pairs = [(list(a), list(b)) for a, b in zip(got, wanted, strict=True)]
-        if all(same(a, b[::-1]) for a, b in pairs):
+    lengths = {len(x) if isinstance(x, list | tuple) else 0 for x in (*got, *wanted)}
+    if 0 not in lengths:
+        if all(same([*a], [*b][::-1]) for a, b in zip(got, wanted, strict=True)):
             return " Yours is always the right one in reverse."
-        return ""
+        if len(lengths) > 1 or lengths > {4}:
+            return ""
+        said: dict[str, list[str]] = {}
+        columns = zip(zip(*got, strict=True), zip(*wanted, strict=True), strict=True)
+        for ordinal, (a, b) in zip(ORDINALS, columns, strict=False):
+            said.setdefault("" if same(a, b) else regularity(a, b), []).append(ordinal)
+        said.pop("", None)
+        return "".join(
+            f"{text} (The {', '.join(of)} element.)" for text, of in said.items()
+        )
     if any(isinstance(x, bool | str) for x in (*got, *wanted)):
         return ""
     try:
-        numbers = [np.asarray(x, dtype=float).ravel() for x in (*got, *wanted)]
-        ours, theirs = (
-            np.concatenate(numbers[len(got) :]),
-            np.concatenate(numbers[: len(got)]),
+        theirs, ours = (
+            np.concatenate([np.asarray(x, dtype=float).ravel() for x in results])
+            for results in (got, wanted)
         )
     except (TypeError, ValueError, RuntimeError):
         return ""
-    if (
-        ours.shape != theirs.shape
-        or len(set(ours)) < 2
-        or not np.isfinite([ours, theirs]).all()
-    ):
+    if theirs.shape != ours.shape or len(set(ours)) < 2:
         return ""
+    if not np.isfinite([ours, theirs]).all():
+        return ""
+    for digits in range(5):
+        if theirs.tolist() == [round(x, digits) for x in ours.tolist()]:
+            return " In every case that was tried yours is the right one, rounded: leave rounding to whoever shows it."
     with np.errstate(all="ignore"):
         ratio, offset = theirs / ours, theirs - ours
     if np.allclose(ratio, ratio[0], rtol=1e-5, atol=0) and abs(ratio[0]) > 1e-12:
@@ -279,36 +272,48 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     return ""
 
 
+# For references
+
+Wrong = frozenset[str]
+RIGHT: Wrong = frozenset()
+
+
+def pick(wrong: Wrong, instead: Mapping[str, Any], right: Any) -> Any:
+    """What the switch that is on puts instead of the right one."""
+    return next((instead[name] for name in instead if name in wrong), right)
+
+
 # Readers: the looser kinds that are accepted
+
+
+def _item(value: Any) -> Any:
+    """A tensor or an array with one element as the number in it."""
+    array = isinstance(value, Tensor | np.ndarray | np.generic)
+    return value.item() if array and math.prod(value.shape) == 1 else value
 
 
 def number(value: Any) -> float:
     """Any real number, of Python, numpy or a tensor with one element."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(
-        value, int | float | np.number
-    ):
+    value = _item(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise WrongKind("a number")
     return float(value)
 
 
 def whole(value: Any) -> int:
     """An int, of Python, numpy or a tensor with one element; no float."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+    value = _item(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise WrongKind("a whole number, an int")
-    return int(value)
+    return value
 
 
 def flag(value: Any) -> bool:
     """True or False, of Python, numpy or a tensor with one element."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if not isinstance(value, bool | np.bool_):
+    value = _item(value)
+    if not isinstance(value, bool):
         raise WrongKind("True or False")
-    return bool(value)
+    return value
 
 
 def listed(
@@ -325,7 +330,10 @@ def listed(
             raise WrongKind(
                 what or "a list" + (f" of {length} elements" if length else "")
             )
-        return [each(element) for element in value]
+        try:
+            return [each(element) for element in value]
+        except WrongKind as inner:
+            raise WrongKind(what or f"a list, each element {inner}") from None
 
     return read
 
@@ -354,9 +362,11 @@ class Diagnosis:
             It may hand in watched functions and return as notes what they were called with, in a form in which every
             right order is equal; it may keep calling (use `call` for what the first call gave). A function that is
             meant to change its arguments returns them as the value here, made in here.
-        noted: What the notes are, for the sentence: "the arguments of law".
+        noted: What the notes are, for the sentence: "the arguments of law"; or what to say of the learner's notes and the
+            right ones where they differ, an empty string if nothing.
+        refusal: What counts of an error that is asked for, `refusal(error, *probe)`; without it only its kind does.
         twins: Groups of switches that no probe can tell apart; they are named together.
-        pairs: Whether two mistakes at once are tried.
+        pairs: Whether two mistakes at once are tried (never where the learner's code stops with an error of its own).
         rtol, atol: Tolerances for numbers in a result, see `same`.
     """
 
@@ -369,7 +379,8 @@ class Diagnosis:
         *,
         read: Callable[[Any], Any] | None = None,
         observe: Callable[..., tuple[Any, Any]] | None = None,
-        noted: str = "what your function called",
+        noted: str | Callable[[Any, Any], str] = "what your function called",
+        refusal: Callable[..., Any] | None = None,
         twins: Iterable[Iterable[str]] = (),
         pairs: bool = True,
         rtol: float | None = None,
@@ -377,6 +388,7 @@ class Diagnosis:
     ) -> None:
         self.answer, self.mistakes, self.probes = answer, mistakes, list(probes)
         self.read, self.observe, self.noted, self.pairs = read, observe, noted, pairs
+        self.refusal = refusal
         self.twins = [set(group) for group in twins]
         self.same = functools.partial(same, rtol=rtol, atol=atol)
         self.difference = functools.partial(difference, rtol=rtol, atol=atol)
@@ -408,6 +420,7 @@ class Diagnosis:
             ):
                 raise  # the stub, and the check's own word or fault: told by `exercise`
             error = raised
+            notes = self.refusal(error, *probe) if self.refusal else None
         changed = tuple(
             name
             for name, left, given in zip(self.names, args, probe, strict=False)
@@ -430,15 +443,20 @@ class Diagnosis:
             self._kept[key] = self.run(fn, self.probes[index], theirs=False)
         return self._kept[key]
 
-    def alike(
-        self, got: Outcome, wanted: Outcome, right: Outcome, changes: bool = True
-    ) -> bool:
-        """Whether two outcomes cannot be told apart; of an error that the exercise asks for, only the kind counts."""
+    @functools.cached_property
+    def asked(self) -> tuple[type[BaseException], ...]:
+        """The kinds of errors that the exercise asks for."""
+        right = [self.simulated((), i).error for i in range(len(self.probes))]
+        return tuple({type(error) for error in right if error is not None})
+
+    def alike(self, got: Outcome, wanted: Outcome, changes: bool = True) -> bool:
+        """Whether two outcomes cannot be told apart; of a kind of error that is asked for, only what `refusal` reads counts."""
         if changes and got.changed != wanted.changed:
             return False
         if got.error is not None or wanted.error is not None:
-            if right.error is not None and wanted.error is not None:
-                return isinstance(got.error, type(wanted.error))
+            if wanted.error is not None and isinstance(wanted.error, self.asked):
+                kind = isinstance(got.error, type(wanted.error))
+                return kind and self.same(got.notes, wanted.notes)
             return type(got.error) is type(wanted.error) and str(got.error) == str(
                 wanted.error
             )
@@ -452,12 +470,13 @@ class Diagnosis:
         """Whether these mistakes give what the learner's function gave, on every probe."""
         wrong = frozenset(wrong)
         return all(
-            self.alike(got, self.simulated(wrong, i), self.simulated((), i), changes)
+            self.alike(got, self.simulated(wrong, i), changes)
             for i, got in enumerate(theirs)
         )
 
     def explain(self, fn: Callable[..., Any]) -> str | None:
         """None if `fn` does what the reference does on every probe, else the sentence for the learner."""
+        function(fn)
         theirs = [self.run(fn, probe) for probe in self.probes]
         if self.fits(theirs, ()):
             return None
@@ -470,7 +489,8 @@ class Diagnosis:
             if found:
                 said = self.named(found) + ("" if changes else self.changes(theirs))
                 return said.strip()
-        if self.pairs:
+        stopped = (o.error for o in theirs if o.error is not None)
+        if self.pairs and all(isinstance(error, self.asked) for error in stopped):
             two = itertools.combinations(self.mistakes, 2)
             found = [pair for pair in two if self.fits(theirs, pair, changes=False)]
             if 0 < len(found) <= 2:
@@ -486,8 +506,14 @@ class Diagnosis:
 
     def named(self, found: Sequence[tuple[str, ...]]) -> str:
         """The sentence for what was done; for several that give the same, all of them."""
-        said = [" And: ".join(self.mistakes[m] for m in wrong) for wrong in found]
-        return said[0] if len(said) == 1 else "One of these: " + " Or: ".join(said)
+        both = set.intersection(*map(set, found)) if len(found) > 1 else set()
+        said = [
+            " And: ".join(self.mistakes[m] for m in wrong if m not in both)
+            for wrong in found
+        ]
+        before = [self.mistakes[m] for m in both]
+        several = ("one" if both else "One") + " of these: " + " Or: ".join(said)
+        return " And ".join([*before, said[0] if len(said) == 1 else several])
 
     def changes(self, theirs: Sequence[Outcome]) -> str:
         """What to say of arguments that were changed."""
@@ -500,16 +526,18 @@ class Diagnosis:
         wrong = [
             i
             for i, (got, wanted) in enumerate(zip(theirs, right, strict=True))
-            if not self.alike(got, wanted, wanted, False)
+            if not self.alike(got, wanted, False)
         ]
         first = min(wrong, key=lambda i: (not self._wrong_kind(theirs[i], right[i]), i))
         got, wanted = theirs[first], right[first]
-        return (
-            f"{self.show(self.probes[first])}: "
-            + (self._wrong_kind(got, wanted) or self._told(got, wanted))
-            + self._everywhere(theirs, right)
-            + self.changes(theirs)
+        kind = self._wrong_kind(got, wanted)
+        always = all(map(self._wrong_kind, theirs, right)) and kind
+        said = (
+            always
+            or f"{self.show(self.probes[first])}: {kind or self._told(got, wanted)}"
         )
+        more = "" if kind else self._everywhere(theirs, right)
+        return said[0].upper() + said[1:] + more + self.changes(theirs)
 
     def _everywhere(self, theirs: Sequence[Outcome], right: Sequence[Outcome]) -> str:
         if any(o.error is not None or o.kind for o in (*theirs, *right)):
@@ -517,20 +545,23 @@ class Diagnosis:
         return regularity([o.value for o in theirs], [o.value for o in right])
 
     def _wrong_kind(self, got: Outcome, wanted: Outcome) -> str:
+        value = got.value
         if got.error is not None or wanted.error is not None:
-            return ""
-        if got.kind and isinstance(got.value, Tensor | np.ndarray):
-            return f"the result is {_a(got.value)} of the shape {tuple(got.value.shape)}; it should be {got.kind}."
-        if got.kind and got.kind != "something else":
-            return (
-                kind_of(got.value, wanted.value)
-                if _plain(got.value)
-                else f"the result is {_a(got.value)} ({readable(got.value)}); it should be {got.kind}."
-            )
-        return kind_of(got.value, wanted.value)
+            return kind_of(value, None) if isinstance(value, BaseException) else ""
+        if not got.kind or got.kind == "something else" or _plain(value):
+            return kind_of(value, wanted.value)
+        array = isinstance(value, Tensor | np.ndarray)
+        shown = (
+            f"of the shape {tuple(value.shape)}" if array else f"({readable(value)})"
+        )
+        if isinstance(value, float):
+            shown = f"({value!r})"  # 3.0 is no 3
+        return f"the result is {_a(value)} {shown}; it should be {got.kind}."
 
     def _told(self, got: Outcome, wanted: Outcome) -> str:
         if got.error is not None:
+            if wanted.error is not None and isinstance(got.error, type(wanted.error)):
+                return f"it stops with {_a(wanted.error)}, as it should, but it says {str(got.error)!r}; it could say {str(wanted.error)!r}."
             said = told(got.error)
             said = said[0].lower() + said[1:]
             if wanted.error is not None:
@@ -538,11 +569,17 @@ class Diagnosis:
             return said
         if wanted.error is not None:
             return f"it should stop with {_a(wanted.error)} ({wanted.error}); yours returns {readable(got.value)}."
+        notes = "" if self.same(got.notes, wanted.notes) else self.noted
+        if callable(notes):
+            notes = notes(got.notes, wanted.notes)
+        elif notes:
+            differ = self.difference(got.notes, wanted.notes)
+            notes = f"not {notes}: {differ.replace('the result', 'it')}"
         if not self.same(got.value, wanted.value):
-            return self.difference(got.value, wanted.value)
-        return f"the result is right, but not {self.noted}: " + self.difference(
-            got.notes, wanted.notes
-        ).replace("the result", "it")
+            said = self.difference(got.value, wanted.value)
+            more = notes if callable(self.noted) else ""
+            return f"{said} {more[:1].upper()}{more[1:]}".rstrip()
+        return f"the result is right, but {notes}"
 
 
 def _plain(value: Any) -> bool:

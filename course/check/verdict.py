@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -52,14 +53,19 @@ def exercise(check: Callable[..., str]) -> Callable[..., Verdict]:
     return verdict
 
 
+def function(fn: Any) -> None:
+    """Assert that the learner handed in something that can be called."""
+    assert callable(fn), (
+        f"The check was given {_a(fn)}. Hand it your function itself: its name, without calling it."
+    )
+
+
 def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `fn` returns. What it raises is marked as the learner's, and goes on as it is.
 
     An assert that fails in something that the check handed in (a `work` that was called too often) stays the check's.
     """
-    assert callable(fn), (
-        f"The check was given {_a(fn)}. Hand it your function itself: its name, without calling it."
-    )
+    function(fn)
     try:
         return fn(*args, **kwargs)
     except (Exception, SystemExit) as error:
@@ -114,8 +120,8 @@ def told(error: BaseException) -> str:
     chapters = [line for line in own if f"{Path(COURSE).parent / 'slm'}" not in line[0]]
     line = (chapters or own)[-1] if own else None
     where = f" in your line `{line.line}`" if line is not None and line.line else ""
-    shown = line is not None and str(error) in str(line.line)
-    said = "" if shown else f": {error}".rstrip(".")
+    text = re.sub(r"[\w.]*<locals>\.", "", str(error)).rstrip(".")
+    said = "" if line is not None and text in str(line.line) else f": {text}"
     if isinstance(error, AssertionError):
         return f"An assert of your own fails{where}{said}."
     if isinstance(error, SystemExit):

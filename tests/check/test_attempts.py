@@ -113,6 +113,19 @@ def test_attempt(attempt):
         assert words in verdict.message, f"{attempt.title}: {verdict}"
 
 
+EXERCISES = sorted({a.exercise for a in ATTEMPTS})
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_the_stub_and_what_is_no_function_are_told_apart(exercise):
+    def stub(*arguments, **keywords):
+        raise NotImplementedError("your turn")
+
+    judge = getattr(check, exercise)
+    assert "still the stub" in judge(stub).message
+    assert not judge(None).passed and "stumbles" not in judge(None).message
+
+
 def test_each_exercise_was_tried_often_enough():
     tried = Counter((a.exercise, a.right) for a in ATTEMPTS)
     few = {key: n for key, n in tried.items() if n < (5 if key[1] else 15)}
