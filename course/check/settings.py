@@ -85,7 +85,12 @@ def answer(
         name, field = field, name
     if "training" in wrong:
         name = "training"
-    readers = {"text": str, "int": int, "float": float, "json": json.loads}
+    readers: dict[str, Callable[[str], Any]] = {
+        "text": str,
+        "int": int,
+        "float": float,
+        "json": json.loads,
+    }
     readers["eval"] = eval
     read = next((readers[m] for m in readers if m in wrong), yaml.safe_load)
     read_value = read(value)
