@@ -321,7 +321,7 @@ def asked(
         assert callable(find), (
             f"my_lazy returns {type(find).__name__}; return a function that takes a name."
         )
-        seen: list[Any] = [("at first", "nothing is asked for", tuple(loads))]
+        seen: dict[str, Any] = {"nothing asked yet": ("", f"loaded {loads}")}
         for name in names:
             try:
                 came = call(find, name)
@@ -335,7 +335,7 @@ def asked(
                 came = f"returns {type(came).__name__}"
             elif isinstance(came, ModuleType):
                 came = f"the module {came.__name__}"
-            seen.append((name, came, tuple(loads)))
+            seen[f"{len(seen)}. {name}"] = came, f"loaded {loads}"
     return seen, None
 
 
@@ -352,9 +352,7 @@ LAZILY = Diagnosis(
         (MORE, ("shared", "first")),
         (MORE, ("third", "third", "second")),
     ],
-    lambda addresses, names: (
-        f"For {addresses}, asked for {' and then '.join(names)} (each time the name, what came, and what was loaded by then)"
-    ),
+    lambda addresses, names: f"For {addresses}, asked for {', '.join(names)} in turn",
     observe=asked,
 )
 
