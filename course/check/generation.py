@@ -15,7 +15,7 @@ from course.check.diagnose import CHANGED, Diagnosis, number, readable
 from course.check.verdict import call, exercise
 
 # what a token is compared with, from all probabilities and min_p
-LIMITS: dict[str, Callable[[Tensor, float], Any]] = {
+LIMITS: dict[str, Callable[[Any, float], Any]] = {
     "right": lambda p, m: m * p.amax(-1, keepdim=True),
     "itself": lambda p, m: m,
     "batch": lambda p, m: m * p.max(),
