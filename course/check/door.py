@@ -35,6 +35,9 @@ DOOR = {
     "ValueError": "You catch ValueError. An SlmError is one, but not the other way round: any other ValueError is a bug and should come through.",
     "wrapped": "You turn a bug into another error. Let it through as it came.",
     "pipe": "You answer a BrokenPipeError as any OSError: it has no clause of its own, or one that stands behind that for OSError, where it is never reached.",
+    "OSError is 141": "You answer every OSError with 141. That is for a BrokenPipeError; any other is a mistake to say, and 2.",
+    "both 130": "You answer a closed pipe with 130, as Ctrl-C. It is 141.",
+    "exit caught": "You catch SystemExit, too. What is none of the errors that are named comes through.",
     "no interrupt": "You do not catch KeyboardInterrupt. It is no Exception: name it, and return 130.",
     "no OSError": "You let an OSError through. It is the user's to mend: say it, and return 2.",
     "one OSError": "You catch only one kind of OSError, such as FileNotFoundError. A full disk is another.",
@@ -92,11 +95,17 @@ def door(
         if "interrupt told" in wrong:
             say(str(error))
         code = quiet[0]
+    except SystemExit:
+        if "exit caught" not in wrong:
+            raise
+        code = 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and "pipe" not in wrong:
             if "pipe told" in wrong:
                 say(str(error))
-            code = quiet[1]
+            code = 130 if "both 130" in wrong else quiet[1]
+        elif isinstance(error, OSError) and "OSError is 141" in wrong:
+            code = 141
         elif isinstance(error, mistakes):
             tell = next((SAID[m] for m in SAID if m in wrong), str)
             if "silent" not in wrong:
@@ -135,7 +144,8 @@ def through(fn: Door, words: list[str], ends: Any) -> tuple[Any, Any]:
     except KeyboardInterrupt:
         code = "a KeyboardInterrupt"
     if isinstance(ends, ValueError | KeyError) and not isinstance(ends, SlmError):
-        code = code or 0  # whichever it is, the bug was swallowed
+        # whichever code it is, the bug was swallowed
+        code, said = code if code == 130 else 2 if said else 0, said and ["something"]
     if isinstance(ends, KeyboardInterrupt | BrokenPipeError):
         said = ["something"] * len(said)  # nothing is right, whatever the words
     return code, {"called with": called, "said": said}
@@ -151,12 +161,14 @@ EXIT_CODES = Diagnosis(
         (WORDS, 7),
         (["cost"], 130),
         (WORDS, SlmError("the text is empty")),
+        (WORDS, SlmError("the connection was lost", retry=True)),
         (WORDS, FULL),
         (WORDS, FileNotFoundError(2, "No such file", "x.yaml")),
         (WORDS, KeyboardInterrupt()),
         (WORDS, BrokenPipeError(32, "Broken pipe")),
         (WORDS, ValueError("a bug")),
         (WORDS, KeyError("a bug")),
+        (WORDS, SystemExit(3)),
     ],
     lambda words, ends: (
         "When the command "
@@ -236,6 +248,8 @@ LAZY = {
     "eager": "You import modules before any of their names was asked for. Move the import into the function that is returned.",
     "all at first": "You import all modules when the first name is asked for: import the module of that name only.",
     "search": "You look for the name in one module after the other, and load those, too. The dictionary says where it is.",
+    "in order": "You go through the dictionary and import each module on the way to the name. Look the name up first.",
+    "last": "Whatever name is asked for, yours gives the last of the dictionary: a function that is made in a loop sees the loop's last values.",
     "one module": "You keep the first module that was loaded and take the other names from it as well. Each name has its own.",
     "reload": "You load a module anew each time (reload). importlib.import_module keeps what it has loaded.",
     "forgets": "You run a module again for a name that was asked for before. importlib.import_module keeps what it has loaded.",
@@ -278,6 +292,11 @@ def lazy_answer(
             if "search" in wrong:
                 load_all()
             raise error
+        if "last" in wrong:
+            name = [*addresses][-1]
+        if "in order" in wrong:
+            for each in [*addresses][: [*addresses].index(name)]:
+                importlib.import_module(addresses[each])
         address = addresses[name]
         if "address" in wrong:
             return address

@@ -31,9 +31,15 @@ LIMITS: dict[str, Callable[[Any, float], Any]] = {
     "pair": lambda p, m: m * p.max(-1),
     "squared": lambda p, m: (m * p.amax(-1, keepdim=True)) ** 2,
 }
+
+
+def normal(p: Tensor) -> Tensor:
+    return p / p.sum(-1, keepdim=True)
+
+
 # how what is left (all probabilities, left, kept) becomes probabilities again
 SCALES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "scaled": lambda p, left, kept: left / left.sum(-1, keepdim=True),
+    "scaled": lambda p, left, kept: normal(left),
     "not scaled": lambda p, left, kept: left,
     "sum of all": lambda p, left, kept: left / left.sum(),
     "sum of columns": lambda p, left, kept: left / left.sum(0, keepdim=True),
@@ -44,10 +50,12 @@ SCALES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "softmax of the rest": lambda p, left, kept: p.masked_fill(
         ~kept, -torch.inf
     ).softmax(-1),
-    "equal": lambda p, left, kept: kept / kept.sum(-1, keepdim=True),
+    "-inf": lambda p, left, kept: normal(p.masked_fill(~kept, -torch.inf)),
+    "root": lambda p, left, kept: torch.nn.functional.normalize(left, dim=-1),
+    "equal": lambda p, left, kept: normal(kept),
     "mask": lambda p, left, kept: kept,
     "zeros and ones": lambda p, left, kept: kept.float(),
-    "log": lambda p, left, kept: (left / left.sum(-1, keepdim=True)).log(),
+    "log": lambda p, left, kept: normal(left).log(),
 }
 MIN_P = {
     "itself": "You compare with min_p itself. The threshold is relative: min_p times the row's largest probability.",
@@ -76,6 +84,8 @@ MIN_P = {
     "no axis of the sum": "You drop the axis of the sum, (B,) against (B, V), so the sums do not belong to their rows: sum(-1, keepdim=True).",
     "softmax": "You apply a softmax to what is left, zeros included: exp(0) is 1, so what was removed comes back. Divide by the sum.",
     "softmax of the rest": "You apply a softmax to probabilities, which levels them out. They are probabilities already: divide by their sum.",
+    "-inf": "You remove tokens by -inf, which is for logits. A probability that is removed is 0.",
+    "root": "You divide by the root of the sum of squares (normalize). Probabilities sum to one: divide by their sum.",
     "equal": "You make all that is left equally likely. It keeps its proportions: divide *them* by their sum.",
     "mask": "You return which tokens are kept, not their probabilities.",
     "zeros and ones": "You return 1 for each token that is kept, not its probability.",
@@ -143,6 +153,8 @@ LOG_PROBABILITY = {
     "early": "You read each token one position too early. The logits at position t predict the token at t + 1, and no later one.",
     "logits": "You add up logits. Only after a log-softmax over the vocabulary are they logs of probabilities.",
     "added": "You add up probabilities. They are multiplied, so it is their logs that add up: log_softmax.",
+    "log of the sum": "You take the log of a sum of probabilities. They are multiplied, so it is the logs that add up.",
+    "short memory": "You show the model one token at a time. It reads all that stands before: hand it prompt and continuation together.",
     "probability": "You return the probability itself, which is 0 for any real text. Return its log.",
     "product": "You multiply the probabilities and take the log then: the product of many is 0 in a computer. Add up their logs.",
     "product, math": "You multiply the probabilities and take math.log then, which fails: the product of many is 0. Add up their logs.",
@@ -183,6 +195,8 @@ def log_probability_answer(
     if "no prompt" in wrong:
         P, text = 1, continuation
     logits = model(torch.tensor([text]))[0].double()  # (T, V)
+    if "short memory" in wrong:
+        logits = torch.cat([model(torch.tensor([[t]]))[0] for t in text]).double()
     log_p = logits.log_softmax(-1)
     if "over time" in wrong:
         log_p = logits[:-1].log_softmax(0)
@@ -210,6 +224,8 @@ def log_probability_answer(
     total = float(each.sum())
     if "added" in wrong:
         total = float(each.exp().sum())
+    if "log of the sum" in wrong:
+        total = float(each.exp().sum().log())
     if wrong & {"product", "product, math", "probability"}:
         p = each.exp().float().prod()
         if "product, math" in wrong:
@@ -294,6 +310,8 @@ CACHE = {
     "axis 0": "You join along the batch. Time is axis 2 of (B, H, T, K).",
     "axis 1": "You join along the heads. Time is axis 2 of (B, H, T, K).",
     "axis 3": "You join along the channels. Time is axis 2 of (B, H, T, K).",
+    "one out": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
+    "turned": "You turn the order of time around. The oldest stands first.",
     "cut before": "You cut what was there before and join then, so there are too many. Join first, then cut.",
     "one more": "You keep one position too many.",
     "one less": "You keep capacity - 1 positions once it is full (all of them where that is 0: [-0:] cuts nothing).",
@@ -364,17 +382,24 @@ def cache_answer(
             old = None
         if "cut before" in wrong and old is not None:
             old = old[:, :, -size:]
+        if "one out" in wrong and old is not None and old.size(2) >= size:
+            old = old[:, :, 1:]
         if "None" in wrong:
             whole = torch.cat([old, new], dim=2)  # type: ignore[list-item]
         else:
             pair = [new, old] if "front" in wrong else [old, new]
             whole = new if old is None else join(pair, dim=joined)  # type: ignore[arg-type]
-        uncut = "cut before" in wrong or ("keys uncut", "values uncut")[index] in wrong
+        uncut = (
+            wrong & {"cut before", "one out"}
+            or ("keys uncut", "values uncut")[index] in wrong
+        )
         result = whole if uncut else cut(whole, new.size(2), started)
         kept[index] = result
         if "ring" in wrong:
             turned = sum(calls) % size if sum(calls) > size else 0
             result = result.roll(turned, 2)
+        if "turned" in wrong:
+            result = result.flip(2)
         if "only new" in wrong:
             return new
         return old if "before" in wrong and old is not None else result

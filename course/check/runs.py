@@ -1,5 +1,6 @@
 """The check of the exercise of the chapter on runs."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,12 @@ MISTAKES = {
     "swallows": "You catch the error of a step that failed and go on with the next, so a step is missing.",
     "swallows, saves": "You catch the error of a step that failed and go on as if it were done.",
     "swallows all": "You catch whatever ends the process and return as if all were done. Let it through.",
+    "tries again": "You try a step that failed again and again. Let the error through; the job is called again.",
+    "one block": "You end after the first checkpoint. Go on until all steps are done.",
+    "one step": "You end after one step (does a `return` stand inside your loop?). Go on until all are done.",
+    "strides": "You do only every `every`-th step: range(…, …, every) leaves the others out.",
+    "last but one": "You save after step steps - 1 instead of the last.",
+    "saves the loaded": "You save the step that you have just loaded: a checkpoint of it is there.",
     "gives up": "You return if there is a checkpoint. It says how far the job is, not that it is finished.",
     "do twice": "You do every step twice.",
     "does nothing": "You never call do(step).",
@@ -112,7 +119,10 @@ def attempts(
     world = World(kills, saved)
     for _ in range(len(kills) + 1):
         try:
-            call(fn, steps, every, world.load, world.do, world.save)
+            result = call(fn, steps, every, world.load, world.do, world.save)
+            assert not inspect.isgenerator(result), (
+                "There is a `yield` in your function, so a call of it does nothing: it gives a generator."
+            )
             world.said.append("END")
             break
         except Killed:
@@ -146,8 +156,9 @@ def answer(
         last = done + (steps - done) // every * every
     if "blocks, over" in wrong:
         last = done - (done - steps) // every * every
+    stride = every if "strides" in wrong else 1
     zero = bool(wrong & {"zero", "zero, saves the next"})
-    if "saves on the way in" in wrong:
+    if "saves on the way in" in wrong or ("saves the loaded" in wrong and found):
         save(done)
     step = done
 
@@ -164,6 +175,8 @@ def answer(
             multiple = False
         if "only first" in wrong:
             multiple = step == every
+        if "last but one" in wrong:
+            return multiple or step == steps - 1
         end = step == (last if wrong & {"blocks, over"} else steps)
         return (
             multiple
@@ -176,7 +189,7 @@ def answer(
 
     ended = False
     try:
-        for step in range(first - zero, last + 1 - zero):
+        for step in range(first - zero, last + 1 - zero, stride):
             named = step + ("zero, saves the next" in wrong)
             if "save first" in wrong and due(named):
                 keep(named)
@@ -184,13 +197,19 @@ def answer(
                 for _ in range(("does nothing" not in wrong) + ("do twice" in wrong)):
                     do(step)
             except Exception:
-                if not wrong & {"swallows", "swallows, saves"}:
+                if "tries again" in wrong:
+                    do(step)
+                elif not wrong & {"swallows", "swallows, saves"}:
                     raise
                 if "swallows" in wrong:
                     continue
             done = step
+            if "one step" in wrong:
+                return
             if "save first" not in wrong and due(named):
                 keep(named)
+                if "one block" in wrong:
+                    return
                 if "twice" in wrong and named == steps and named % every == 0:
                     save(named)
         if "finished" in wrong and done >= steps and first > steps:

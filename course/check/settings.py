@@ -1,5 +1,7 @@
 """The check of the exercise of the chapter on settings."""
 
+import ast
+import contextlib
 import json
 import operator
 from collections.abc import Callable
@@ -19,6 +21,8 @@ EMPTY: dict[str, Callable[[Any], Any]] = {
     "dict(None)": lambda section: dict(section),
     "None | {…}": lambda section: section | {},
     "None.copy()": lambda section: section.copy(),
+    "None.update(…)": lambda section: section.update({}),
+    "None.items()": lambda section: section.items(),
 }
 
 MISTAKES = {
@@ -28,8 +32,11 @@ MISTAKES = {
     "text": "You leave the value a text. Read it as YAML: yaml.safe_load(value).",
     "int": "You make an int of every value. It may be anything that YAML knows: yaml.safe_load(value).",
     "float": "You make a float of every value. It may be anything that YAML knows: yaml.safe_load(value).",
+    "whole numbers": "You make an int of whole numbers and leave all else a text. It may be anything that YAML knows: yaml.safe_load(value).",
+    "old type": "You turn the value into the type that stood there before. It has its own: yaml.safe_load(value).",
     "json": "You read the value as JSON, where a text needs quotes. Read it as YAML: yaml.safe_load(value).",
     "eval": "You evaluate the value as Python. It is YAML (null, no None; a text needs no quotes): yaml.safe_load(value).",
+    "Python's literals": "You read the value as Python. It is YAML, where null is None and true is True: yaml.safe_load(value).",
     "missing": "You look a section up that need not be there. One that is missing is to be made.",
     "replaced": "You make the section anew, and its other keys are lost.",
     "only section": "You return nothing but the section that was changed; the others are lost.",
@@ -50,6 +57,8 @@ MISTAKES = {
     "falsy skipped": "You do not set a value that counts as false, such as null, 0 or false. Each is a value like any other.",
     "others made": "You make empty dictionaries of other sections that are empty, too. Leave them as they are.",
     "others dropped": "You drop other sections that are empty. Leave them as they are.",
+    "key inside": "You put the whole dotted key into the section. Inside it the key is what stands behind the dot.",
+    "made empty": "You make a section that is not there and do not put the key into it.",
     "rest": "You take everything behind the dot for the key, with = and value. The key ends at the =.",
 } | {
     how: f"A section without keys is None, and `{how}` does not work. Make it an empty dictionary first, sections.get(name) or {{}}."
@@ -102,6 +111,18 @@ def answer(
         if how in wrong:
             EMPTY[how]({} if name not in sections or sections[name] else None)
     old = sections.get(name) or {}
+    if "whole numbers" in wrong:
+        read_value = int(value) if value.isdigit() else value
+    if "old type" in wrong:
+        read_value = type(old.get(field, ""))(value)
+    if "Python's literals" in wrong:
+        with contextlib.suppress(ValueError, SyntaxError):
+            read_value = value
+            read_value = ast.literal_eval(value)
+    if "made empty" in wrong and not old:
+        return {**sections, name: {}}
+    if "key inside" in wrong:
+        field = key
     new = old if wrong & {"shallow", "in place"} else dict(old)
     if "replaced" in wrong:
         new = {}
