@@ -29,9 +29,10 @@ SAID: dict[str, Callable[[Exception], Any]] = {
     "strerror": lambda error: getattr(error, "strerror", str(error)),
 }
 DOOR = {
-    "all": "You answer every error with 2. One that is neither an SlmError nor an OSError is a bug: without its traceback nobody can mend it, so let it through.",
+    "all": "You tell every error in a sentence. One that is neither an SlmError nor an OSError is a bug: without its traceback nobody can mend it, so let it through.",
     "rest is 130": "You answer whatever else comes with 130. A bug is no Ctrl-C: catch KeyboardInterrupt by its name, and let the rest through.",
-    "finally": "A `return` behind a bug (in a `finally`, or after an `except` that does nothing) swallows it: its traceback is lost. Let it through.",
+    "finally": "A `return` behind whatever else comes (in a `finally`, or after a bare `except:`) swallows it: the traceback of a bug is lost. Let it through.",
+    "swallowed": "You catch a bug and return as if all were well: its traceback is lost. Let it through.",
     "ValueError": "You catch ValueError. An SlmError is one, but not the other way round: any other ValueError is a bug and should come through.",
     "wrapped": "You turn a bug into another error. Let it through as it came.",
     "pipe": "You answer a BrokenPipeError as any OSError: it has no clause of its own, or one that stands behind that for OSError, where it is never reached.",
@@ -96,7 +97,7 @@ def door(
             say(str(error))
         code = quiet[0]
     except SystemExit:
-        if "exit caught" not in wrong:
+        if not wrong & {"exit caught", "finally"}:
             raise
         code = 130
     except Exception as error:
@@ -117,7 +118,7 @@ def door(
                 code = None
         elif "wrapped" in wrong:
             raise RuntimeError("a bug") from error
-        elif "finally" in wrong:
+        elif wrong & {"finally", "swallowed"}:
             code = 0
         elif "rest is 130" in wrong:
             code = 130
@@ -143,8 +144,9 @@ def through(fn: Door, words: list[str], ends: Any) -> tuple[Any, Any]:
         code = call(fn, command, words, lambda *text: said.extend(text))
     except KeyboardInterrupt:
         code = "a KeyboardInterrupt"
+    if isinstance(ends, SystemExit):
+        code = 0  # whichever it is, Python goes on
     if isinstance(ends, ValueError | KeyError) and not isinstance(ends, SlmError):
-        # whichever code it is, the bug was swallowed
         code, said = code if code == 130 else 2 if said else 0, said and ["something"]
     if isinstance(ends, KeyboardInterrupt | BrokenPipeError):
         said = ["something"] * len(said)  # nothing is right, whatever the words

@@ -421,24 +421,21 @@ def cache_answer(
     return cache
 
 
-def positions(x: Any, k: Tensor, v: Tensor) -> str:
-    """Which positions of k and v stand in x, as "k0 k1"; its shape if it cannot be such."""
+def each(x: Tensor) -> list[bytes]:
+    """The positions of x (B, H, T, K), as keys of a dictionary."""
+    return [one.numpy().tobytes() for one in x.detach().double().unbind(2)]
+
+
+def positions(x: Any, k: Tensor, names: dict[bytes, str]) -> str:
+    """Which positions of the keys and values stand in x, as "k0 k1"; its shape if it cannot be such."""
     assert isinstance(x, Tensor), (
         f"A call returns {type(x).__name__} for the keys or values; return two tensors (B, H, T, K)."
     )
-    B, H, _, K = k.shape
-    if x.dim() != 4 or x.shape[:2] != (B, H) or x.size(3) != K:
+    if x.dim() != 4 or x.shape[:2] != k.shape[:2] or x.size(3) != k.size(3):
         return f"a tensor of shape {tuple(x.shape)}"
-
-    def name(one: Tensor) -> str:
-        for letter, given in (("k", k), ("v", v)):
-            for t in range(given.size(2)):
-                if torch.equal(one.to(k.dtype), given[:, :, t]):
-                    return f"{letter}{t}"
-        return "another's" if (one == 99).all() else "?" if one.any() else "0"
-
-    names = " ".join(name(x[:, :, t]) for t in range(x.size(2))) or "nothing"
-    return names if x.dtype == k.dtype else f"{names} in {x.dtype}"
+    said = [names.get(one, "?" if any(one) else "0") for one in each(x.to(k.dtype))]
+    kind = "" if x.dtype == k.dtype else f" in {x.dtype}"
+    return (" ".join(said) or "nothing") + kind
 
 
 def used(
@@ -453,12 +450,15 @@ def used(
     k, v = torch.randn(
         2, B, H, sum(sizes), K, generator=torch.Generator().manual_seed(5)
     ).to(dtype)
+    names = {one: f"k{t}" for t, one in enumerate(each(k))}
+    names |= {one: f"v{t}" for t, one in enumerate(each(v))}
     seen: dict[str, str] = {}
     cache, done = call(cls, capacity), 0
     assert callable(cache), (
         "An instance cannot be called. Write a method __call__(self, k, v)."
     )
     stranger = torch.full((B, H, 1, K), 99.0, dtype=dtype)
+    names |= {one: "another's" for one in each(stranger)}
     call(call(cls, capacity), stranger, stranger.clone())
     for T in sizes:
         given = [x[:, :, done : done + T].clone() for x in (k, v)]
@@ -469,7 +469,7 @@ def used(
         for name, left, x in zip("kv", given, (k, v), strict=True):
             assert torch.equal(left, x[:, :, done : done + T]), CHANGED.format(name)
         said = seen[f"call {len(seen) + 1}"] = " | ".join(
-            positions(x, k, v) for x in pair
+            positions(x, k, names) for x in pair
         )
         assert "another's" not in said, (
             "A new cache begins with what another one holds: keep the tensors on the instance (self), not on the class."
