@@ -280,7 +280,7 @@ yaml.safe_load("{plain: 3e-4, with a dot: 3.0e-4, time: 1:30, zero: 010}")
 # %%
 #| export training/config
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2; a key given twice is an error.
+    """YAML without the old rules for numbers; a key given twice is an error.
 
     3e-4 is a number; 010, 1:30 and dates are texts.
     """

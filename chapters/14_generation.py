@@ -502,8 +502,8 @@ class _Reader:
 # `model.tables()`; the slice leaves out rows that belong to no token.
 #
 # With the reader, what is left of the loop fits a screen. Behind the prompts its table
-# holds zeros that nobody reads before a token stands there, except in rows that have
-# ended, whose logits nobody uses. It yields after each position, so whoever calls it
+# holds zeros. A row that has ended keeps them and is read on with the others, and its
+# logits are thrown away. It yields after each position, so whoever calls it
 # can print, stop, or throw away. `torch.inference_mode()` switches off all bookkeeping
 # for gradients.
 
@@ -552,7 +552,7 @@ def _positions(
     longest = max(ends)
     if sampling.overflow == "stop":
         longest = min(longest, max(context + 1, *map(len, prompts)))
-    # prompts, then zeros that nobody reads before a token stands there
+    # prompts, then zeros; a row that has ended keeps them, and its logits are not used
     text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     for row in rows:
         text[row, : len(prompts[row])] = torch.tensor(prompts[row])
