@@ -169,9 +169,9 @@ def _same_random(state: dict[str, Any], random: Tensor, before: Tensor) -> None:
     if torch.equal(now, random):
         return
     held = any(
-        np.array_equal(np.asarray(leaf), random.numpy())
+        same(leaf if isinstance(leaf, Tensor) else torch.from_numpy(leaf), random)
         for leaf in _leaves(state)
-        if isinstance(leaf, Tensor | np.ndarray)
+        if isinstance(leaf, Tensor | np.ndarray) and str(leaf.dtype).endswith("uint8")
     )
     masks = "so dropout draws other masks"
     assert not held or not torch.equal(now, before), (
@@ -181,7 +181,7 @@ def _same_random(state: dict[str, Any], random: Tensor, before: Tensor) -> None:
         f"The dictionary holds where torch's random numbers stand, but after my_load they stand elsewhere, {masks}. Set them last: something moves them on, or sets another state."
     )
     assert torch.equal(now, before), (
-        f"my_load sets torch's random numbers, but not to where they stood when my_save was called, {masks}. Save torch.get_rng_state(); a seed says where they began, not where they are."
+        f"my_load moves torch's random numbers, but not to where they stood when my_save was called, {masks}. Save torch.get_rng_state(); a seed says where they began, not where they are."
     )
     raise AssertionError(
         f"The random numbers of torch go on from another place, {masks}. Save torch.get_rng_state(), and set it again with torch.set_rng_state(…)."

@@ -32,7 +32,7 @@ DOOR = {
     "all": "You tell every error in a sentence. One that is neither an SlmError nor an OSError is a bug: without its traceback nobody can mend it, so let it through.",
     "rest is 130": "You answer whatever else comes with 130. A bug is no Ctrl-C: catch KeyboardInterrupt by its name, and let the rest through.",
     "finally": "A `return` behind whatever else comes (in a `finally`, or after a bare `except:`) swallows it: the traceback of a bug is lost. Let it through.",
-    "swallowed": "You catch a bug and return as if all were well: its traceback is lost. Let it through.",
+    "swallowed": "You catch a bug and return a code for it: its traceback is lost. Let it through.",
     "ValueError": "You catch ValueError. An SlmError is one, but not the other way round: any other ValueError is a bug and should come through.",
     "wrapped": "You turn a bug into another error. Let it through as it came.",
     "pipe": "You answer a BrokenPipeError as any OSError: it has no clause of its own, or one that stands behind that for OSError, where it is never reached.",
