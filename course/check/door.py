@@ -54,6 +54,8 @@ DOOR = {
     "pipe told": "You say something when the pipe is closed. Whoever stopped reading wants to hear nothing.",
     "interrupt told": "You say something after Ctrl-C. Only a mistake of the user is to be told.",
     "raises": "You say the mistake and raise it once more, so it is told twice.",
+    "talks": "You say something where all went well. Only a mistake of the user is to be told.",
+    "outside": "You call the command outside of the `try`, or catch nothing: every error comes through.",
     "twice": "You call the command twice.",
     "unpacked": "You hand the command its words one by one. It takes the list as it came.",
     "no words": "You call the command without its words.",
@@ -65,20 +67,19 @@ DOOR = {
     "args[0]": "You say error.args[0], which for an OSError is a number; the message is str(error).",
     "strerror": "You say error.strerror, in which the file is missing; the message is str(error).",
 }
-CLAUSES: dict[str, tuple[type[BaseException], ...]] = {
-    "all": (Exception,),
-    "ValueError": (ValueError, OSError),
-    "no OSError": (SlmError,),
-    "one OSError": (SlmError, FileNotFoundError),
-    "no SlmError": (OSError,),
-}
 
 
 def door(
     command: Any, words: list[str], say: Any, wrong: frozenset[str] = frozenset()
 ) -> Any:
     """The reference, with any of the mistakes in DOOR made."""
-    mistakes = next((CLAUSES[m] for m in CLAUSES if m in wrong), (SlmError, OSError))
+    if "outside" in wrong:
+        return command(words)
+    ours = ValueError if "ValueError" in wrong else SlmError
+    files = FileNotFoundError if "one OSError" in wrong else OSError
+    mistakes: tuple[type[Exception], ...] = (ours,) * ("no SlmError" not in wrong)
+    mistakes += (files,) * ("no OSError" not in wrong)
+    mistakes += (Exception,) * ("all" in wrong)
     quiet = (141, 130) if "swapped" in wrong else (130, 141)
     code: Any = None
     try:
@@ -86,6 +87,8 @@ def door(
             command(words)
         given = words if "unpacked" in wrong else [words]
         code = command(*([] if "no words" in wrong else given))
+        if "talks" in wrong:
+            say("done")
         if "nothing" in wrong:
             code = None
         if wrong & {"zero", "bool"}:
@@ -148,7 +151,7 @@ def through(fn: Door, words: list[str], ends: Any) -> tuple[Any, Any]:
         code = 0  # whichever it is, Python goes on
     if isinstance(ends, ValueError | KeyError) and not isinstance(ends, SlmError):
         code, said = code if code == 130 else 2 if said else 0, said and ["something"]
-    if isinstance(ends, KeyboardInterrupt | BrokenPipeError):
+    if isinstance(ends, int | KeyboardInterrupt | BrokenPipeError):
         said = ["something"] * len(said)  # nothing is right, whatever the words
     return code, {"called with": called, "said": said}
 
@@ -257,6 +260,8 @@ LAZY = {
     "forgets": "You run a module again for a name that was asked for before. importlib.import_module keeps what it has loaded.",
     "module": "You return the module. The object of that name in it is asked for: getattr(module, name).",
     "address": "You return where the object is, the name of the module, and import nothing.",
+    "name": "You return the name. The object of that name is asked for: getattr(module, name).",
+    "no return": "You import the module and return nothing: getattr(module, name) is asked for.",
     "calls": "You call the object that you found; return it as it is.",
     "top": "__import__('a.b') gives the package a, not the module a.b. Use importlib.import_module.",
     "submodule": "You import the name as if it were a module. It stands *in* the module: getattr(module, name).",
@@ -323,8 +328,9 @@ def lazy_answer(
         if "one module" in wrong:
             kept.append(module)
             module = kept[0]
-        if "module" in wrong:
-            return module
+        for what, given in (("module", module), ("name", name), ("no return", None)):
+            if what in wrong:
+                return given
         found = getattr(module, name)
         return found() if "calls" in wrong else found
 

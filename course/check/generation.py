@@ -52,6 +52,7 @@ SCALES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     ).softmax(-1),
     "-inf": lambda p, left, kept: normal(p.masked_fill(~kept, -torch.inf)),
     "root": lambda p, left, kept: torch.nn.functional.normalize(left, dim=-1),
+    "only kept": lambda p, left, kept: normal(p[kept]),
     "equal": lambda p, left, kept: normal(kept),
     "mask": lambda p, left, kept: kept,
     "zeros and ones": lambda p, left, kept: kept.float(),
@@ -86,6 +87,8 @@ MIN_P = {
     "softmax of the rest": "You apply a softmax to probabilities, which levels them out. They are probabilities already: divide by their sum.",
     "-inf": "You remove tokens by -inf, which is for logits. A probability that is removed is 0.",
     "root": "You divide by the root of the sum of squares (normalize). Probabilities sum to one: divide by their sum.",
+    "only kept": "You return only the probabilities that are kept, so nobody knows whose they are. What is removed stays in its place, as 0.",
+    "clamped": "You raise what is below the threshold to it (clamp). It is to be removed: 0.",
     "equal": "You make all that is left equally likely. It keeps its proportions: divide *them* by their sum.",
     "mask": "You return which tokens are kept, not their probabilities.",
     "zeros and ones": "You return 1 for each token that is kept, not its probability.",
@@ -118,7 +121,8 @@ def min_p_answer(p: Tensor, min_p: float, wrong: frozenset[str] = frozenset()) -
     if "all" in wrong:
         kept = torch.ones_like(kept)
     scale = SCALES[next((m for m in SCALES if m in wrong), "scaled")]
-    result = scale(p, torch.where(kept, p, 0.0), kept)
+    left = torch.where(kept, p, limit if "clamped" in wrong else 0.0)
+    result = scale(p, left, kept)
     if "zeroed" in wrong:
         given[~kept] = 0.0
     return result[0] if "row" in wrong else result
@@ -168,6 +172,9 @@ LOG_PROBABILITY = {
     "no last": "You leave out the last token of the continuation.",
     "only last": "You score only the last token. All of the continuation count.",
     "only first": "You score only the first token of the continuation (does a `return` stand inside your loop?). All of them count.",
+    "one of the prompt": "You score the prompt's last token, too. It is given: only the tokens of the continuation count.",
+    "table": "You add up whole rows, every token of the vocabulary. At each position only one token stands: gather.",
+    "at the end": "You look every token up at the last position of the text. Each is predicted at the position before its own.",
     "at once": "You look every token up at the last position of the prompt. Each is predicted at the position before its own.",
     "no prompt": "You never show the model the prompt. Hand it prompt and continuation together.",
     "over time": "Your softmax runs over time. Each position has its own, over the vocabulary: dim=-1.",
@@ -208,7 +215,7 @@ def log_probability_answer(
         log_p = logits.softmax(-1).log_softmax(-1)
     ends = {"prompt, too": (1, len(text)), "prompt only": (1, P)}
     first, last = next((ends[m] for m in ends if m in wrong), (P, len(text)))
-    first += "no first" in wrong
+    first += ("no first" in wrong) - ("one of the prompt" in wrong and P > 1)
     last -= "no last" in wrong
     at = range(first, last)
     if "only last" in wrong:
@@ -216,9 +223,13 @@ def log_probability_answer(
     if "only first" in wrong:
         at = at[:1]
     shift = 1 - ("own position" in wrong) + ("early" in wrong)
+    if "table" in wrong:
+        return float(log_p[[t - 1 for t in at]].sum())
     if "block" in wrong:
         return float(log_p[[t - 1 for t in at]][:, [text[t] for t in at]].sum())
     rows = [P - 1 if "at once" in wrong else t - shift for t in at]
+    if "at the end" in wrong:
+        rows = [-1 for _ in at]
     asked = [text[t] for t in (at[::-1] if "reversed" in wrong else at)]
     each = log_p[rows].max(-1).values if "likeliest" in wrong else log_p[rows, asked]
     total = float(each.sum())
@@ -316,6 +327,8 @@ CACHE = {
     "one more": "You keep one position too many.",
     "one less": "You keep capacity - 1 positions once it is full (all of them where that is 0: [-0:] cuts nothing).",
     "one a call": "You drop one position a call, however many are new. Cut to the last `capacity`.",
+    "always one": "You drop the oldest position at every call, full or not.",
+    "wrong end": "You cut with [capacity:], which drops the first `capacity` positions instead of keeping the last: [-capacity:].",
     "all new": "You drop as many as are new, also before the cache is full.",
     "values uncut": "You cut the keys and not the values. Treat both alike.",
     "keys uncut": "You cut the values and not the keys. Treat both alike.",
@@ -355,6 +368,10 @@ def cache_answer(
 
     def cut(x: Tensor, new: int, started: bool) -> Tensor:
         T, n = x.size(cut_at), size + ("one more" in wrong)
+        if "wrong end" in wrong:
+            return x[:, :, size:]
+        if "always one" in wrong:
+            return x[:, :, 1:] if started else x
         if "one less" in wrong:
             return x[:, :, -size + 1 :]
         if wrong & {"never", "clears"} or "first call" in wrong and not started:

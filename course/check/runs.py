@@ -33,6 +33,7 @@ MISTAKES = {
     "only last": "You save only once, at the end, so a kill loses everything.",
     "only first": "You save only after the first `every` steps and after the last. It is due at every multiple of it.",
     "never": "You never save: after every `every` steps, and after the last, save(step).",
+    "numbers": "You save the number of the checkpoint. It says how many steps are done: save(step).",
     "and": "You save only where both hold, a multiple of every *and* the last step. Either is enough: or.",
     "not multiples": "You save where step % every is *not* 0. A remainder of 0 is what a multiple has: step % every == 0.",
     "early": "You save one step too early, where step + 1 is a multiple of every.",
@@ -185,7 +186,8 @@ def answer(
         )
 
     def keep(step: int) -> None:
-        save(step + ("saves one more" in wrong) - ("saves one less" in wrong))
+        number = -(-step // every) if "numbers" in wrong else step
+        save(number + ("saves one more" in wrong) - ("saves one less" in wrong))
 
     ended = False
     try:

@@ -30,6 +30,7 @@ MISTAKES = {
     "in place": "You change the sections that you were handed; somebody still holds them. Make a new dictionary.",
     "flat": "You put the whole dotted key into the outer dictionary. What stands before the dot is the section.",
     "text": "You leave the value a text. Read it as YAML: yaml.safe_load(value).",
+    "whole text": "You read the whole text as YAML, key and all. The value is what stands behind the first =.",
     "int": "You make an int of every value. It may be anything that YAML knows: yaml.safe_load(value).",
     "float": "You make a float of every value. It may be anything that YAML knows: yaml.safe_load(value).",
     "whole numbers": "You make an int of whole numbers and leave all else a text. It may be anything that YAML knows: yaml.safe_load(value).",
@@ -111,6 +112,8 @@ def answer(
         if how in wrong:
             EMPTY[how]({} if name not in sections or sections[name] else None)
     old = sections.get(name) or {}
+    if "whole text" in wrong:
+        read_value = text
     if "whole numbers" in wrong:
         read_value = int(value) if value.isdigit() else value
     if "old type" in wrong:
