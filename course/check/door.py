@@ -145,8 +145,10 @@ def through(fn: Door, words: list[str], ends: Any) -> tuple[Any, Any]:
 
     try:
         code = call(fn, command, words, lambda *text: said.extend(text))
-    except KeyboardInterrupt:
-        code = "a KeyboardInterrupt"
+    except (KeyboardInterrupt, SlmError, OSError) as error:
+        if error is not ends:
+            raise
+        code = f"a {type(error).__name__} that comes through"
     if isinstance(ends, SystemExit):
         code = 0  # whichever it is, Python goes on
     if isinstance(ends, ValueError | KeyError) and not isinstance(ends, SlmError):
