@@ -149,9 +149,18 @@ def through(fn: Door, words: list[str], ends: Any) -> tuple[Any, Any]:
         if error is not ends:
             raise
         code = f"a {type(error).__name__} that comes through"
+    except Exception as error:
+        bug = isinstance(ends, ValueError | KeyError) and error is not ends
+        if not bug or error.__context__ is not ends:
+            raise
+        code = "another error"
     if isinstance(ends, SystemExit):
         code = 0  # whichever it is, Python goes on
-    if isinstance(ends, ValueError | KeyError) and not isinstance(ends, SlmError):
+    if (
+        isinstance(ends, ValueError | KeyError)
+        and code != "another error"
+        and not isinstance(ends, SlmError)
+    ):
         code, said = code if code == 130 else 2 if said else 0, said and ["something"]
     if isinstance(ends, int | KeyboardInterrupt | BrokenPipeError):
         said = ["something"] * len(said)  # nothing is right, whatever the words

@@ -25,46 +25,53 @@ EMPTY: dict[str, Callable[[Any], Any]] = {
     "None.items()": lambda section: section.items(),
 }
 
-MISTAKES = {
-    "shallow": "You copy the outer dictionary only: the inner one is still the same object, so whoever holds the old sections sees it change. Copy the section, too.",
-    "in place": "You change the sections that you were handed; somebody still holds them. Make a new dictionary.",
-    "flat": "You put the whole dotted key into the outer dictionary. What stands before the dot is the section.",
-    "text": "You leave the value a text. Read it as YAML: yaml.safe_load(value).",
-    "whole text": "You read the whole text as YAML, key and all. The value is what stands behind the first =.",
-    "int": "You make an int of every value. It may be anything that YAML knows: yaml.safe_load(value).",
-    "float": "You make a float of every value. It may be anything that YAML knows: yaml.safe_load(value).",
-    "whole numbers": "You make an int of whole numbers and leave all else a text. It may be anything that YAML knows: yaml.safe_load(value).",
-    "old type": "You turn the value into the type that stood there before. It has its own: yaml.safe_load(value).",
-    "json": "You read the value as JSON, where a text needs quotes. Read it as YAML: yaml.safe_load(value).",
-    "eval": "You evaluate the value as Python. It is YAML (null, no None; a text needs no quotes): yaml.safe_load(value).",
-    "Python's literals": "You read the value as Python. It is YAML, where null is None and true is True: yaml.safe_load(value).",
-    "missing": "You look a section up that need not be there. One that is missing is to be made.",
-    "replaced": "You make the section anew, and its other keys are lost.",
-    "only section": "You return nothing but the section that was changed; the others are lost.",
-    "inner": "You return the inside of one section. All sections are asked for.",
-    "two parts": "You split at every = and expect two parts. A value may hold an = of its own: partition, or split('=', 1).",
-    "cut": "You split at every = and take the second part, so a value that holds an = is cut. Use partition, or split('=', 1).",
-    "last equals": "You split at the last =. The first one separates; a value may hold others.",
-    "all dots": "You split the whole text at its dots and expect two parts. The value may hold dots: split off the value first, at the =.",
-    "cut dots": "You split the whole text at its dots, so a value that holds a dot is cut. Split off the value first, at the =.",
-    "last dot": "You split the whole text at its last dot, which may stand in the value. Split off the value first, at the =.",
-    "training": "You always change the section training; the text names the section.",
-    "constant": "You always set training.max_steps to 200. That was an example; section, key and value stand in the text.",
-    "swapped": "You took section and key the wrong way round: the section stands before the dot.",
-    "only known": "You change a key only if it is there already. One that is not there is to be added.",
-    "not put back": "You change a copy of the section and do not put it into what you return: the result is what it was.",
-    "null deletes": "You take null for a wish to delete the key. It is a value: None.",
-    "null skipped": "You do not set a value that is null. It is a value like any other: None.",
-    "falsy skipped": "You do not set a value that counts as false, such as null, 0 or false. Each is a value like any other.",
-    "others made": "You make empty dictionaries of other sections that are empty, too. Leave them as they are.",
-    "others dropped": "You drop other sections that are empty. Leave them as they are.",
-    "key inside": "You put the whole dotted key into the section. Inside it the key is what stands behind the dot.",
-    "made empty": "You make a section that is not there and do not put the key into it.",
-    "rest": "You take everything behind the dot for the key, with = and value. The key ends at the =.",
-} | {
-    how: f"A section without keys is None, and `{how}` does not work. Make it an empty dictionary first, sections.get(name) or {{}}."
-    for how in EMPTY
-}
+MISTAKES = (
+    {
+        "shallow": "You copy the outer dictionary only: the inner one is still the same object, so whoever holds the old sections sees it change. Copy the section, too.",
+        "in place": "You change the sections that you were handed; somebody still holds them. Make a new dictionary.",
+        "flat": "You put the whole dotted key into the outer dictionary. What stands before the dot is the section.",
+        "text": "You leave the value a text. Read it as YAML: yaml.safe_load(value).",
+        "whole text": "You read the whole text as YAML, key and all. The value is what stands behind the first =.",
+        "int": "You make an int of every value. It may be anything that YAML knows: yaml.safe_load(value).",
+        "float": "You make a float of every value. It may be anything that YAML knows: yaml.safe_load(value).",
+        "whole numbers": "You make an int of whole numbers and leave all else a text. It may be anything that YAML knows: yaml.safe_load(value).",
+        "old type": "You turn the value into the type that stood there before. It has its own: yaml.safe_load(value).",
+        "json": "You read the value as JSON, where a text needs quotes. Read it as YAML: yaml.safe_load(value).",
+        "eval": "You evaluate the value as Python. It is YAML (null, no None; a text needs no quotes): yaml.safe_load(value).",
+        "Python's literals": "You read the value as Python. It is YAML, where null is None and true is True: yaml.safe_load(value).",
+        "missing": "You look a section up that need not be there. One that is missing is to be made.",
+        "replaced": "You make the section anew, and its other keys are lost.",
+        "only section": "You return nothing but the section that was changed; the others are lost.",
+        "inner": "You return the inside of one section. All sections are asked for.",
+        "two parts": "You split at every = and expect two parts. A value may hold an = of its own: partition, or split('=', 1).",
+        "cut": "You split at every = and take the second part, so a value that holds an = is cut. Use partition, or split('=', 1).",
+        "last equals": "You split at the last =. The first one separates; a value may hold others.",
+        "all dots": "You split the whole text at its dots and expect two parts. The value may hold dots: split off the value first, at the =.",
+        "cut dots": "You split the whole text at its dots, so a value that holds a dot is cut. Split off the value first, at the =.",
+        "last dot": "You split the whole text at its last dot, which may stand in the value. Split off the value first, at the =.",
+        "training": "You always change the section training; the text names the section.",
+        "constant": "You always set training.max_steps to 200. That was an example; section, key and value stand in the text.",
+        "swapped": "You took section and key the wrong way round: the section stands before the dot.",
+        "only known": "You change a key only if it is there already. One that is not there is to be added.",
+        "not put back": "You change a copy of the section and do not put it into what you return: the result is what it was.",
+        "null deletes": "You take null for a wish to delete the key. It is a value: None.",
+        "null skipped": "You do not set a value that is null. It is a value like any other: None.",
+        "falsy skipped": "You do not set a value that counts as false, such as null, 0 or false. Each is a value like any other.",
+        "others made": "You make empty dictionaries of other sections that are empty, too. Leave them as they are.",
+        "others dropped": "You drop other sections that are empty. Leave them as they are.",
+        "key inside": "You put the whole dotted key into the section. Inside it the key is what stands behind the dot.",
+        "made empty": "You make a section that is not there and do not put the key into it.",
+        "rest": "You take everything behind the dot for the key, with = and value. The key ends at the =.",
+    }
+    | {
+        how: f"A section without keys is None, and `{how}` does not work. Make it an empty dictionary first, sections.get(name) or {{}}."
+        for how in EMPTY
+    }
+    | {
+        f"look up, {how}": f"You look a section up that need not be there; and one without keys is None, where `{how}` does not work. Make either an empty dictionary first, sections.get(name) or {{}}."
+        for how in EMPTY
+    }
+)
 
 
 def answer(
@@ -106,10 +113,10 @@ def answer(
     read_value = read(value)
     if "flat" in wrong:
         return {**sections, key: read_value}
-    if "missing" in wrong:
+    if "missing" in wrong or any(switch.startswith("look up") for switch in wrong):
         sections[name]
     for how in EMPTY:
-        if how in wrong:
+        if wrong & {how, f"look up, {how}"}:
             EMPTY[how]({} if name not in sections or sections[name] else None)
     old = sections.get(name) or {}
     if "whole text" in wrong:
