@@ -283,7 +283,7 @@ _MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes over another's 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2; a key given twice is an error.
+    """YAML without the old rules for numbers; a key given twice is an error.
 
     3e-4 is a number; 010, 1:30 and dates are texts.
     """

@@ -444,6 +444,48 @@ print("slm.training.optim" in known, "slm.cli" in known)
 # %% [markdown]
 # ## Putting it together
 #
+# Here is the whole of it without any of what this chapter is about: no refusals, no
+# lock, no signals, one process. It trains from nothing or from the newest checkpoint,
+# and leaves a model:
+
+# %%
+TINY = """
+model: {vocab_size: 1024, context_length: 32, n_layers: 1, n_heads: 2, d_model: 16,
+  d_ff: 32}
+training: {batch_size: 2, max_steps: 20, warmup_steps: 2, checkpoint_every: 5,
+  eval_every: 100, eval_batches: 2, sample_tokens: 8, dtype: float32, threads: 1}
+data: {dataset: stories, tokenizer: stories, max_documents: 200}
+wandb: {enabled: false}
+"""
+
+
+def train_plainly(config: RunConfig, folder: RunFolder) -> GPT:
+    """Start or continue a run, in fifteen lines."""
+    tokenizer, t = get_tokenizer(config.data.tokenizer), config.training
+    order = (t.batch_size, t.seed, 0, 1)  # one process, the first of one
+    length = config.model.context_length
+    loaders = make_loaders(config.data, tokenizer, length, *order)
+    torch.manual_seed(t.seed)
+    model = GPT(config.model)
+    with Checkpointer(folder.checkpoints, config) as checkpointer:
+        told = [MetricsFile(folder.metrics), checkpointer]
+        trainer = Trainer(model, *loaders, config, observers=told, verbose=False)
+        checkpointer.resume(trainer)
+        trainer.train()
+    model.save_pretrained(folder.model)
+    tokenizer.save(folder.model)
+    return model
+
+
+with tempfile.TemporaryDirectory() as home:
+    path, folder = Path(home, "tiny.yaml"), RunFolder(Path(home, "run"))
+    path.write_text(TINY, encoding="utf-8")
+    train_plainly(load_config(path), folder)
+    print("left in the folder:", *sorted(each.name for each in folder.path.iterdir()))
+
+# %% [markdown]
+# What follows is these lines, each made to hold when something goes wrong.
+#
 # Before anything is built: does the tokenizer fit? Its ids index the model's tables,
 # and an id beyond the last row would fail at the first batch that happens to hold it.
 # Then the batches of both texts. With several processes, whichever comes first prepares
@@ -613,7 +655,7 @@ def train(
             torch.set_num_threads(config.training.threads)
         tokenizer, first = fitting_tokenizer(config), rank() == 0
         with only_process(folder.path) if first else contextlib.nullcontext():
-            # one process tokenises, the others wait for it
+            # whichever process comes first tokenises, the others wait for it
             t, context_length = config.training, config.model.context_length
             order = (t.batch_size, t.seed, rank(), world_size())
             loaders = make_loaders(config.data, tokenizer, context_length, *order)
@@ -648,17 +690,8 @@ shot_and_resumed()
 # call finds the model and trains nothing. A changed setting is refused, and so is a
 # folder that is nobody's run.
 
+
 # %% tags=["nbval-check-output"]
-TINY = """
-model: {vocab_size: 1024, context_length: 32, n_layers: 1, n_heads: 2, d_model: 16,
-  d_ff: 32}
-training: {batch_size: 2, max_steps: 20, warmup_steps: 2, checkpoint_every: 5,
-  eval_every: 100, eval_batches: 2, sample_tokens: 8, dtype: float32, threads: 1}
-data: {dataset: stories, tokenizer: stories, max_documents: 200}
-wandb: {enabled: false}
-"""
-
-
 def stop_here() -> None:
     """A signal, as soon as the first checkpoint is on disk."""
     if not stopped:
@@ -696,8 +729,9 @@ print(all(torch.equal(a, b) for a, b in pairs))
 # of steps 1 to `steps`. `load()` gives the step of the newest checkpoint, or None;
 # `do(step)` does a step; `save(step)` makes a checkpoint that says so many steps are
 # done, and may never say more than that. Save after every `every` steps and after the
-# last. The job may be killed anywhere and is then called again: no step may be missing,
-# and none may be done again that a checkpoint has seen.
+# last, once each. The job may be killed anywhere and is then called again: no step may
+# be missing, and none may be done again that a checkpoint has seen. Where a checkpoint
+# says that all is done, there is nothing to do or to save.
 
 # %% tags=["exercise"]
 from course import check

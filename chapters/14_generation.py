@@ -224,6 +224,9 @@ tokenizer.decode(greedy[1:].tolist())
 #
 # $$\underbrace{\sum_{n=0}^{N-1} (P + n) = NP + \tfrac{N(N-1)}{2}}_{\text{all of them}}
 # \qquad\text{against}\qquad \underbrace{P + N - 1}_{\text{each of them once}}$$
+#
+# (The sum ends at $N - 1$ because the first new token is chosen with none of them there
+# yet. And the last new token is chosen and never read: so $P + N - 1$, not $P + N$.)
 
 # %% tags=["nbval-check-output"]
 P, N = 32, 128
@@ -357,11 +360,38 @@ print(f"1 text {one:.2f} ms, 8 texts {eight:.2f} ms: {eight / one:.1f} times as 
 # | row 0 | Once | upon | *a* | *time* | *there* | *was* |
 # | row 1 | One | sunny | day | a | *small* | *fox* |
 #
+# As a plain loop, greedy and without a cache:
+
+
+# %%
+def write_side_by_side(rows: list[list[int]], length: int) -> list[list[int]]:
+    """Greedy continuations of all rows, to `length` tokens each."""
+    texts = [list(row) for row in rows]
+    for n in range(min(map(len, rows)), length):
+        seen = torch.tensor([text[:n] for text in texts])  # (B, n)
+        chosen = model(seen)[:, -1].argmax(-1).tolist()  # B tokens
+        for text, token in zip(texts, chosen, strict=True):
+            if len(text) == n:  # its prompt has ended
+                text.append(token)
+    return texts
+
+
+# %% tags=["nbval-check-output"]
+prompts = ["Once upon a time", "", "One sunny day a small"]
+rows = [[start_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
+with torch.inference_mode():
+    together = write_side_by_side(rows, length=20)
+    alone = [write_side_by_side([row], length=20)[0] for row in rows]
+print("prompts of", *map(len, rows), "tokens")
+print("side by side the same as alone:", together == alone)
+
+# %% [markdown]
 # The price: beyond the end of the shortest prompt, prompts are read one position at a
 # time. Put prompts of similar length together. Nothing is padded, so there is nothing
-# to mask, and the rows cannot influence each other. Each row has a random generator of
-# its own: row `r` draws with `seed + r`, exactly as if it had been written alone with
-# that seed.
+# to mask, and the rows cannot influence each other. The loop that is exported below is
+# this one, with a cache, with a draw in place of the largest, with an end for each row,
+# and with a full window. Each row has a random generator of its own there: row `r`
+# draws with `seed + r`, exactly as if it had been written alone with that seed.
 #
 # ## When the window is full
 #
@@ -515,8 +545,8 @@ class _Reader:
 # `model.tables()`; the slice leaves out rows that belong to no token.
 #
 # With the reader, what is left of the loop fits a screen. Behind the prompts its table
-# holds zeros that nobody reads before a token stands there, except in rows that have
-# ended, whose logits nobody uses. It yields after each position, so whoever calls it
+# holds zeros. A row that has ended keeps them and is read on with the others, and its
+# logits are thrown away. It yields after each position, so whoever calls it
 # can print, stop, or throw away. `torch.inference_mode()` switches off all bookkeeping
 # for gradients.
 
@@ -565,7 +595,7 @@ def _positions(
     longest = max(ends)
     if sampling.overflow == "stop":
         longest = min(longest, max(context + 1, *map(len, prompts)))
-    # prompts, then zeros that nobody reads before a token stands there
+    # prompts, then zeros; a row that has ended keeps them, and its logits are not used
     text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     for row in rows:
         text[row, : len(prompts[row])] = torch.tensor(prompts[row])

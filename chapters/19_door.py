@@ -509,7 +509,7 @@ check.exit_codes(my_door)
 # sentence:
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "nbval-check-output"]
 def tells_everything(command, words, say):
     try:
         return command(words)
@@ -556,6 +556,24 @@ def my_lazy(addresses: dict[str, str]) -> Callable[[str], Any]:
 
 
 check.lazy(my_lazy)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which finds everything and is not lazy:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def finds_all_first(addresses):
+    modules = {name: importlib.import_module(at) for name, at in addresses.items()}
+
+    def find(name):
+        if name not in addresses:
+            raise AttributeError(f"there is no name {name!r}")
+        return getattr(modules[name], name)
+
+    return find
+
+
+check.lazy(finds_all_first)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -250,7 +250,7 @@ def _positions(
     longest = max(ends)
     if sampling.overflow == "stop":
         longest = min(longest, max(context + 1, *map(len, prompts)))
-    # prompts, then zeros that nobody reads before a token stands there
+    # prompts, then zeros; a row that has ended keeps them, and its logits are not used
     text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     for row in rows:
         text[row, : len(prompts[row])] = torch.tensor(prompts[row])

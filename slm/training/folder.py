@@ -73,11 +73,6 @@ class RunFolder:
         return self.path / "launched.json"
 
     @property
-    def failure(self) -> Path:
-        """What a failed process says to its launcher, on the machine's own disk."""
-        return self.path / "failure.json"
-
-    @property
     def lock(self) -> Path:
         """Held by the process that trains in this folder."""
         return self.path / ".lock"

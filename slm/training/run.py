@@ -429,7 +429,7 @@ def train(
             torch.set_num_threads(config.training.threads)
         tokenizer, first = fitting_tokenizer(config), rank() == 0
         with only_process(folder.path) if first else contextlib.nullcontext():
-            # one process tokenises, the others wait for it
+            # whichever process comes first tokenises, the others wait for it
             t, context_length = config.training, config.model.context_length
             order = (t.batch_size, t.seed, rank(), world_size())
             loaders = make_loaders(config.data, tokenizer, context_length, *order)

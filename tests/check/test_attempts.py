@@ -15,7 +15,7 @@ Plain text in sections, each begun by a line with `%%`:
         ...
 
 The title is `EXERCISE wrong|right: what was done`. The answer is the last function or class that the section defines, or
-the name in a line `#: answer=NAME`. A wrong one must fail, with every `told` in its verdict; a right one must pass.
+the names in a line `#: answer=NAME, NAME`. A wrong one must fail, with every `told` in its verdict; a right one must pass.
 `python tests/check/test_attempts.py` prints the labels, counted for each exercise.
 """
 
@@ -63,15 +63,15 @@ class Attempt:
         )
         exec(compile(self.source, name, "exec"), space)
         if "answer" in self.notes:
-            return space[self.notes["answer"][0]]
+            return [space[name] for name in self.notes["answer"][0].split(", ")]
         body = ast.parse(self.source).body
         made = [x for x in body if isinstance(x, ast.FunctionDef | ast.ClassDef)]
-        return space[made[-1].name]
+        return [space[made[-1].name]]
 
     def verdict(self):
         """What the check says to it; what the answer prints is left aside."""
         with contextlib.redirect_stdout(io.StringIO()):
-            return getattr(check, self.exercise)(self.answer())
+            return getattr(check, self.exercise)(*self.answer())
 
 
 def read(file: Path) -> list[Attempt]:

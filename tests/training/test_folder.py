@@ -52,7 +52,6 @@ def test_the_names_in_a_run_folder(tmp_path):
         "model": "model",
         "attempts": "attempts.json",
         "launched": "launched.json",
-        "failure": "failure.json",
         "lock": ".lock",
     }
     for attribute, name in names.items():
