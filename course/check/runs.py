@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from course.check.verdict import exercise
+from course.check.verdict import call, exercise
 
 
 class _Killed(BaseException):
@@ -50,7 +50,7 @@ def _attempts(fn: Callable[..., Any], steps: int, every: int, kills: list[int]) 
     for _ in range(len(kills) + 1):
         job.done = []
         try:
-            fn(steps, every, job.load, job.do, job.save)
+            call(fn, steps, every, job.load, job.do, job.save)
             break
         except _Killed:
             continue
@@ -91,7 +91,7 @@ def job(fn: Callable[..., Any]) -> str:
         )
     finished = _Job([])
     finished.saved.append(10)
-    fn(10, 4, finished.load, finished.do, finished.save)
+    call(fn, 10, 4, finished.load, finished.do, finished.save)
     assert not finished.done and len(finished.saved) == 2, (
         "A job whose checkpoint says that all is done should do nothing."
     )

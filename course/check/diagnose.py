@@ -1,0 +1,545 @@
+"""Diagnosis by simulation: "you do X" is said only where doing X, and nothing else known, gives what the learner's gave.
+
+A check owns one reference with switches, `answer(*probe, wrong=frozenset())`: each switch is a mistake that learners
+make, with the sentence that names it. The learner's function and every simulated mistake (and every two at once) run on
+copies of the same probes and are compared by what came out. So no sentence is guessed from a symptom, and the gallery
+of planted mistakes that proves the check is the same list (`tests/check/test_diagnose.py` runs it).
+"""
+
+import copy
+import dataclasses
+import functools
+import inspect
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from course.check.verdict import _a, call, is_theirs, told
+
+Probe = tuple[Any, ...]
+CHANGED = (
+    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or "
+    "append, pop, sort, …). Whoever holds {0} still needs it as it was: work on a copy, or write {0} = {0} + …"
+)
+GENERATORS = (
+    torch.Generator,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
+)
+
+
+class WrongKind(Exception):
+    """Raised by a `read`: a result cannot be what was asked for. Its text says what was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one call gave: a value or an error, the names of the arguments that it changed, what an `observe` noted."""
+
+    value: Any = None
+    error: BaseException | None = None
+    changed: tuple[str, ...] = ()
+    notes: Any = None
+    kind: str = ""  # what `read` asked for and did not get
+
+
+# Equal or not
+
+
+def same(a: Any, b: Any, rtol: float | None = None, atol: float | None = None) -> bool:
+    """Equal in kind, in shape and, within rounding, in value. nan equals nan; a bool is no number.
+
+    Without `rtol` and `atol`: 1e-4 and 1e-5 for tensors and arrays, 1e-6 and 0 for a float of Python.
+    """
+    alike = functools.partial(same, rtol=rtol, atol=atol)
+    if isinstance(a, np.generic):
+        a = a.item()
+    if isinstance(b, np.generic):
+        b = b.item()
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not (a.is_floating_point() or a.is_complex()):
+            return torch.equal(a, b)
+        near = {"rtol": _or(rtol, 1e-4), "atol": _or(atol, 1e-5)}
+        return torch.allclose(a, b, equal_nan=True, **near)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.dtype.kind not in "fc":
+            return bool(np.array_equal(a, b))
+        return np.allclose(a, b, _or(rtol, 1e-4), _or(atol, 1e-5), equal_nan=True)
+    if isinstance(a, float) and isinstance(b, float):
+        near = {"rel_tol": _or(rtol, 1e-6), "abs_tol": _or(atol, 0.0)}
+        return math.isclose(a, b, **near) or (a != a and b != b)
+    for kind in (list, tuple):
+        if isinstance(a, kind) and isinstance(b, kind):
+            return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, Set) and isinstance(b, Set):
+        return a == b
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, GENERATORS) or inspect.isroutine(a):
+        return True  # drawing from a generator changes it, as it should
+    if isinstance(a, nn.Module):
+        return alike(dict(a.state_dict()), dict(b.state_dict()))
+    if isinstance(a, BaseException):
+        return str(a) == str(b)
+    if dataclasses.is_dataclass(a) or type(a).__eq__ is object.__eq__:
+        return a is b or alike(getattr(a, "__dict__", {}), getattr(b, "__dict__", {}))
+    return bool(a == b)
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+# What to say
+
+
+def readable(value: Any, digits: int = 4) -> str:
+    """A value as a sentence shows it: numbers rounded, a long one cut."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, Tensor | np.ndarray):
+        return readable(value.tolist(), digits)
+    each = functools.partial(readable, digits=digits)
+    if isinstance(value, Mapping):
+        items = [f"{each(key)}: {each(value[key])}" for key in value]
+        return "{" + _cut(items) + "}"
+    if isinstance(value, list):
+        return "[" + _cut(map(each, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + _cut(map(each, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, set | frozenset) and value:
+        return "{" + _cut(sorted(map(each, value))) + "}"
+    if isinstance(value, Mapping | list | tuple | set):
+        return repr(value)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return value.__name__
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]} … {text[-10:]}"
+
+
+def _cut(items: Iterable[str], most: int = 12) -> str:
+    texts = list(items)
+    return ", ".join(
+        texts
+        if len(texts) <= most
+        else [*texts[: most - 1], f"… ({len(texts)} in all)"]
+    )
+
+
+def _both(got: Any, wanted: Any) -> tuple[str, str]:
+    """Both, with as many digits as it takes to see a difference."""
+    pair = ("", "")
+    for digits in (4, 6, 9, 17):
+        pair = readable(got, digits), readable(wanted, digits)
+        if pair[0] != pair[1]:
+            break
+    return pair
+
+
+def kind_of(got: Any, wanted: Any) -> str:
+    """What is wrong with a result's kind, shape or dtype, or an empty string."""
+    if got is None and wanted is not None:
+        return "the result is None. Return it: does every path through your function end in `return`?"
+    if isinstance(got, BaseException) and not isinstance(wanted, BaseException):
+        return f"it returns an error ({_a(got)}). An error is raised: `raise`, not `return`."
+    if inspect.isgenerator(got) and not inspect.isgenerator(wanted):
+        return "the result is a generator, since there is a `yield` in your function. Return the whole result."
+    if isinstance(got, Tensor | np.ndarray) and isinstance(got, type(wanted)):
+        if got.shape != wanted.shape:
+            turned = got.ndim == 2 and got.shape == wanted.shape[::-1]
+            return (
+                f"the result has the shape {tuple(got.shape)}; it should be {tuple(wanted.shape)}."
+                + (
+                    " It is turned: rows and columns have changed places."
+                    if turned
+                    else ""
+                )
+            )
+        if got.dtype != wanted.dtype:
+            return f"the result holds {got.dtype}; it should hold {wanted.dtype}."
+        return ""
+    for kind in (list, tuple, Mapping, Set, Tensor, np.ndarray):
+        if isinstance(wanted, kind) and isinstance(got, kind):
+            return ""
+    if type(got) is not type(wanted):
+        shown = "" if isinstance(got, Tensor | np.ndarray) else f" ({readable(got)})"
+        return f"the result is {_a(got)}{shown}; it should be {_a(wanted)}."
+    return ""
+
+
+def difference(
+    got: Any, wanted: Any, rtol: float | None = None, atol: float | None = None
+) -> str:
+    """How a result differs from the right one: what came and what should have come, or an empty string.
+
+    Small results are shown whole, of large ones the first element that differs.
+    """
+    alike = functools.partial(same, rtol=rtol, atol=atol)
+    if alike(got, wanted):
+        return ""
+    if wrong := kind_of(got, wanted):
+        return wrong
+    whole = "the result should be {1}; yours is {0}."
+    if isinstance(wanted, Tensor | np.ndarray):
+        if math.prod(wanted.shape) > 8:
+            index = next(
+                i for i in np.ndindex(*wanted.shape) if not alike(got[i], wanted[i])
+            )
+            got, wanted = got[index], wanted[index]
+            whole = f"at [{', '.join(map(str, index))}] {whole.replace('yours', 'yours there')}"
+        return whole.format(*_both(got, wanted))
+    if isinstance(wanted, Mapping):
+        missing, extra = wanted.keys() - got.keys(), got.keys() - wanted.keys()
+        if missing or extra:
+            return _set_difference(missing, extra, "key")
+        key = next(key for key in wanted if not alike(got[key], wanted[key]))
+        return f"for {readable(key)} " + difference(got[key], wanted[key], rtol, atol)
+    if isinstance(wanted, Set):
+        return _set_difference(wanted - got, got - wanted, "element")
+    if isinstance(wanted, str | bytes) and max(len(got), len(wanted)) > 60:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
+            min(len(got), len(wanted)),
+        )
+        cut = slice(max(0, at - 10), at + 30)
+        return f"from position {at} on it should go on {wanted[cut]!r}; yours goes on {got[cut]!r}."
+    if isinstance(wanted, list | tuple):
+        short = len(readable(got)) + len(readable(wanted)) <= 240
+        if (short and max(len(got), len(wanted)) <= 12) or not wanted:
+            return whole.format(*_both(got, wanted))
+        if len(got) != len(wanted):
+            return f"the result has {len(got)} elements; it should have {len(wanted)}: {readable(wanted)}; yours is {readable(got)}."
+        at = next(i for i in range(len(wanted)) if not alike(got[i], wanted[i]))
+        return f"at [{at}] " + difference(got[at], wanted[at], rtol, atol)
+    return whole.format(*_both(got, wanted))
+
+
+def _set_difference(missing: Iterable[Any], extra: Iterable[Any], what: str) -> str:
+    parts = [
+        f"{verb} {what} {_cut(sorted(map(readable, some)), 5)}"
+        for verb, some in (("misses the", missing), ("has the superfluous", extra))
+        if some
+    ]
+    return f"the result {' and '.join(parts)}."
+
+
+def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
+    """What holds for all results together, such as one factor everywhere. Only what is seen; an empty string else."""
+    if len(wanted) > 2 and all(same(one, got[0]) for one in got):
+        if any(map(same, got, wanted)):
+            return " Yours is the same for every input that was tried, right here and wrong there."
+    if all(isinstance(x, list | tuple) for x in (*got, *wanted)):
+        pairs = [(list(a), list(b)) for a, b in zip(got, wanted, strict=True)]
+        if all(same(a, b[::-1]) for a, b in pairs):
+            return " Yours is always the right one in reverse."
+        return ""
+    if any(isinstance(x, bool | str) for x in (*got, *wanted)):
+        return ""
+    try:
+        numbers = [np.asarray(x, dtype=float).ravel() for x in (*got, *wanted)]
+        ours, theirs = (
+            np.concatenate(numbers[len(got) :]),
+            np.concatenate(numbers[: len(got)]),
+        )
+    except (TypeError, ValueError, RuntimeError):
+        return ""
+    if (
+        ours.shape != theirs.shape
+        or len(set(ours)) < 2
+        or not np.isfinite([ours, theirs]).all()
+    ):
+        return ""
+    with np.errstate(all="ignore"):
+        ratio, offset = theirs / ours, theirs - ours
+    if np.allclose(ratio, ratio[0], rtol=1e-5, atol=0) and abs(ratio[0]) > 1e-12:
+        return (
+            " In every case that was tried yours is the right one with the other sign."
+            if math.isclose(ratio[0], -1.0, rel_tol=1e-5)
+            else f" In every case that was tried yours is {ratio[0]:.4g} times the right one."
+        )
+    if np.allclose(offset, offset[0], rtol=1e-5, atol=1e-9 * abs(ours).max()):
+        return f" In every case that was tried yours is {abs(offset[0]):.4g} too {'large' if offset[0] > 0 else 'small'}."
+    return ""
+
+
+# Readers: the looser kinds that are accepted
+
+
+def number(value: Any) -> float:
+    """Any real number, of Python, numpy or a tensor with one element."""
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, int | float | np.number
+    ):
+        raise WrongKind("a number")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """An int, of Python, numpy or a tensor with one element; no float."""
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise WrongKind("a whole number, an int")
+    return int(value)
+
+
+def flag(value: Any) -> bool:
+    """True or False, of Python, numpy or a tensor with one element."""
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if not isinstance(value, bool | np.bool_):
+        raise WrongKind("True or False")
+    return bool(value)
+
+
+def listed(
+    each: Callable[[Any], Any] = lambda value: value,
+    length: int | None = None,
+    what: str = "",
+) -> Callable[[Any], list[Any]]:
+    """A reader of lists, tuples, arrays and tensors, each element read by `each`, as a list."""
+
+    def read(value: Any) -> list[Any]:
+        if isinstance(value, Tensor | np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple) or length not in (None, len(value)):
+            raise WrongKind(
+                what or "a list" + (f" of {length} elements" if length else "")
+            )
+        return [each(element) for element in value]
+
+    return read
+
+
+# The diagnosis
+
+
+class Diagnosis:
+    """What is wrong with a learner's function, in a sentence.
+
+    Args:
+        answer: The reference; takes a probe and `wrong`, a frozenset of keys of `mistakes`. It, too, gets copies.
+        mistakes: What each switch does, said to the one who did it, in one or two sentences: "You … . Do … ."
+        probes: Arguments, the smallest first (it is the one shown); the others tell mistakes apart. Several sizes, so
+            that nothing can be hard-coded. Where results carry little (a bool), many probes or `pairs=False`.
+        show: How a probe is named at the beginning of a sentence; without it, by the names of the arguments.
+        read: Turns a result, the learner's or a simulated one, into what is compared, so that looser kinds pass (`number`,
+            `whole`, `flag`, `listed(…)`, or your own, which raises `WrongKind("a pair (hours, dollars)")`). Whatever it
+            raises means: a wrong kind of result.
+        observe: How the function is used, where that is more than `fn(*probe)`: `observe(fn, *probe) -> (value, notes)`.
+            It may hand in watched functions and return as notes what they were called with, in a form in which every
+            right order is equal; it may keep calling (use `call` for what the first call gave). A function that is
+            meant to change its arguments returns them as the value here, made in here.
+        noted: What the notes are, for the sentence: "the arguments of law".
+        twins: Groups of switches that no probe can tell apart; they are named together.
+        pairs: Whether two mistakes at once are tried.
+        rtol, atol: Tolerances for numbers in a result, see `same`.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[..., Any],
+        mistakes: Mapping[str, str],
+        probes: Sequence[Probe],
+        show: Callable[..., str] | None = None,
+        *,
+        read: Callable[[Any], Any] | None = None,
+        observe: Callable[..., tuple[Any, Any]] | None = None,
+        noted: str = "what your function called",
+        twins: Iterable[Iterable[str]] = (),
+        pairs: bool = True,
+        rtol: float | None = None,
+        atol: float | None = None,
+    ) -> None:
+        self.answer, self.mistakes, self.probes = answer, mistakes, list(probes)
+        self.read, self.observe, self.noted, self.pairs = read, observe, noted, pairs
+        self.twins = [set(group) for group in twins]
+        self.same = functools.partial(same, rtol=rtol, atol=atol)
+        self.difference = functools.partial(difference, rtol=rtol, atol=atol)
+        parameters = list(inspect.signature(observe or answer).parameters)
+        self.names = parameters[1:] if observe else parameters
+        self._show = show
+        self._kept: dict[tuple[frozenset[str], int], Outcome] = {}
+
+    def show(self, probe: Probe) -> str:
+        """A probe at the beginning of a sentence."""
+        if self._show is not None:
+            return self._show(*probe)
+        named = zip(self.names, probe, strict=False)
+        return "For " + ", ".join(
+            f"{name} = {readable(value)}" for name, value in named
+        )
+
+    def run(self, fn: Callable[..., Any], probe: Probe, theirs: bool = True) -> Outcome:
+        """One use of a function, on copies of a probe."""
+        args = copy.deepcopy(probe)
+        value, notes, error, kind = None, None, None, ""
+        try:
+            value, notes = (
+                self.observe(fn, *args) if self.observe else (call(fn, *args), None)
+            )
+        except (Exception, SystemExit) as raised:
+            if theirs and (
+                isinstance(raised, NotImplementedError) or not is_theirs(raised)
+            ):
+                raise  # the stub, and the check's own word or fault: told by `exercise`
+            error = raised
+        changed = tuple(
+            name
+            for name, left, given in zip(self.names, args, probe, strict=False)
+            if not same(left, given, 0.0, 0.0)
+        )
+        if error is None and self.read is not None:
+            try:
+                value = self.read(value)
+            except Exception as unread:  # a result that cannot be read is a wrong kind
+                kind = (
+                    str(unread) if isinstance(unread, WrongKind) else "something else"
+                )
+        return Outcome(value, error, changed, notes, kind)
+
+    def simulated(self, wrong: Iterable[str], index: int) -> Outcome:
+        """What the reference gives for a probe with these mistakes made; computed once."""
+        key = frozenset(wrong), index
+        if key not in self._kept:
+            fn = functools.partial(self.answer, wrong=key[0])
+            self._kept[key] = self.run(fn, self.probes[index], theirs=False)
+        return self._kept[key]
+
+    def alike(
+        self, got: Outcome, wanted: Outcome, right: Outcome, changes: bool = True
+    ) -> bool:
+        """Whether two outcomes cannot be told apart; of an error that the exercise asks for, only the kind counts."""
+        if changes and got.changed != wanted.changed:
+            return False
+        if got.error is not None or wanted.error is not None:
+            if right.error is not None and wanted.error is not None:
+                return isinstance(got.error, type(wanted.error))
+            return type(got.error) is type(wanted.error) and str(got.error) == str(
+                wanted.error
+            )
+        if got.kind or wanted.kind:
+            return bool(got.kind and wanted.kind) and self.same(got.value, wanted.value)
+        return self.same(got.value, wanted.value) and self.same(got.notes, wanted.notes)
+
+    def fits(
+        self, theirs: Sequence[Outcome], wrong: Iterable[str], changes: bool = True
+    ) -> bool:
+        """Whether these mistakes give what the learner's function gave, on every probe."""
+        wrong = frozenset(wrong)
+        return all(
+            self.alike(got, self.simulated(wrong, i), self.simulated((), i), changes)
+            for i, got in enumerate(theirs)
+        )
+
+    def explain(self, fn: Callable[..., Any]) -> str | None:
+        """None if `fn` does what the reference does on every probe, else the sentence for the learner."""
+        theirs = [self.run(fn, probe) for probe in self.probes]
+        if self.fits(theirs, ()):
+            return None
+        for changes in (True, False):
+            found: list[tuple[str, ...]] = [
+                (m,) for m in self.mistakes if self.fits(theirs, (m,), changes)
+            ]
+            if not changes and self.fits(theirs, (), changes):
+                found = [()]
+            if found:
+                said = self.named(found) + ("" if changes else self.changes(theirs))
+                return said.strip()
+        if self.pairs:
+            two = itertools.combinations(self.mistakes, 2)
+            found = [pair for pair in two if self.fits(theirs, pair, changes=False)]
+            if 0 < len(found) <= 2:
+                wanted = [self.simulated(found[0], i) for i in range(len(theirs))]
+                known = [o.changed for o in wanted] == [o.changed for o in theirs]
+                return self.named(found) + ("" if known else self.changes(theirs))
+        return self.symptom(theirs)
+
+    def judge(self, fn: Callable[..., Any]) -> None:
+        """Assert that `fn` does what the reference does."""
+        wrong = self.explain(fn)
+        assert wrong is None, wrong
+
+    def named(self, found: Sequence[tuple[str, ...]]) -> str:
+        """The sentence for what was done; for several that give the same, all of them."""
+        said = [" And: ".join(self.mistakes[m] for m in wrong) for wrong in found]
+        return said[0] if len(said) == 1 else "One of these: " + " Or: ".join(said)
+
+    def changes(self, theirs: Sequence[Outcome]) -> str:
+        """What to say of arguments that were changed."""
+        names = {name: None for outcome in theirs for name in outcome.changed}
+        return "".join(" " + CHANGED.format(name) for name in names)
+
+    def symptom(self, theirs: Sequence[Outcome]) -> str:
+        """A mistake that is not known: a wrong kind first, then the first probe where the outcome differs."""
+        right = [self.simulated((), i) for i in range(len(theirs))]
+        wrong = [
+            i
+            for i, (got, wanted) in enumerate(zip(theirs, right, strict=True))
+            if not self.alike(got, wanted, wanted, False)
+        ]
+        first = min(wrong, key=lambda i: (not self._wrong_kind(theirs[i], right[i]), i))
+        got, wanted = theirs[first], right[first]
+        return (
+            f"{self.show(self.probes[first])}: "
+            + (self._wrong_kind(got, wanted) or self._told(got, wanted))
+            + self._everywhere(theirs, right)
+            + self.changes(theirs)
+        )
+
+    def _everywhere(self, theirs: Sequence[Outcome], right: Sequence[Outcome]) -> str:
+        if any(o.error is not None or o.kind for o in (*theirs, *right)):
+            return ""
+        return regularity([o.value for o in theirs], [o.value for o in right])
+
+    def _wrong_kind(self, got: Outcome, wanted: Outcome) -> str:
+        if got.error is not None or wanted.error is not None:
+            return ""
+        if got.kind and isinstance(got.value, Tensor | np.ndarray):
+            return f"the result is {_a(got.value)} of the shape {tuple(got.value.shape)}; it should be {got.kind}."
+        if got.kind and got.kind != "something else":
+            return (
+                kind_of(got.value, wanted.value)
+                if _plain(got.value)
+                else f"the result is {_a(got.value)} ({readable(got.value)}); it should be {got.kind}."
+            )
+        return kind_of(got.value, wanted.value)
+
+    def _told(self, got: Outcome, wanted: Outcome) -> str:
+        if got.error is not None:
+            said = told(got.error)
+            said = said[0].lower() + said[1:]
+            if wanted.error is not None:
+                return f"it should stop with {_a(wanted.error)}; instead {said}"
+            return said
+        if wanted.error is not None:
+            return f"it should stop with {_a(wanted.error)} ({wanted.error}); yours returns {readable(got.value)}."
+        if not self.same(got.value, wanted.value):
+            return self.difference(got.value, wanted.value)
+        return f"the result is right, but not {self.noted}: " + self.difference(
+            got.notes, wanted.notes
+        ).replace("the result", "it")
+
+
+def _plain(value: Any) -> bool:
+    """Whether a wrong kind has a sentence of its own: None, an error, a generator."""
+    return (
+        value is None or isinstance(value, BaseException) or inspect.isgenerator(value)
+    )
