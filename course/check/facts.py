@@ -46,5 +46,3 @@ class Facts(Diagnosis):
                 if name in got.value and got.value[name] != right.get(name):
                     return say(got.value[name])
         raise AssertionError("This answer is right, and was not told so.")
-
-
