@@ -118,13 +118,13 @@ SPLIT = {
     "first part": f"You hold out the first part of the list, so a document's place decides, and copies part. {TEXT_ALONE}",
     "every": f"You hold out every so-manyth document, so its place decides, and copies part. {TEXT_ALONE}",
     "shuffled": f"You shuffle with a fixed seed and cut, so a document's place in the list decides, and copies part. {TEXT_ALONE}",
-    "place coin": f"You throw a coin with a fixed seed for each place in the list, so a copy at another place gets another one. {TEXT_ALONE}",
-    "coin": f"You draw from a generator without a seed: the same list is split another way each time. {TEXT_ALONE}",
+    "place coin": f"Places in the list decide in your code, as by a coin with a fixed seed for each, so a copy at another place gets another one. {TEXT_ALONE}",
+    "coin": f"The same list is split another way each time: you draw from a generator without a seed, or keep something between calls. {TEXT_ALONE}",
     "hash": "You use Python's own `hash`: for a text it is another one each time Python starts. Take one from hashlib.",
     "id": "You use `id`, the address of an object: equal texts can lie at two addresses. Take a hash of the text, from hashlib.",
     "rank": "You hold out an exact share of the different texts, by rank or by shuffling them. When texts are added, old ones change sides. A threshold on a hash depends on no other text.",
-    "modulo": "You compare the hash with the number of documents (% len(texts)), so when texts are added, old ones change sides. Divide by the largest hash instead.",
-    "place and text": f"You hash a document together with its place, so a copy at another place can get another side. {TEXT_ALONE}",
+    "modulo": "The other documents have a say in your code, as by % len(texts): when texts are added, old ones change sides. Divide the hash by the largest that there can be.",
+    "place and text": f"More than the text has a say in your code, as where its place is hashed with it: in reverse order documents change sides. {TEXT_ALONE}",
     "copies lost": "You throw copies away: a text that came twice comes out once. Both stay, on one side.",
     "train all": "Your train holds validation's documents as well. Each document belongs to one side.",
     "swapped": "Your sides are swapped: train comes first, and validation gets `fraction`.",
@@ -133,11 +133,11 @@ SPLIT = {
     "tenths": "You round `fraction` to tenths: 0.35 becomes 0.4, and 0.05 nothing. Read the hash as a number between 0 and 1.",
     "tenths down": "You round `fraction` down to tenths: 0.35 becomes 0.3, and 0.05 nothing. Read the hash as a number between 0 and 1.",
     "percent": "You round `fraction` to hundredths: of 0.004 nothing is left. Read the hash as a number between 0 and 1.",
-    "undivided": "You hold out nothing: your hash is a large whole number, and never below `fraction`. Divide it by the largest that there can be.",
+    "undivided": "You hold out nothing. Is your hash a large whole number, never below `fraction`? Divide it by the largest that there can be.",
     "length": f"You let the length of a text decide: texts of one length all go to one side. {TEXT_ALONE}",
-    "beginning": "You hash only the beginning of a text: texts that begin alike all go to one side. Hash all of it.",
+    "beginning": "Only the beginning of a text decides in your code: texts that begin alike all go to one side. Hash all of it.",
     "first letter": f"You let the first character decide: texts that begin alike all go to one side. {TEXT_ALONE}",
-    "end": "You hash only the end of a text: texts that end alike all go to one side. Hash all of it.",
+    "end": "Only the end of a text decides in your code: texts that end alike all go to one side. Hash all of it.",
     "empties": "You take the documents out of the list that you were handed. Whoever holds it still needs it: work on a copy.",
     "sorts": "You sort or shuffle the list that you were handed. Whoever holds it still needs its order: work on a copy, sorted(…).",
     "sets": "You return sets, in which copies are lost. Return two lists.",
@@ -282,8 +282,9 @@ def _shares(fn: Any) -> dict[str, Any]:
         return {}
     noise = [hashlib.md5(str(i).encode()).hexdigest() for i in range(400)]
     begin, end = "Once upon a time, there was a cat. " * 3, ", and all was well. The end."  # fmt: skip
+    spaced = ["".join(" " if j % (2 + i % 6) == 1 else c for j, c in enumerate(text)) for i, text in enumerate(noise)]  # fmt: skip
     alike = {
-        "length": noise,
+        "length": spaced,
         "beginning": [
             begin + text * (1 + len(text) % 3) + "x" * i for i, text in enumerate(noise)
         ],  # fmt: skip
@@ -296,11 +297,8 @@ def _shares(fn: Any) -> dict[str, Any]:
     for name, group in alike.items():
         if len(set(group)) > 1 and 0 in map(len, _sides(fn, list(group), 0.5)) and 0 < got[0.5] < 1:  # fmt: skip
             return {"alike": name, "letter": name == "beginning" and 0 in map(len, _sides(fn, ["A" + text for text in noise], 0.5))}  # fmt: skip
-    right = {
-        f: abs(share - f) < (0.03 if f == 0.35 else 0.05) and share > 0
-        for f, share in got.items()
-    }
-    return {"share": next(((f, round(got[f] * 20) / 20) for f in got if not right[f]), None)}  # fmt: skip
+    off = {f: round(got[f] * 20) / 20 for f in got if not got[f] or abs(got[f] - f) > (0.03 if f == 0.35 else 0.05)}  # fmt: skip
+    return {"share": off or None}
 
 
 SPLIT_DOCUMENTS = Facts(
@@ -321,7 +319,7 @@ SPLIT_DOCUMENTS = Facts(
         "grown": lambda got: f"When documents are added, some old ones change sides. {TEXT_ALONE}",
         "swapped": lambda got: SPLIT["swapped"],
         "alike": lambda got: f"400 different texts {'of one length' if got == 'length' else 'with the same ' + got} all go to one side. Let all of the text decide.",
-        "share": lambda got: f"With fraction = {got[0]}, validation gets about {got[1]:.2f} of the documents.",
+        "share": lambda got: f"With fraction = {max(got)}, validation gets about {got[max(got)]:.2f} of the documents.",
     },
     pairs=False,
 )  # fmt: skip
