@@ -133,6 +133,7 @@ ORDER = {
     "replaced": "A row comes twice in one of your batches, as where rows are drawn with replacement. Deal out a permutation.",
     "inside": "You shuffle only inside a batch: each still holds the rows that lie there in the file. Deal out a permutation of all rows.",
     "short": "You end an epoch with a batch that is not full. Fill it from the start of the next permutation.",
+    "clipped": "You cut a batch off at the epoch's end and go on one whole batch later: the rows in between are lost. Fill it from the start of the next permutation.",
     "dropped": "You leave out the rows at an epoch's end that fill no batch. Take them, and go on at the start of the next permutation.",
     "first's epoch": "You give the batch that reaches over an epoch's end the order of its first row's epoch. What lies behind the end belongs to the next permutation.",
     "last's epoch": "You give the batch that reaches over an epoch's end the order of its last row's epoch. What lies before the end belongs to the old permutation.",
@@ -207,6 +208,8 @@ def dealt(n_rows: int, B: int, seed: int, step: int, wrong: frozenset[str] = fro
         per = max(1, n_rows // B if "dropped" in wrong else -(-n_rows // B))
         g = step // per * n_rows + np.arange(step % per * B, step % per * B + B)
         g = g[g < (step // per + 1) * n_rows]
+    if "clipped" in wrong:
+        g = g[g < (g[0] // n_rows + 1) * n_rows]
     epoch, place = g // n_rows, g % n_rows
     if "first's epoch" in wrong:
         epoch = epoch * 0 + epoch[0]
@@ -268,7 +271,10 @@ def _epochs(fn: Any) -> dict[str, Any]:
     """Eight epochs of 50 rows in batches of 16; of a stream that is no row of permutations, what is seen in it."""
     if _one(fn):
         return {}
+    early = _rows(fn, 50, 16, 0, 7)
     batches = [_rows(fn, 50, 16, 0, step) for step in range(25)]
+    if not np.array_equal(early, batches[7]):
+        return {"unsteady": True}
     lengths = tuple(map(len, batches))
     if set(lengths) != {16}:
         return {"lengths": lengths}

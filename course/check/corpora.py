@@ -114,11 +114,11 @@ def last_safe_cut(fn: Callable[[str], int]) -> str:
 
 TEXT_ALONE = "Let the text alone decide: a number between 0 and 1 made of its hash, below `fraction` or not."
 SPLIT = {
-    "last part": f"You hold out the last part of the list, so a document's place decides, and copies part. {TEXT_ALONE}",
-    "first part": f"You hold out the first part of the list, so a document's place decides, and copies part. {TEXT_ALONE}",
-    "every": f"You hold out every so-manyth document, so its place decides, and copies part. {TEXT_ALONE}",
-    "shuffled": f"You shuffle with a fixed seed and cut, so a document's place in the list decides, and copies part. {TEXT_ALONE}",
-    "place coin": f"Places in the list decide in your code, as by a coin with a fixed seed for each, so a copy at another place gets another one. {TEXT_ALONE}",
+    "last part": f"You hold out the last part of the list, so a document's place decides: in another order it changes sides. {TEXT_ALONE}",
+    "first part": f"You hold out the first part of the list, so a document's place decides: in another order it changes sides. {TEXT_ALONE}",
+    "every": f"You hold out every so-manyth document, so its place decides: in another order it changes sides. {TEXT_ALONE}",
+    "shuffled": f"You shuffle with a fixed seed and cut, so a document's place in the list decides: in another order it changes sides. {TEXT_ALONE}",
+    "place coin": f"Places in the list decide in your code, as by a coin with a fixed seed for each, and in another order documents change sides. {TEXT_ALONE}",
     "coin": f"The same list is split another way each time: you draw from a generator without a seed, or keep something between calls. {TEXT_ALONE}",
     "hash": "You use Python's own `hash`: for a text it is another one each time Python starts. Take one from hashlib.",
     "id": "You use `id`, the address of an object: equal texts can lie at two addresses. Take a hash of the text, from hashlib.",

@@ -206,7 +206,11 @@ def replaces(fn: Callable[..., None], old: bytes, new: bytes, given: Callable[[b
         assert path.read_bytes() == new, (
             "A call that was killed leaves its temporary file, and the next call goes on behind what is in it (open with 'a'). Open it with 'w', which begins anew."
         )
-        for other, data in ((path.with_name("another.txt"), 1000 * new), (path, b"")):
+        for other, data in (
+            (path.with_name("another.txt"), 1000 * new),
+            (path, new[:6]),
+            (path, b""),
+        ):
             call(fn, other, given(data))
             found = other.read_bytes() if other.exists() else None
             assert found is not None, "Where there is no file yet, none is written."

@@ -137,8 +137,8 @@ ALL_MISTAKES = Diagnosis(
     mistakes,
     MISTAKES,
     [({"layers": 99}, {"layers": (1, 48)}), *((_values(**change), ALLOWED) for change in CHANGES)],
+    lambda values, allowed: f"For {values} with the ranges {allowed}",
     read=_keys,
-    pairs=False,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from course.check.diagnose import Diagnosis, listed, number
+from course.check.diagnose import Diagnosis, WrongKind, number, readable
 from course.check.verdict import call, exercise
 from slm.model.config import IGNORE, GPTConfig
 from slm.model.gpt import GPT
@@ -21,6 +21,7 @@ RATES = {
     "warmup + 1": "Your warm-up has warmup + 1 rises, so its last step is below the peak: use (step + 1) / warmup.",
     "late end": "Your fall comes one step late: the last step has peak / fall and not 0. Steps count from 0, so the last is steps - 1: use (steps - 1 - step) / fall.",
     "fall + 1": "Your fall goes over fall + 1 steps, so step steps - 1 - fall is below the peak. Divide by fall.",
+    "fall - 1": "Your fall goes over fall - 1 steps, so the peak stays one step too long. Divide by fall.",
     "early end": "Your fall comes one step early: 0 is reached before the last step. Use (steps - 1 - step) / fall.",
     "cosine": "Your fall is a cosine. It should be a straight line.",
     "from warm-up": "Your rate falls from the warm-up on. It stays at the peak until step steps - 1 - fall.",
@@ -28,6 +29,7 @@ RATES = {
     "no fall": "Nothing falls: over the last `fall` steps a straight line should take the rate to 0.",
     "to a tenth": "Your fall ends at a tenth of the peak. It should end at 0.",
     "turned": "Your fall is the wrong way round: it jumps down and rises to the peak.",
+    "turned at the top": "Your fall is the wrong way round: it jumps to 0 where the peak should be left, and rises to the peak.",
     "drop": "Your rate stays at the peak and drops to 0 at once. A straight line should take it there.",
     "no warm-up": "Your warm-up is missing: a straight line up to the peak at step warmup - 1.",
     "inverse": "Your warm-up is peak / (step + 1), which begins at the peak. It rises: peak * (step + 1) / warmup.",
@@ -67,11 +69,11 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
         "flat warm-up": lambda: 1 / warmup,
         "whole up": lambda: (step + 1) // warmup,
         "whole": lambda: (step + 1) // warmup,
-        "no peak up": lambda: (step + 1) / warmup / peak,
     }
     downs: dict[str, Callable[[], float]] = {
         "late end": lambda: (left + 1) / fall,
         "early end": lambda: max(0, left - 1) / fall,
+        "fall - 1": lambda: left / (fall - 1),
         "fall + 1": lambda: left / (fall + 1),
         "cosine": lambda: 0.5 * (1 - math.cos(math.pi * min(1, left / fall))),
         "from warm-up": lambda: left / (steps - warmup),
@@ -80,9 +82,9 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
         "drop": lambda: float(left > 0),
         "to a tenth": lambda: 0.1 + 0.9 * left / fall,
         "turned": lambda: 1 - left / fall if left < fall else 1.0,
+        "turned at the top": lambda: 1 - left / fall if left <= fall else 1.0,
         "whole down": lambda: left // fall,
         "whole": lambda: left // fall,
-        "no peak down": lambda: left / fall / (peak if left < fall else 1),
     }
     up = next((ups[key] for key in ups if key in wrong), lambda: (step + 1) / warmup)
     down = next((downs[key] for key in downs if key in wrong), lambda: left / fall)
@@ -97,12 +99,29 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
     share = min(1.0, rise, 1.0 if step < warmup and "from warm-up" in wrong else down())
     if "none level" in wrong and share == 1 and warmup <= step < steps - 1 - fall:
         return None
-    value = share if "no peak" in wrong else peak * share
+    bare = "no peak" in wrong or ("no peak up" in wrong and step < warmup)
+    bare = bare or ("no peak down" in wrong and left < fall)
+    value = share if bare else peak * share
     return round(value, 4) if "rounded" in wrong else value
 
 
-def _all_steps(fn: Any, peak: float, warmup: int, fall: int, steps: int) -> tuple[list[Any], None]:  # fmt: skip
-    return [call(fn, step, peak, warmup, fall, steps) for step in range(steps)], None
+class _Rates(list[Any]):
+    """The rates of all steps."""
+
+
+def _all_steps(fn: Any, peak: float, warmup: int, fall: int, steps: int) -> tuple[Any, None]:  # fmt: skip
+    """The rates of all steps, with None where there is none; or the first result, if it is no number."""
+    found = [call(fn, step, peak, warmup, fall, steps) for step in range(steps)]
+    try:
+        return _Rates(None if one is None and i else number(one) for i, one in enumerate(found)), None  # fmt: skip
+    except WrongKind:
+        return found[0], None
+
+
+def _read(found: Any) -> list[Any]:
+    if not isinstance(found, _Rates):
+        raise WrongKind("the rate of one step, a number")
+    return list(found)
 
 
 SCHEDULE = Diagnosis(
@@ -110,7 +129,7 @@ SCHEDULE = Diagnosis(
     RATES,
     [(2.0, 4, 3, 10), (3e-4, 2, 5, 14), (0.5, 10, 40, 110), (3.0, 5, 5, 10), (1.5, 3, 2, 7)],
     lambda peak, warmup, fall, steps: f"The rates of steps 0 to {steps - 1} for peak = {peak:g}, warmup = {warmup}, fall = {fall}",
-    read=listed(number),
+    read=_read,
     observe=_all_steps,
     rtol=1e-5,
     atol=1e-9,
@@ -132,6 +151,8 @@ ADAMW = {
     "m whole share": "m grows too fast: the gradient counts only (1 - beta1) in it.",
     "v whole share": "v grows too fast: the squared gradient counts only (1 - beta2) in it.",
     "whole shares": "m and v grow too fast: the new part counts only (1 - beta1) in m and (1 - beta2) in v.",
+    "m shares swapped": "You have swapped the shares in m: the old average counts beta1, the gradient 1 - beta1.",
+    "v shares swapped": "You have swapped the shares in v: the old average counts beta2, the squared gradient 1 - beta2.",
     "shares swapped": "You have swapped the shares: the old average counts beta, the new part 1 - beta.",
     "betas swapped": "You have swapped beta1 and beta2: beta1 belongs to m, beta2 to v.",
     "unsquared": "Your v averages the gradient. It should average its *square*.",
@@ -189,8 +210,10 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
         p.sub_(lr * decay)
     old_m, old_v = m.clone(), v.clone()
     keep1, keep2, new1, new2 = b1, b2, 1 - b1, 1 - b2
-    if "shares swapped" in wrong:
-        keep1, keep2, new1, new2 = new1, new2, keep1, keep2
+    if wrong & {"shares swapped", "m shares swapped"}:
+        keep1, new1 = new1, keep1
+    if wrong & {"shares swapped", "v shares swapped"}:
+        keep2, new2 = new2, keep2
     new1 = 1.0 if wrong & {"m whole share", "whole shares"} else new1
     new2 = 1.0 if wrong & {"v whole share", "whole shares"} else new2
     m.mul_(keep1).add_(g, alpha=new1)
@@ -255,8 +278,8 @@ def _trial(steps: int, *shape: int, decay: float) -> tuple[Any, ...]:
 ADAMW_STEP = Diagnosis(
     adamw_step,
     ADAMW,
-    [_trial(1, 2, decay=0.0), _trial(4, 2, decay=0.0), _trial(4, 8, decay=0.3), _trial(3, 2, 3, decay=0.7)],
-    lambda p, grads, options: f"After {len(grads)} step{'s' if len(grads) > 1 else ''} from p = {p.flatten()[:2].tolist()}…, m = v = 0 with lr, beta1, beta2, eps, decay = {options}, of [p, m, v]",
+    [_trial(1, 2, decay=0.0), _trial(4, 2, decay=0.0), _trial(4, 3, decay=0.3), _trial(3, 2, 3, decay=0.7)],
+    lambda p, grads, options: f"After {len(grads)} step{'s' if len(grads) > 1 else ''} from p = {readable(p)}, m = v = 0 with the gradients {readable(grads)} and lr, beta1, beta2, eps, decay = {options}, of [p, m, v]",
     observe=_steps,
     noted="what becomes of grad, which you change in place",
     pairs=True,
