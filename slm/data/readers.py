@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from slm.errors import SlmError
 
-# Pieces
+# A document in pieces
 
 
 class Piece(NamedTuple):
