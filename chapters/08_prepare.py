@@ -123,7 +123,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # %% tags=["hide-input"]
 #| export
 FORMAT = 1  # of token files; one of another format is never read
-NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
+NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
 
 
 def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
@@ -1045,7 +1045,7 @@ print(f"stories in train and in validation: {len(both)}")
 # **Whole or not there.** Write `data` to `path`, so that whoever reads `path`, at any
 # moment, finds either what was there before or all of the new. That must hold when your
 # function is killed at any line, and when the power fails after it has returned or in
-# the middle of it.
+# the middle of it; and after a kill, the next call must work.
 
 
 # %% tags=["exercise"]

@@ -30,7 +30,7 @@ class SlmError(ValueError):
         self.retry = retry
 
 
-# All mistakes at once
+# Settings that check themselves
 
 
 def told(

@@ -34,7 +34,7 @@ from slm.files import force, publish, write_text
 # The note
 
 FORMAT = 1  # of token files; one of another format is never read
-NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
+NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
 
 
 def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
