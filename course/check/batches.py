@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.check.diagnose import Diagnosis, WrongKind
+from course.check.diagnose import Diagnosis, WrongKind, readable
 from course.check.facts import Facts
 from course.check.verdict import _a, call, exercise
 from slm.model.config import IGNORE
@@ -22,14 +22,20 @@ STRIP = {
     "two": "Your targets are two tokens ahead. Move y by one.",
     "next row": "Your targets are a whole row ahead. Move y by one token, not by T.",
     "in row": "You move y inside each row, so a row's last target is its own first token. It is the first token of the next row: cut y out of the strip, one token further on.",
+    "round": "You turn the cut inputs round, so the very last target is the strip's first token. Cut y out of the strip, one token further on.",
+    "shorter": "Your rows have T - 1 inputs and targets: x and y are cut out of one row of T. A row is T inputs, and takes T + 1 tokens.",
+    "windows": "Your x and y are both the whole rows of T + 1 tokens. x is all but the last, y all but the first.",
+    "-100 last": "Each row's last target is -100, as if the strip ended there. It is the first token of the next row: cut y out of the strip, one token further on.",
     "zero last": "Each row's last target is 0, as if the strip ended there. It is the first token of the next row: cut y out of the strip, one token further on.",
     "too many": "You make a row of every T tokens. The last one lacks a target where nothing is left over, and you take the strip's first token. R rows need R·T + 1 tokens.",
     "too many fails": "You count N // T rows. Where no token is left over, the last of them lacks its last target, and your code stops. R rows need R·T + 1 tokens: (N - 1) // T.",
+    "floor less one": "You take N // T - 1 rows. Where tokens are left over that is one too few: (N - 1) // T fit.",
     "one short": "You lose a last row that just fits: 9 tokens and T = 4 give 2 rows, (N - 1) // T. Does your range end one too early?",
     "pairs short": "You take one row too few, however many tokens there are: (N - 1) // T fit.",
     "overlap": "Your rows overlap: one begins at each token, so every token is learned T times. Begin one every T tokens.",
     "gap": "Your rows begin T + 1 tokens apart, so the token between two rows is never an input. Begin one every T tokens: a row's last target is the next row's first input.",
     "half": "Your rows begin every T // 2 tokens. Begin one every T tokens.",
+    "T rows": "You cut T rows of R tokens, view(T, R). R rows of T tokens are asked for: view(R, T).",
     "down": "You fill the tokens down the columns. A row is T tokens that follow each other: view(R, T).",
     "turned": "Your result is (T, R), with the rows as columns. It should be (R, T).",
     "from the end": "You count rows from the strip's end, so the tokens that are left over are dropped at its beginning. Begin at token 0.",
@@ -46,6 +52,8 @@ STRIP = {
     "int32": "Your x and y hold int32. Tokens stay what they were, int64.",
     "leftovers": f"Your view wants a strip that is full rows exactly, and stops where tokens are left over. {CUT}",
     "whole strip": f"You view the whole strip as rows, and that stops where tokens are left over. {CUT}",
+    "uncut": f"You view all inputs as R rows, and that stops where tokens are left over. {CUT}",
+    "ragged end": f"Your last slice is shorter than T where tokens are left over, and stack stops. What fills no row is left out. {CUT}",
     "ragged": f"Your last slice is shorter than T, and stack stops. What fills no row is left out. {CUT}",
 }  # fmt: skip
 
@@ -57,8 +65,10 @@ def shifted(tokens: Tensor, T: int, wrong: frozenset[str] = frozenset()) -> Any:
         return tokens[:-1].view(-1, T), tokens[1:].view(-1, T)
     if "whole strip" in wrong:
         return tokens.view(-1, T), tokens.roll(-1).view(-1, T)
-    if "ragged" in wrong:
-        starts = range(0, N, T)
+    if "uncut" in wrong:
+        return tuple(part.view((N - 1) // T, T) for part in (tokens[:-1], tokens[1:]))
+    if wrong & {"ragged", "ragged end"}:
+        starts = range(0, N - ("ragged end" in wrong), T)
         x = torch.stack([tokens[i : i + T] for i in starts])
         return x, torch.stack([tokens[i + 1 : i + T + 1] for i in starts])
     if "too many fails" in wrong:
@@ -72,6 +82,7 @@ def shifted(tokens: Tensor, T: int, wrong: frozenset[str] = frozenset()) -> Any:
         R, filled = -(-(N - 1) // step), torch.cat([tokens, tokens.new_zeros(2 * T)])
     if "too many" in wrong:
         R, filled = N // T, torch.cat([tokens, tokens])
+    R = N // T - 1 if "floor less one" in wrong else R
     R -= "pairs short" in wrong or ("one short" in wrong and (N - 1) % T == 0)
     first += N - 1 - R * T if "from the end" in wrong else 0
     places = first + torch.arange(R)[:, None] * step + torch.arange(T)  # (R, T)
@@ -80,8 +91,16 @@ def shifted(tokens: Tensor, T: int, wrong: frozenset[str] = frozenset()) -> Any:
         x[places >= N - 1] = 0
         y[places >= N - 1] = IGNORE if "ignored" in wrong else 0
     y = x if "copy" in wrong else x.roll(-1, dims=1) if "in row" in wrong else y
-    if "zero last" in wrong:
-        y = torch.cat([y[:, :-1], torch.zeros_like(y[:, :1])], dim=1)
+    y = x.flatten().roll(-1).view(R, T) if "round" in wrong else y
+    if wrong & {"zero last", "-100 last"}:
+        last = torch.full_like(y[:, :1], 0 if "zero last" in wrong else IGNORE)
+        y = torch.cat([y[:, :-1], last], dim=1)
+    if "shorter" in wrong:
+        x, y = x[:, :-1], x[:, 1:]
+    if "windows" in wrong:
+        x = y = torch.cat([x, y[:, -1:]], dim=1)
+    if "T rows" in wrong:
+        x, y = x.reshape(T, R), y.reshape(T, R)
     if "down" in wrong:
         x, y = x.flatten().view(T, R).T, y.flatten().view(T, R).T
     x, y = (y, x) if "back" in wrong else (x, y)
@@ -107,11 +126,16 @@ def _pair(value: Any) -> tuple[Tensor, Tensor]:
     return value[0], value[1]
 
 
+def _strip(n: int) -> Tensor:
+    """Tokens that differ, and do not follow each other as numbers."""
+    return torch.arange(n) * 37 % 101
+
+
 SHIFTED_ROWS = Diagnosis(
     shifted,
     STRIP,
-    [(torch.arange(100, 100 + n), T) for n, T in ((9, 4), (15, 4), (12, 4), (11, 2), (13, 5), (4, 1), (31, 6))],
-    lambda tokens, T: f"For the tokens 100 to {int(tokens[-1])} and T = {T}",
+    [(_strip(n), T) for n, T in ((9, 4), (15, 4), (12, 4), (11, 2), (13, 5), (4, 1), (31, 6))],
+    lambda tokens, T: f"For the tokens {readable(tokens)} and T = {T}",
     read=_pair,
 )  # fmt: skip
 
@@ -133,6 +157,7 @@ ORDER = {
     "replaced": "A row comes twice in one of your batches, as where rows are drawn with replacement. Deal out a permutation.",
     "inside": "You shuffle only inside a batch: each still holds the rows that lie there in the file. Deal out a permutation of all rows.",
     "short": "You end an epoch with a batch that is not full. Fill it from the start of the next permutation.",
+    "ascending": "You sort the rows of a batch. Then none can tell where one epoch ends and the next begins: leave them in the order in which they are dealt.",
     "clipped": "You cut a batch off at the epoch's end and go on one whole batch later: the rows in between are lost. Fill it from the start of the next permutation.",
     "dropped": "You leave out the rows at an epoch's end that fill no batch. Take them, and go on at the start of the next permutation.",
     "first's epoch": "You give the batch that reaches over an epoch's end the order of its first row's epoch. What lies behind the end belongs to the next permutation.",
@@ -219,6 +244,7 @@ def dealt(n_rows: int, B: int, seed: int, step: int, wrong: frozenset[str] = fro
         epoch, place = (part[g < (epoch[0] + 2) * n_rows] for part in (epoch, place))
     orders = {e: order(e) for e in set(epoch.tolist())}
     rows = np.array([orders[e][p] for e, p in zip(epoch.tolist(), place, strict=True)])
+    rows = np.sort(rows) if "ascending" in wrong else rows
     if "inside" in wrong:
         np.random.RandomState([seed, abs(step)]).shuffle(rows)
     return rows + ("from row 1" in wrong)
@@ -292,6 +318,8 @@ def _epochs(fn: Any) -> dict[str, Any]:
             "reversed": np.array_equal(epochs[1], epochs[0][::-1]),
         }
     blocks = [set(np.arange(i, i + 16) % 50) for i in range(0, 400, 16)]
+    if all((np.diff(batch) >= 0).all() for batch in batches):
+        return {"ascending": True}
     seen = {
         "distinct": all(len(set(batch)) == 16 for batch in batches[:3]),
         "tail": np.array_equal(S[50:64], S[:14]),
@@ -304,11 +332,11 @@ def _epochs(fn: Any) -> dict[str, Any]:
     return {"whole": (whole[0], S[:50].tobytes() == S[50:100].tobytes()), **seen}
 
 
-PLACES = [*itertools.product(range(4), range(4)), (0, 10), (0, 11), (1, 10), (0, 12), (0, 100), (0, 1000)]  # fmt: skip
+PLACES = [*itertools.product(range(4), range(4)), (0, 10), (0, 11), (1, 10), (0, 12), (0, 31), (0, 100), (0, 1000), (0, 10000), (10, 0), (31, 0), (100, 0), (1000, 0), (10000, 0)]  # fmt: skip
 
 
 def _seeds(fn: Any) -> dict[str, Any]:
-    """Whether two of 22 pairs (seed, epoch) share an order of 12 rows."""
+    """Whether two pairs (seed, epoch) share an order of 12 rows."""
     if "sorted" not in _epochs(fn):
         return {}
     return {"shared": _classes([_rows(fn, 12, 12, *pair) for pair in PLACES])}
@@ -342,6 +370,7 @@ ROWS_OF_STEP = Facts(
         "unsteady": lambda got: ORDER["global" if got == "global" else "unsteady"],
         "lengths": lambda got: f"Of n_rows = 50 in batches of B = 16, step {next(i for i, n in enumerate(got) if n != 16)} gives {next(n for n in got if n != 16)} rows; every step has 16.",
         "range": lambda got: f"With n_rows = 50 your rows go from {got[0]} to {got[1]}; they must lie between 0 and 49.",
+        "ascending": lambda got: ORDER["ascending"],
         "whole": lambda got: "In n_rows = 50 rows of batches of 16, some rows never come in an epoch and others come twice. Deal out a permutation of all rows; at its end go on with the next one.",
         "sorted": lambda got: f"Epoch {got.index(True)} comes in the order of the file: nothing is shuffled there.",
         "classes": lambda got: f"Epochs {got[next(i for i in range(8) if got[i] != i)]} and {next(i for i in range(8) if got[i] != i)} of seed 0 have the same order. Each has one of its own.",

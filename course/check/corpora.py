@@ -102,7 +102,7 @@ def cut(text: str, wrong: frozenset[str] = frozenset()) -> Any:
 
 
 TEXTS = ["onetwo", "one two three", "one\ntwo", "one two  ", "one  two", " one", "a 1 ", "one two. ", "a b", "one .", "one tw\u00f6\nthree", "\u00e9t\u00e9 \u00fc", "a  b\n\nc \n", "Yes. No. Then 3\nor 4 of them! ", "the  ", " \nx", "  x", "", "b"]  # fmt: skip
-LAST_SAFE_CUT = Diagnosis(cut, CUT, [(text,) for text in TEXTS], lambda text: f"For {text!r}", read=whole, pairs=False)  # fmt: skip
+LAST_SAFE_CUT = Diagnosis(cut, CUT, [(text,) for text in TEXTS], lambda text: f"For {text!r}", read=whole)  # fmt: skip
 
 
 @exercise
@@ -269,7 +269,8 @@ def _moves(fn: Any) -> dict[str, Any]:
         elsewhere = set(_sides(fn, list(texts))[1])
     if held != elsewhere:
         return {"process": True}
-    grown = set(_sides(fn, texts + others[:300])[1]) & set(texts)
+    more = texts + ["A" + text for text in others[:300]]
+    grown = set(_sides(fn, more)[1]) & set(texts)
     return {
         "turned": held == set(_sides(fn, texts[::-1])[1]),
         "grown": True if grown == held else "exact" if len(held) == 100 else "moved",

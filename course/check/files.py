@@ -41,6 +41,8 @@ MISTAKES = {
     "keys first": "Where a key is not known or missing you return at once, without the keys whose values are wrong. Collect them all.",
     "right": "You return the keys with which nothing is wrong. The others are asked for.",
     "KeyError": "Your code looks up a key that is not known in allowed, and stops with a KeyError. Ask for `key in allowed` first.",
+    "KeyError missing": "Your code looks up a missing key in values, and stops with a KeyError. Ask for `key in values` first.",
+    "keys only": "You look at the keys only. A value of the wrong kind, or out of its range, is a mistake, too.",
     "list": "You return a list. A set of keys is asked for.",
     "dict": "You return a dictionary. A set of keys is asked for.",
     "bool": "You return whether something is wrong. The set of the keys is asked for.",
@@ -104,8 +106,10 @@ def mistakes(values: dict[str, Any], allowed: dict[str, tuple[int, int]], wrong:
                 allowed[key]
             found += [] if "unknown" in wrong else [key]
         elif key in missing:
+            if "KeyError missing" in wrong:
+                values[key]
             found += [] if "missing" in wrong else [key]
-        elif odd(key):
+        elif "keys only" not in wrong and odd(key):
             found.append(key)
     if "removes" in wrong:
         for key in unknown:

@@ -34,6 +34,7 @@ RATES = {
     "no warm-up": "Your warm-up is missing: a straight line up to the peak at step warmup - 1.",
     "inverse": "Your warm-up is peak / (step + 1), which begins at the peak. It rises: peak * (step + 1) / warmup.",
     "flat warm-up": "Your warm-up stays at peak / warmup. It rises by as much at every step: peak * (step + 1) / warmup.",
+    "cosine up": "Your warm-up is a cosine. It should be a straight line.",
     "no peak": "You leave out the peak: all three parts are multiplied by it.",
     "no peak up": "In the warm-up you leave out the peak.",
     "no peak down": "In the fall you leave out the peak.",
@@ -65,6 +66,9 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
         "warmup - 1": lambda: step / (warmup - 1),
         "warmup + 1": lambda: (step + 1) / (warmup + 1),
         "no warm-up": lambda: 1.0,
+        "cosine up": lambda: (
+            0.5 * (1 - math.cos(math.pi * min(1, (step + 1) / warmup)))
+        ),
         "inverse": lambda: 1 / (step + 1),
         "flat warm-up": lambda: 1 / warmup,
         "whole up": lambda: (step + 1) // warmup,
@@ -155,6 +159,9 @@ ADAMW = {
     "v shares swapped": "You have swapped the shares in v: the old average counts beta2, the squared gradient 1 - beta2.",
     "shares swapped": "You have swapped the shares: the old average counts beta, the new part 1 - beta.",
     "betas swapped": "You have swapped beta1 and beta2: beta1 belongs to m, beta2 to v.",
+    "beta1 twice": "You average v with beta1, too. v belongs to beta2.",
+    "corrections swapped": "You correct m with beta2 and v with beta1. m belongs to beta1, v to beta2.",
+    "multiplied": "You multiply by 1 - beta**t. The averages are too small at first: divide.",
     "unsquared": "Your v averages the gradient. It should average its *square*.",
     "absolute": "Your v averages the gradient's absolute value. It should average its *square*.",
     "m squared": "Your v averages the square of m. It should average the square of the gradient.",
@@ -183,6 +190,7 @@ ADAMW = {
     "late": f"You shrink p after the step, so the step shrinks as well. {SHRINK}",
     "no decay": f"You leave out the decay. {SHRINK}",
     "rebinds": "Nothing that you were handed has changed: `p = …` only gives the name p to a new tensor. Change the tensors themselves: p.copy_(…), p.sub_(…), p[:] = ….",
+    "no underscore": "m and v have not changed: m.mul(…) and .add(…) make new tensors. With an underscore, mul_ and add_, they change the tensor itself.",
     "p only": "m and v have not changed: `m = …` only gives the name m to a new tensor. Change them in place, too, or the next step starts from nothing.",
     "m and v only": "p has not changed: `p = …` only gives the name p to a new tensor. Change it in place, too.",
     "fresh": "m and v have not changed, and each step is a first one, as a new torch.optim.AdamW makes it. Update m and v in place.",
@@ -208,6 +216,9 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
     p.mul_(next((shrinks[key] for key in shrinks if key in wrong), 1 - lr * decay))
     if "constant" in wrong:
         p.sub_(lr * decay)
+    if "no underscore" in wrong:
+        return
+    b2 = b1 if "beta1 twice" in wrong else b2
     old_m, old_v = m.clone(), v.clone()
     keep1, keep2, new1, new2 = b1, b2, 1 - b1, 1 - b2
     if wrong & {"shares swapped", "m shares swapped"}:
@@ -223,6 +234,8 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
     c1, c2 = 1 - b1**power, 1 - b2**power
     c1, c2 = (1 - b1 * t, 1 - b2 * t) if "beta * t" in wrong else (c1, c2)
     c1, c2 = (1 - b1, 1 - b2) if "once" in wrong else (c1, c2)
+    c1, c2 = (c2, c1) if "corrections swapped" in wrong else (c1, c2)
+    c1, c2 = (1 / c1, 1 / c2) if "multiplied" in wrong else (c1, c2)
     c1 = 1.0 if wrong & {"uncorrected", "m uncorrected"} else c1
     c2 = 1.0 if wrong & {"uncorrected", "v uncorrected"} else c2
     m_hat, v_hat = (old_m, old_v) if "before" in wrong else (m, v)
