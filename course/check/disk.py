@@ -37,6 +37,8 @@ class Watch:
         self.forced: dict[int, int] = {}  # inode → bytes on the disk when it was forced
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove", "shutil.copyfile"):
+            return
         named = [Path(os.fsdecode(a)).absolute() if isinstance(a, str | bytes | os.PathLike) else None for a in arguments[:2]]  # fmt: skip
         if event == "open" and named[0] == self.path:
             mode, flags = str(arguments[1] or ""), arguments[2]
@@ -72,7 +74,8 @@ class Watch:
 
     def _profile(self, frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call" and called.__name__ in ("write", "writelines", "print"):
-            if isinstance(called.__self__, io.IOBase) or called in (os.write, print):
+            of = getattr(called, "__self__", None)
+            if isinstance(of, io.IOBase) or called in (os.write, print):
                 self.done.append(("wrote", None))
 
     def listen(self, work: Callable[[], object]) -> None:
