@@ -24,9 +24,10 @@ from course.check.verdict import _a, call, is_theirs, told
 
 Probe = tuple[Any, ...]
 CHANGED = (
-    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or "
-    "append, pop, sort, …). Whoever holds {0} still needs it as it was: work on a copy, or write {0} = {0} + …"
+    "Your code changed its input {0} in place (+=, an assignment to {0}[…], or a method that ends in _, or append, pop, "
+    "sort, …). Whoever holds {0} still needs it as it was: work on a copy, or make a new one."
 )
+ORDINALS = ("first", "second", "third", "fourth")
 GENERATORS = (
     torch.Generator,
     random.Random,
@@ -243,11 +244,20 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     if len(wanted) > 2 and all(same(one, got[0]) for one in got):
         if any(map(same, got, wanted)):
             return " Yours is the same for every input that was tried, right here and wrong there."
-    if all(isinstance(x, list | tuple) for x in (*got, *wanted)):
-        pairs = [(list(a), list(b)) for a, b in zip(got, wanted, strict=True)]
-        if all(same(a, b[::-1]) for a, b in pairs):
+    lengths = {len(x) if isinstance(x, list | tuple) else 0 for x in (*got, *wanted)}
+    if 0 not in lengths:
+        if all(same([*a], [*b][::-1]) for a, b in zip(got, wanted, strict=True)):
             return " Yours is always the right one in reverse."
-        return ""
+        if len(lengths) > 1 or lengths > {4}:
+            return ""
+        said: dict[str, list[str]] = {}
+        columns = zip(zip(*got, strict=True), zip(*wanted, strict=True), strict=True)
+        for ordinal, (a, b) in zip(ORDINALS, columns, strict=False):
+            said.setdefault("" if same(a, b) else regularity(a, b), []).append(ordinal)
+        said.pop("", None)
+        return "".join(
+            f"{text} (The {', '.join(of)} element.)" for text, of in said.items()
+        )
     if any(isinstance(x, bool | str) for x in (*got, *wanted)):
         return ""
     try:
@@ -264,6 +274,9 @@ def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
         or not np.isfinite([ours, theirs]).all()
     ):
         return ""
+    for digits in range(5):
+        if theirs.tolist() == [round(x, digits) for x in ours.tolist()]:
+            return " In every case that was tried yours is the right one, rounded: leave rounding to whoever shows it."
     with np.errstate(all="ignore"):
         ratio, offset = theirs / ours, theirs - ours
     if np.allclose(ratio, ratio[0], rtol=1e-5, atol=0) and abs(ratio[0]) > 1e-12:
@@ -323,7 +336,10 @@ def listed(
             raise WrongKind(
                 what or "a list" + (f" of {length} elements" if length else "")
             )
-        return [each(element) for element in value]
+        try:
+            return [each(element) for element in value]
+        except WrongKind as inner:
+            raise WrongKind(what or f"a list, each element {inner}") from None
 
     return read
 
@@ -347,7 +363,9 @@ class Diagnosis:
             It may hand in watched functions and return as notes what they were called with, in a form in which every
             right order is equal; it may keep calling (use `call` for what the first call gave). A function that is
             meant to change its arguments returns them as the value here, made in here.
-        noted: What the notes are, for the sentence: "the arguments of law".
+        noted: What the notes are, for the sentence: "the arguments of law"; or what to say of the learner's notes and the
+            right ones where they differ, an empty string if nothing.
+        refusal: What counts of an error that is asked for, `refusal(error, *probe)`; without it only its kind does.
         twins: Groups of switches that no probe can tell apart; they are named together.
         pairs: Whether two mistakes at once are tried.
         rtol, atol: Tolerances for numbers in a result, see `same`.
@@ -362,7 +380,8 @@ class Diagnosis:
         *,
         read: Callable[[Any], Any] | None = None,
         observe: Callable[..., tuple[Any, Any]] | None = None,
-        noted: str = "what your function called",
+        noted: str | Callable[[Any, Any], str] = "what your function called",
+        refusal: Callable[..., Any] | None = None,
         twins: Iterable[Iterable[str]] = (),
         pairs: bool = True,
         rtol: float | None = None,
@@ -370,6 +389,7 @@ class Diagnosis:
     ) -> None:
         self.answer, self.mistakes, self.probes = answer, mistakes, list(probes)
         self.read, self.observe, self.noted, self.pairs = read, observe, noted, pairs
+        self.refusal = refusal
         self.twins = [set(group) for group in twins]
         self.same = functools.partial(same, rtol=rtol, atol=atol)
         self.difference = functools.partial(difference, rtol=rtol, atol=atol)
@@ -401,6 +421,7 @@ class Diagnosis:
             ):
                 raise  # the stub, and the check's own word or fault: told by `exercise`
             error = raised
+            notes = self.refusal(error, *probe) if self.refusal else None
         changed = tuple(
             name
             for name, left, given in zip(self.names, args, probe, strict=False)
@@ -423,15 +444,20 @@ class Diagnosis:
             self._kept[key] = self.run(fn, self.probes[index], theirs=False)
         return self._kept[key]
 
-    def alike(
-        self, got: Outcome, wanted: Outcome, right: Outcome, changes: bool = True
-    ) -> bool:
-        """Whether two outcomes cannot be told apart; of an error that the exercise asks for, only the kind counts."""
+    @functools.cached_property
+    def asked(self) -> tuple[type[BaseException], ...]:
+        """The kinds of errors that the exercise asks for."""
+        right = [self.simulated((), i).error for i in range(len(self.probes))]
+        return tuple({type(error) for error in right if error is not None})
+
+    def alike(self, got: Outcome, wanted: Outcome, changes: bool = True) -> bool:
+        """Whether two outcomes cannot be told apart; of a kind of error that is asked for, only what `refusal` reads counts."""
         if changes and got.changed != wanted.changed:
             return False
         if got.error is not None or wanted.error is not None:
-            if right.error is not None and wanted.error is not None:
-                return isinstance(got.error, type(wanted.error))
+            if wanted.error is not None and isinstance(wanted.error, self.asked):
+                kind = isinstance(got.error, type(wanted.error))
+                return kind and self.same(got.notes, wanted.notes)
             return type(got.error) is type(wanted.error) and str(got.error) == str(
                 wanted.error
             )
@@ -445,7 +471,7 @@ class Diagnosis:
         """Whether these mistakes give what the learner's function gave, on every probe."""
         wrong = frozenset(wrong)
         return all(
-            self.alike(got, self.simulated(wrong, i), self.simulated((), i), changes)
+            self.alike(got, self.simulated(wrong, i), changes)
             for i, got in enumerate(theirs)
         )
 
@@ -479,8 +505,14 @@ class Diagnosis:
 
     def named(self, found: Sequence[tuple[str, ...]]) -> str:
         """The sentence for what was done; for several that give the same, all of them."""
-        said = [" And: ".join(self.mistakes[m] for m in wrong) for wrong in found]
-        return said[0] if len(said) == 1 else "One of these: " + " Or: ".join(said)
+        both = set.intersection(*map(set, found)) if len(found) > 1 else set()
+        said = [
+            " And: ".join(self.mistakes[m] for m in wrong if m not in both)
+            for wrong in found
+        ]
+        before = [self.mistakes[m] for m in both]
+        several = ("one" if both else "One") + " of these: " + " Or: ".join(said)
+        return " And ".join([*before, said[0] if len(said) == 1 else several])
 
     def changes(self, theirs: Sequence[Outcome]) -> str:
         """What to say of arguments that were changed."""
@@ -493,16 +525,18 @@ class Diagnosis:
         wrong = [
             i
             for i, (got, wanted) in enumerate(zip(theirs, right, strict=True))
-            if not self.alike(got, wanted, wanted, False)
+            if not self.alike(got, wanted, False)
         ]
         first = min(wrong, key=lambda i: (not self._wrong_kind(theirs[i], right[i]), i))
         got, wanted = theirs[first], right[first]
-        return (
-            f"{self.show(self.probes[first])}: "
-            + (self._wrong_kind(got, wanted) or self._told(got, wanted))
-            + self._everywhere(theirs, right)
-            + self.changes(theirs)
+        kind = self._wrong_kind(got, wanted)
+        always = all(map(self._wrong_kind, theirs, right)) and kind
+        said = (
+            always
+            or f"{self.show(self.probes[first])}: {kind or self._told(got, wanted)}"
         )
+        more = "" if kind else self._everywhere(theirs, right)
+        return said[0].upper() + said[1:] + more + self.changes(theirs)
 
     def _everywhere(self, theirs: Sequence[Outcome], right: Sequence[Outcome]) -> str:
         if any(o.error is not None or o.kind for o in (*theirs, *right)):
@@ -510,20 +544,23 @@ class Diagnosis:
         return regularity([o.value for o in theirs], [o.value for o in right])
 
     def _wrong_kind(self, got: Outcome, wanted: Outcome) -> str:
+        value = got.value
         if got.error is not None or wanted.error is not None:
-            return ""
-        if got.kind and isinstance(got.value, Tensor | np.ndarray):
-            return f"the result is {_a(got.value)} of the shape {tuple(got.value.shape)}; it should be {got.kind}."
-        if got.kind and got.kind != "something else":
-            return (
-                kind_of(got.value, wanted.value)
-                if _plain(got.value)
-                else f"the result is {_a(got.value)} ({readable(got.value)}); it should be {got.kind}."
-            )
-        return kind_of(got.value, wanted.value)
+            return kind_of(value, None) if isinstance(value, BaseException) else ""
+        if not got.kind or got.kind == "something else" or _plain(value):
+            return kind_of(value, wanted.value)
+        array = isinstance(value, Tensor | np.ndarray)
+        shown = (
+            f"of the shape {tuple(value.shape)}" if array else f"({readable(value)})"
+        )
+        if isinstance(value, float):
+            shown = f"({value!r})"  # 3.0 is no 3
+        return f"the result is {_a(value)} {shown}; it should be {got.kind}."
 
     def _told(self, got: Outcome, wanted: Outcome) -> str:
         if got.error is not None:
+            if wanted.error is not None and isinstance(got.error, type(wanted.error)):
+                return f"it stops with {_a(wanted.error)}, as it should, but it says {str(got.error)!r}; it could say {str(wanted.error)!r}."
             said = told(got.error)
             said = said[0].lower() + said[1:]
             if wanted.error is not None:
@@ -531,11 +568,17 @@ class Diagnosis:
             return said
         if wanted.error is not None:
             return f"it should stop with {_a(wanted.error)} ({wanted.error}); yours returns {readable(got.value)}."
+        notes = "" if self.same(got.notes, wanted.notes) else self.noted
+        if callable(notes):
+            notes = notes(got.notes, wanted.notes)
+        elif notes:
+            differ = self.difference(got.notes, wanted.notes)
+            notes = f"not {notes}: {differ.replace('the result', 'it')}"
         if not self.same(got.value, wanted.value):
-            return self.difference(got.value, wanted.value)
-        return f"the result is right, but not {self.noted}: " + self.difference(
-            got.notes, wanted.notes
-        ).replace("the result", "it")
+            said = self.difference(got.value, wanted.value)
+            more = notes if callable(self.noted) else ""
+            return f"{said} {more[:1].upper()}{more[1:]}".rstrip()
+        return f"the result is right, but {notes}"
 
 
 def _plain(value: Any) -> bool:

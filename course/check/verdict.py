@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -114,8 +115,8 @@ def told(error: BaseException) -> str:
     chapters = [line for line in own if f"{Path(COURSE).parent / 'slm'}" not in line[0]]
     line = (chapters or own)[-1] if own else None
     where = f" in your line `{line.line}`" if line is not None and line.line else ""
-    shown = line is not None and str(error) in str(line.line)
-    said = "" if shown else f": {error}".rstrip(".")
+    text = re.sub(r"[\w.]*<locals>\.", "", str(error)).rstrip(".")
+    said = "" if line is not None and text in str(line.line) else f": {text}"
     if isinstance(error, AssertionError):
         return f"An assert of your own fails{where}{said}."
     if isinstance(error, SystemExit):
