@@ -286,9 +286,7 @@ def _shares(fn: Any) -> dict[str, Any]:
     spaced = ["".join(" " if j % (2 + i % 6) == 1 else c for j, c in enumerate(text)) for i, text in enumerate(noise)]  # fmt: skip
     alike = {
         "length": spaced,
-        "beginning": [
-            begin + text * (1 + len(text) % 3) + "x" * i for i, text in enumerate(noise)
-        ],  # fmt: skip
+        "beginning": [begin + text + "x" * i for i, text in enumerate(noise)],
         "end": [text + "x" * i + end for i, text in enumerate(noise)],
     }
     sizes = {0.2: 2000, 0.5: 2000, 0.35: 8000, 0.05: 2000, 0.004: 4000}
