@@ -69,6 +69,8 @@ eot = tokenizer.eot_token
 texts = ["Zoe had a red hat.", "Kai was sad. He lost his blue cap.", "Nell said yes."]
 tokens = np.array([t for text in texts for t in [eot, *tokenizer.encode(text)]] + [eot])
 T = 8
+
+# %% tags=["hide-input"]
 starts = range(0, len(tokens) - T, T)
 rows = [(tokens[i : i + T], tokens[i + 1 : i + T + 1]) for i in starts]
 strip(rows, tokenizer)
@@ -99,9 +101,55 @@ N = len(tokens)
 print(f"{N} tokens: {(N - 1) // T} rows of {T}, {(N - 1) % T} targets left over")
 
 # %% [markdown]
-# A batch is `B` such rows: `x` and `y`, both `(B, T)`. The list above says the same in
-# Python. It is right, and slow for a batch: a slice, a conversion and an object for
-# each row. numpy can gather all rows with a table of positions:
+# ## Exercise 1: rows
+#
+# Cut `(N,)` tokens into all full rows of `T`, with targets. Return `x` and `y`, both
+# `(R, T)`. (The folded cell above the picture cuts rows too, as a list; do it without
+# looking, for the first time.)
+
+
+# %% tags=["exercise"]
+def shifted_rows(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both (R, T), of a strip of tokens (N,)."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+from course import check
+
+check.shifted_rows(shifted_rows)
+
+# %% [markdown]
+# A typical wrong answer takes as many rows as there are inputs for, and what the check
+# says to it:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def too_many(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    R = len(tokens) // T
+    return tokens[: R * T].view(R, T), tokens.roll(-1)[: R * T].view(R, T)
+
+
+check.shifted_rows(too_many)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# `R` rows need `R·T + 1` tokens, one more than they have inputs. What is left over at
+# the end is dropped.
+#
+# ```python
+# def shifted_rows(tokens, T):
+#     R = (len(tokens) - 1) // T
+#     return tokens[: R * T].view(R, T), tokens[1 : R * T + 1].view(R, T)
+# ```
+# </details>
+#
+# ## All rows at once
+#
+# A batch is `B` such rows: `x` and `y`, both `(B, T)`. The picture's rows came from a
+# list of slices. That is right, and slow for a batch: a slice, a conversion and an
+# object for each row. numpy can gather any rows with a table of positions:
 
 
 # %%
@@ -159,6 +207,21 @@ def pack(tokens: np.ndarray, T: int, eot: int) -> list[tuple[int, int]]:
 
 
 pack(tokens, 16, eot)
+
+# %% [markdown]
+# Each pair is a row: where it starts, and how many targets it has. Filled up to sixteen
+# they look like this; hover to see what is filling.
+
+
+# %%
+def filled(start: int, length: int, T: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.full(T, eot), np.full(T, IGNORE)  # (T,) both
+    x[:length] = tokens[start : start + length]
+    y[:length] = tokens[start + 1 : start + length + 1]
+    return x, y
+
+
+strip([filled(*row) for row in pack(tokens, 16, eot)], tokenizer)
 
 # %% [markdown]
 # The first row holds the first document and ends at its end-of-text: the second
@@ -221,11 +284,11 @@ def document_rows(
 # token to several rows long:
 
 # %% tags=["nbval-check-output"]
-random = np.random.RandomState(0)
+chance = np.random.RandomState(0)
 equal = 0
 for _ in range(1000):
-    size = random.randint(1, 13)
-    inner = random.choice([0, 1, 2], random.randint(0, 80), p=[0.15, 0.5, 0.35])
+    size = chance.randint(1, 13)
+    inner = chance.choice([0, 1, 2], chance.randint(0, 80), p=[0.15, 0.5, 0.35])
     some = np.array([0, *inner, 0])
     equal += pack(some, size, 0) == list(
         zip(*document_rows(some, size, 0), strict=True)
@@ -259,7 +322,7 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         name: What an error message calls the tokens.
 
     Raises:
-        SlmError: There are fewer tokens than one row needs.
+        SlmError: There are fewer tokens than one row needs, or no document.
     """
 
     tokenizer: Tokenizer | None = None
@@ -284,6 +347,8 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         if packing == "documents":
             self.starts, self.lengths = document_rows(tokens, T, eot_token)
             self.n_rows = len(self.starts)
+        if self.n_rows < 1 and packing == "documents":
+            raise SlmError(f"{name} holds no document, so there is no row to fill.")
         if self.n_rows < 1:
             raise SlmError(
                 f"{name} has {len(tokens)} tokens, fewer than the {T + 1} that one row "
@@ -386,11 +451,15 @@ for text in ("a<|endoftext|>b", "\ud83d", " " * 1_000_000):
     print(f"{len(ids):,} tokens, end-of-text among them: {eot in ids}; read: {told}")
 
 # %% [markdown]
-# The same three documents, packed whole into rows of sixteen. A document that does not
-# fit behind the one before it opens a new row:
+# Are the rows of the class those of the picture above?
 
-# %%
-strip(TextDataset(texts, tokenizer, 16, packing="documents"), tokenizer)
+# %% tags=["nbval-check-output"]
+by_hand = [filled(*row) for row in pack(tokens, 16, eot)]
+made = TextDataset(texts, tokenizer, 16, packing="documents")
+same = [
+    np.array_equal(np.stack(a), np.stack(b)) for a, b in zip(by_hand, made, strict=True)
+]
+print(f"{sum(same)} of {len(by_hand)} rows equal")
 
 # %% [markdown]
 # How much is filling? The share of targets that are $-100$, in two thousand of our
@@ -446,6 +515,59 @@ print("restarted with the same one:", seen(drawn(0), drawn(0)))
 # 2 holds the global rows 4 and 5, so the last row of epoch 0 and the first of epoch 1.
 # A batch may hold the end of one epoch and the start of the next, and no row is left
 # out.
+#
+# ## Exercise 2: an order without state
+#
+# Return the rows of one step, `B` numbers below `n_rows`. Steps 0, 1, 2, … together
+# must deal out every row once per epoch, in another order in each; a batch may reach
+# into the next epoch. Two seeds must never share an order. The result depends on the
+# arguments alone.
+
+
+# %% tags=["exercise"]
+def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
+    """The rows of a step, (B,)."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.rows_of_step(rows_of_step)
+
+# %% [markdown]
+# Seeding the generator with `seed + epoch` looks right, and is what many loaders do.
+# But with `seed + epoch`, epoch 1 of seed 0 is epoch 0 of seed 1: two runs that should
+# differ see the same order, one epoch apart.
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def sum_of_both(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
+    epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
+    orders = {
+        e: np.random.RandomState(seed + e).permutation(n_rows) for e in set(epoch)
+    }
+    return np.array([orders[e][p] for e, p in zip(epoch, place, strict=True)])
+
+
+check.rows_of_step(sum_of_both)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Number all rows that are ever dealt out, and ask of each number which epoch it falls
+# in and which place it has there.
+#
+# ```python
+# def rows_of_step(n_rows, B, seed, step):
+#     epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
+#     orders = {
+#         e: np.random.RandomState([seed, e]).permutation(n_rows)
+#         for e in set(epoch.tolist())
+#     }
+#     return np.array([orders[e][p] for e, p in zip(epoch.tolist(), place)])
+# ```
+# </details>
+#
+# ## The order of an epoch
 #
 # A permutation takes four bytes a row, and a row of the strip at least $2T$: one part
 # in 512 at `T` = 1024. Cheap enough to be simply computed.
@@ -527,8 +649,9 @@ def map_ahead(
 # %%
 #| export
 class TokenLoader:
-    """Batches of rows, for ever, in an order that depends on nothing but (seed, step).
+    """Batches of rows, for ever, in an order that is a function of (seed, step).
 
+    That holds as long as rows, batch size and number of processes stay what they are.
     Rows are dealt out in a new order each epoch, and a batch may hold the end of one
     epoch and the start of the next, so no row is left out. With `world_size` processes
     a global batch has `batch_size * world_size` rows, and rank r takes the r-th
@@ -738,98 +861,6 @@ differ = int((together != single.batch(7)[0]).sum())
 print(f"tokens of two ranks that differ from one: {differ} of {together.numel()}")
 
 # %% [markdown]
-# ## Exercises
-#
-# **1. Rows.** Cut `(N,)` tokens into all full rows of `T`, with targets. Return `x` and
-# `y`, both `(R, T)`.
-
-
-# %% tags=["exercise"]
-def shifted_rows(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both (R, T), of a strip of tokens (N,)."""
-    raise NotImplementedError("your turn")
-
-
-# %%
-from course import check
-
-check.shifted_rows(shifted_rows)
-
-# %% [markdown]
-# A typical wrong answer takes as many rows as there are inputs for, and what the check
-# says to it:
-
-
-# %% tags=["hide-input", "nbval-check-output"]
-def too_many(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    R = len(tokens) // T
-    return tokens[: R * T].view(R, T), tokens.roll(-1)[: R * T].view(R, T)
-
-
-check.shifted_rows(too_many)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# `R` rows need `R·T + 1` tokens, one more than they have inputs. What is left over at
-# the end is dropped.
-#
-# ```python
-# def shifted_rows(tokens, T):
-#     R = (len(tokens) - 1) // T
-#     return tokens[: R * T].view(R, T), tokens[1 : R * T + 1].view(R, T)
-# ```
-# </details>
-#
-# **2. An order without state.** Return the rows of one step, `B` numbers below
-# `n_rows`. Steps 0, 1, 2, … together must deal out every row once per epoch, in another
-# order in each; a batch may reach into the next epoch. Two seeds must never share an
-# order. The result depends on the arguments alone.
-
-
-# %% tags=["exercise"]
-def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
-    """The rows of a step, (B,)."""
-    raise NotImplementedError("your turn")
-
-
-# %%
-check.rows_of_step(rows_of_step)
-
-# %% [markdown]
-# Seeding the generator with `seed + epoch` looks right, and is what many loaders do.
-# But with `seed + epoch`, epoch 1 of seed 0 is epoch 0 of seed 1: two runs that should
-# differ see the same order, one epoch apart.
-
-
-# %% tags=["hide-input", "nbval-check-output"]
-def sum_of_both(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
-    epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
-    orders = {
-        e: np.random.RandomState(seed + e).permutation(n_rows) for e in set(epoch)
-    }
-    return np.array([orders[e][p] for e, p in zip(epoch, place, strict=True)])
-
-
-check.rows_of_step(sum_of_both)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# Number all rows that are ever dealt out, and ask of each number which epoch it falls
-# in and which place it has there.
-#
-# ```python
-# def rows_of_step(n_rows, B, seed, step):
-#     epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
-#     orders = {
-#         e: np.random.RandomState([seed, e]).permutation(n_rows)
-#         for e in set(epoch.tolist())
-#     }
-#     return np.array([orders[e][p] for e, p in zip(epoch.tolist(), place)])
-# ```
-# </details>
-#
 # ## What you have now
 #
 # Texts become batches whose order two integers describe. That is all a small corpus

@@ -75,8 +75,50 @@ for cut in (17, 18, 20, 23, 24):
 # the last belongs to the word, so the safe place is before a space or newline that a
 # visible character follows.
 #
-# A piece of a document needs one thing besides its text: whether a document starts with
-# it, for that is where end-of-text goes.
+# ## Exercise 1: a safe cut
+#
+# A block of text ends anywhere, and what is behind its last safe place has to wait for
+# the next block. Return the number of characters before that place; if there is no safe
+# place, all of them. The texts hold visible characters, spaces and newlines.
+
+
+# %% tags=["exercise"]
+def last_safe_cut(text: str) -> int:
+    """Characters before the last safe cut."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+from course import check
+
+check.last_safe_cut(last_safe_cut)
+
+# %% [markdown]
+# The first idea is often the last space:
+
+# %% tags=["hide-input", "nbval-check-output"]
+check.last_safe_cut(lambda text: text.rfind(" ") if " " in text else len(text))
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Before a space or newline that a visible character follows. The first character is no
+# place to cut: nothing would be before it.
+#
+# ```python
+# def last_safe_cut(text):
+#     for i in range(len(text) - 2, 0, -1):
+#         if text[i] in " \n" and not text[i + 1].isspace():
+#             return i
+#     return len(text)
+# ```
+# </details>
+#
+# ## A document in pieces
+#
+# The real code does this at the end of each block, and carries the rest over to the
+# next one. A piece of a document needs one thing besides its text: whether a document
+# starts with it, for that is where end-of-text goes.
 
 
 # %%
@@ -126,11 +168,63 @@ print(
 print(f"blocks as they come: {len(naive) - len(whole)} tokens too many")
 
 # %% [markdown]
-# ## A split that does not leak
+# ## Held out, but how?
 #
 # A validation loss means something only if the model has never seen the text. Real
-# corpora are full of copies. Take 1,000 stories, 200 of which occur twice, and hold out
-# a tenth in three ways: a tenth of the *rows* of 64 tokens, the last tenth of the
+# corpora are full of copies, and they grow. Before you read on: by what rule would you
+# hold out a tenth, so that a copy goes where its original goes, today and next year?
+#
+# ## Exercise 2: a split
+#
+# Split a list of documents into train and validation. About `fraction` of them go to
+# validation; copies stay together; and a document keeps its side when others are added
+# or the order changes, also in another process (Python's own `hash` of a text is
+# another one each time Python starts).
+
+
+# %% tags=["exercise"]
+def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Train and validation documents."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.split_documents(split_documents)
+
+# %% [markdown]
+# Shuffling the *different* texts and holding out the first of them keeps copies
+# together. It is still wrong:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def by_rank(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    different = sorted(set(texts), key=lambda text: hashlib.md5(text.encode()).digest())
+    held = set(different[: int(fraction * len(different))])
+    return [t for t in texts if t not in held], [t for t in texts if t in held]
+
+
+check.split_documents(by_rank)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Any good hash will do, as long as it is a function of the text and nothing else. Read
+# as a number between 0 and 1, it falls below `fraction` with just that probability.
+#
+# ```python
+# def split_documents(texts, fraction):
+#     def held_out(text):
+#         digest = hashlib.sha256(text.encode()).digest()
+#         return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+#
+#     return [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
+# ```
+# </details>
+#
+# ## A split that does not leak
+#
+# Three rules, measured. Take 1,000 stories, 200 of which occur twice, and hold out a
+# tenth in three ways: a tenth of the *rows* of 64 tokens, the last tenth of the
 # shuffled *documents*, and the documents whose *hash*, read as a number between 0 and
 # 1, is below 0.1.
 
@@ -148,12 +242,12 @@ def in_validation(document: str, val_fraction: float) -> bool:
 import numpy as np
 
 corpus = [stories.sample(seed) for seed in [*range(1000), *range(200)]]
-random = np.random.RandomState(0)
-random.shuffle(corpus)
+chance = np.random.RandomState(0)
+chance.shuffle(corpus)
 lengths = [len(tokenizer.encode(text)) + 1 for text in corpus]
 document_of = np.repeat(np.arange(len(corpus)), lengths)  # (N,) of each token
 row_of = np.arange(len(document_of)) // 64  # (N,)
-in_held_row = (random.rand(row_of[-1] + 1) < 0.1)[row_of]  # (N,)
+in_held_row = (chance.rand(row_of[-1] + 1) < 0.1)[row_of]  # (N,)
 by_hash = {i for i, text in enumerate(corpus) if in_validation(text, 0.1)}
 held = {
     "rows": (set(document_of[in_held_row]), set(document_of[~in_held_row])),
@@ -645,7 +739,8 @@ class DataConfig:
         None, ge=1, le=10**12, description="per split; null takes all"
     )
     streaming: bool | None = Field(
-        None, description="read a hub data set without storing it; null: decide by size"
+        None,
+        description="read a hub data set unstored; null: if max_documents is given",
     )
     cache_dir: str = Field("data", description="where token files are kept")
     num_workers: int = Field(
@@ -1204,91 +1299,6 @@ expected = sum(len(json.loads(row)["text"]) for row in rows) + len(novel.read_te
 print(f"characters of both sides {characters:,}, of the folder {expected:,}")
 
 # %% [markdown]
-# ## Exercises
-#
-# **1. A safe cut.** A block of text ends anywhere, and what is behind its last safe
-# place has to wait for the next block. Return the number of characters before that
-# place; if there is no safe place, all of them. The texts hold visible characters,
-# spaces and newlines.
-
-
-# %% tags=["exercise"]
-def last_safe_cut(text: str) -> int:
-    """Characters before the last safe cut."""
-    raise NotImplementedError("your turn")
-
-
-# %%
-from course import check
-
-check.last_safe_cut(last_safe_cut)
-
-# %% [markdown]
-# The first idea is often the last space:
-
-# %% tags=["hide-input", "nbval-check-output"]
-check.last_safe_cut(lambda text: text.rfind(" ") if " " in text else len(text))
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# Before a space or newline that a visible character follows. The first character is no
-# place to cut: nothing would be before it.
-#
-# ```python
-# def last_safe_cut(text):
-#     for i in range(len(text) - 2, 0, -1):
-#         if text[i] in " \n" and not text[i + 1].isspace():
-#             return i
-#     return len(text)
-# ```
-# </details>
-#
-# **2. A split.** Split a list of documents into train and validation. About `fraction`
-# of them go to validation; copies stay together; and a document keeps its side when
-# others are added or the order changes, also in another process (Python's own `hash` of
-# a text is another one each time Python starts).
-
-
-# %% tags=["exercise"]
-def split_documents(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Train and validation documents."""
-    raise NotImplementedError("your turn")
-
-
-# %%
-check.split_documents(split_documents)
-
-# %% [markdown]
-# Shuffling the *different* texts and holding out the first of them keeps copies
-# together. It is still wrong:
-
-
-# %% tags=["hide-input", "nbval-check-output"]
-def by_rank(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    different = sorted(set(texts), key=lambda text: hashlib.md5(text.encode()).digest())
-    held = set(different[: int(fraction * len(different))])
-    return [t for t in texts if t not in held], [t for t in texts if t in held]
-
-
-check.split_documents(by_rank)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# Any good hash will do, as long as it is a function of the text and nothing else. Read
-# as a number between 0 and 1, it falls below `fraction` with just that probability.
-#
-# ```python
-# def split_documents(texts, fraction):
-#     def held_out(text):
-#         digest = hashlib.sha256(text.encode()).digest()
-#         return int.from_bytes(digest[:8], "big") / 2**64 < fraction
-#
-#     return [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
-# ```
-# </details>
-#
 # ## What you have now
 #
 # A name or a path becomes documents, cut into pieces, on the right side of a split that

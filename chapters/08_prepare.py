@@ -132,7 +132,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # %% tags=["hide-input"]
 #| export
 FORMAT = 2  # of token files and the rules of reading; another is never read
-NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
+NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
 
 
 def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
@@ -1067,7 +1067,7 @@ print(f"stories in train and in validation: {len(both)}")
 # **Whole or not there.** Write `data` to `path`, so that whoever reads `path`, at any
 # moment, finds either what was there before or all of the new. That must hold when your
 # function is killed at any line, and when the power fails after it has returned or in
-# the middle of it.
+# the middle of it; and after a kill, the next call must work.
 
 
 # %% tags=["exercise"]

@@ -193,10 +193,58 @@ step_figure()
 # ## Accumulation: a step that means what it says
 #
 # A batch too large for memory can be split: run the parts one by one, add their
-# gradients, then step. The sum must be the gradient of the *whole* batch's mean.
-# Dividing each part's loss by the number of parts does that only if all parts hold
-# equally many targets. Our rows are padded with targets that do not count, so they hold
-# different numbers. The right weight is each part's share of the targets:
+# gradients, then step (`backward` adds to what is in `.grad` already). The sum must be
+# the gradient of the *whole* batch's mean. Our rows are padded with targets that do not
+# count. With what weight must each part's loss go into the sum?
+#
+# ## Exercise 1: accumulate
+#
+# Every parameter's `.grad` is empty. Leave in it the gradient of the mean loss over the
+# *whole* batch, but never have more than `rows` texts in memory at once, from their
+# forward pass to their backward pass. Targets that are `IGNORE` (-100) do not count,
+# and parts may hold different numbers of them, even none.
+
+
+# %% tags=["exercise"]
+def my_accumulate(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
+    """Gradients of model.loss(x, y), `rows` texts at a time; the loss is a mean."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+from course import check
+
+check.accumulate(my_accumulate)
+
+# %% [markdown]
+# Nearly everybody's first answer, and it is right for parts that are equally full:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def mean_of_parts(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
+    parts = list(zip(x.split(rows), y.split(rows), strict=True))
+    for part_x, part_y in parts:
+        (model.loss(part_x, part_y) / len(parts)).backward()
+
+
+check.accumulate(mean_of_parts)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_accumulate(model, x, y, rows):
+#     total = (y != IGNORE).sum()
+#     for part_x, part_y in zip(x.split(rows), y.split(rows)):
+#         share = (part_y != IGNORE).sum() / total
+#         (model.loss(part_x, part_y) * share).backward()
+# ```
+# </details>
+#
+# ## The weight of a part
+#
+# Dividing each part's loss by the number of parts is right only if all parts hold
+# equally many targets. The right weight is each part's share of the targets:
 #
 # $$\nabla L = \sum_{i=1}^{n} \frac{c_i}{\sum_j c_j}\, \nabla L_i$$
 #
@@ -234,17 +282,19 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
 # %% [markdown]
 # ## The learning rate, and clipping
 #
-# AdamW's steps (more on it below) have about the same size whatever the size of the
-# gradient, and the first follow averages over only a few batches: so warm up linearly.
-# At the end, steps of constant size only circle the minimum: let a cosine take the rate
-# to zero. **Clipping** scales a gradient whose norm exceeds a limit down to it, so that
-# one odd batch cannot undo the work of many. What are they worth? The same run with a
-# high learning rate, each time with one part taken away:
+# The optimizer here, AdamW, moves a weight by about the rate, however large or small
+# its gradient is (its own section, below, says how). So the rate alone decides how far
+# a step goes. The first steps start from random weights and go where one or two batches
+# point: let the rate rise along a line, the *warm-up*. At the end, steps of constant
+# size only circle the minimum: let the rate fall along a cosine, to zero. **Clipping**
+# scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot
+# undo the work of many. What are they worth? The same run with a high learning rate,
+# each time with one part taken away:
 
 
 # %%
 def short_run(
-    warmup: int = 20, decay: bool = True, clip: float = 1.0
+    warmup: int = 20, falls: bool = True, clip: float = 1.0
 ) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of a short run, always with the same batches."""
     peak, steps = 1e-2, 180
@@ -258,8 +308,8 @@ def short_run(
         x, y = loader.batch(step)  # (B, T) each
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         progress = max(0, step - warmup) / (steps - 1 - warmup)
-        fall = 0.5 * (1 + math.cos(math.pi * progress)) if decay else 1.0
-        optimizer.param_groups[0]["lr"] = peak * rise * fall
+        cosine = 0.5 * (1 + math.cos(math.pi * progress)) if falls else 1.0
+        optimizer.param_groups[0]["lr"] = peak * rise * cosine
         loss = model.loss(x, y)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
@@ -273,7 +323,7 @@ def short_run(
 runs = {
     "all three": short_run(),
     "no warm-up": short_run(warmup=0),
-    "no decay": short_run(decay=False),
+    "no fall": short_run(falls=False),
     "no clipping": short_run(clip=0.0),
 }
 
@@ -285,10 +335,9 @@ recipe_figure(runs)
 # %% [markdown]
 # Without warm-up the loss leaps up after a few steps, and the run never recovers.
 # Without clipping one gradient is many times the limit. AdamW does not step further for
-# it, but it outweighs all others in the mean gradient, so for some ten steps it sets
-# the direction; and its square, which is remembered longer, shortens the steps after
-# that. Without the decay this run even ends lower: it is so short that large steps
-# still help at its end. The longer runs below will show what the decay is for.
+# it, but it remembers gradients for some steps, and for that long the odd one sets the
+# direction. Without the fall this run even ends lower: it is so short that large steps
+# still help at its end. The longer runs below will show what the fall is for.
 #
 # Why does a run without warm-up not simply recover? A likely reason: its first steps
 # are as long as any, and they go where one or two batches point. The weights may be
@@ -329,21 +378,35 @@ print(" ".join(f"{learning_rate(step, ten):.2f}" for step in range(10)))
 # %% [markdown]
 # ## Precision
 #
-# A 16-bit number takes half the memory and, on hardware made for it, a fraction of the
-# time. `bfloat16` keeps float32's range with fewer digits. `float16` has more digits
-# but less range: large numbers overflow, and small gradients become 0. So the loss is
-# multiplied by a large factor before the backward pass, the gradients are divided by it
-# after, and a step whose gradients overflowed is skipped (`GradScaler`). Weights and
-# optimizer stay in float32: within `torch.autocast`, matrix products are done in 16
-# bits; the residual stream stays in float32, and on a GPU so do softmax, sums and
-# norms.
+# A 16-bit number takes half the memory of a float32 and, on hardware made for it, a
+# fraction of the time. There are two kinds. What does each make of a number with many
+# digits, of a large one, and of a small one?
+
+# %% tags=["nbval-check-output"]
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    numbers = torch.tensor([1.1, 70_000.0, 1e-8], dtype=dtype)
+    print(f"{str(dtype):15}", *(f"{number:>14.8g}" for number in numbers.tolist()))
+
+# %% [markdown]
+# `bfloat16` keeps float32's range and loses digits. `float16` keeps more digits and
+# loses range: 70,000 overflows to infinity, and 1e-8 becomes 0. Gradients are often as
+# small as that. So with float16 the *loss* is multiplied by a large factor before the
+# backward pass, which makes every gradient larger by as much; the gradients are divided
+# by it before the step, and a step whose gradients overflowed is skipped. That is *loss
+# scaling*, and PyTorch's `GradScaler` does it. bfloat16 needs none of it.
 #
-# Which type? A T4 has no bfloat16, many CPUs only emulate it, which takes 15 to 20
+# Only the matrix products are done in 16 bits, since they take nearly all of the time.
+# Within `torch.autocast` PyTorch sees to that; weights, optimizer and residual stream
+# stay in float32, and on a GPU so do softmax, sums and norms.
+#
+# **Which type?** A T4 has no bfloat16, many CPUs only emulate it, which takes 15 to 20
 # times as long as float32, and some have units for it that are slower than float32's.
-# So the device is asked, and where it is a CPU, it is measured. Ask also for its peak
-# speed in products, which is in [a table](#settings) for GPUs and measured on a CPU
-# (two $n \times n$ matrices take $2n^3$ operations): the log will say what share of it
-# a run reaches, its *MFU* (model FLOPs utilization).
+# So the device is asked, and where it is a CPU, it is measured.
+#
+# **How fast could it be?** A device's *peak* is the most operations per second that it
+# can do in products of that type. For GPUs it stands in [a table](#settings); a CPU is
+# measured (two $n \times n$ matrices take $2n^3$ operations). The share of the peak
+# that a run reaches is its *MFU*, model FLOPs utilization; the log will tell it.
 
 
 # %%
@@ -483,9 +546,17 @@ print(f"paid back after {took / saved * 1e3:,.0f} steps")
 # direction by its own factor (the diagonal $S$), and turns again ($U$). In an average
 # of gradients the factors say how often and how hard each direction was asked for, and
 # a few are far larger than the rest. Muon steps along $U V^\top$, all factors set to
-# one, so rare directions move as far as frequent ones.
-#
-# How can a matrix be changed so that its directions stay and only its factors change?
+# one, so rare directions move as far as frequent ones. The library can do just that:
+
+# %% tags=["nbval-check-output"]
+asked = torch.tensor([[3.0, 0.0], [0.1, 0.2]])  # the first direction far more often
+U, S, Vt = torch.linalg.svd(asked)
+print("factors", [round(s, 2) for s in S.tolist()], "of the average")
+print("step", [[round(x, 2) for x in row] for row in (U @ Vt).tolist()])
+
+# %% [markdown]
+# But a decomposition is slow on a GPU, which is made for products. How can a matrix be
+# changed *by products* so that its directions stay and only its factors change?
 # Multiply it by products of itself: with $X = U S V^\top$, $X X^\top X = U S^3 V^\top$,
 # because the turns in between cancel. So a polynomial of odd powers acts on each factor
 # alone. Muon's is $3.4445\,s - 4.7750\,s^3 + 2.0315\,s^5$, steep at zero (a small
@@ -646,9 +717,9 @@ for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
     groups = [group for each in optimizers for group in each.param_groups]
     started = time.process_time()
     while (share := (time.process_time() - started) / seconds) < 1:
-        fall = 0.5 * (1 + math.cos(math.pi * share))
+        cosine = 0.5 * (1 + math.cos(math.pi * share))
         for group in groups:
-            group["lr"] = rate * min(1.0, share / 0.1) * fall
+            group["lr"] = rate * min(1.0, share / 0.1) * cosine
         loss = model.loss(*loader.batch(len(losses)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -1254,8 +1325,9 @@ def count_seconds(self) -> None:
 #| export training/trainer
 @course.add_to(Trainer)
 def state_dict(self) -> dict[str, Any]:
-    """Everything that the next step depends on; copy it if it has to stay as it is.
+    """What the next steps and rows depend on, besides the config and the text.
 
+    Its tensors are those of model and optimizers: copy what has to stay.
     With several processes, all must call it: each has random numbers of its own.
 
     Raises:
@@ -1399,7 +1471,7 @@ staircase_figure(stairs, run.metrics, lines)
 #
 # The two runs with one layer are the same model. When the short one ends, it is far
 # ahead of the long one at that moment, because its learning rate has come down to zero.
-# That drop is what the decay is for; the long run takes it later, from a better place.
+# That drop is what the fall is for; the long run takes it later, from a better place.
 #
 # The same in one story. The more a token is tinted, the further the model's surprise is
 # above the *true* surprise, the one that the grammar gives (hover for both). What is
@@ -1549,23 +1621,22 @@ for claim, holds in claims.items():
 # *below* the floor would not be good news: no honest model can get there, so it means a
 # leak, a mask the wrong way round, or validation text in the training set.
 #
-# ## Exercises
+# ## Exercise 2: another schedule
 #
-# **1. Another schedule.** Many labs hold the rate at its peak and let it fall only at
-# the end, so that a run can be prolonged from any checkpoint before the fall. Three
-# straight parts: up, in `warmup` equal rises, so that step 0 has `peak / warmup` and
-# step `warmup - 1` the peak; level; down, over the last `fall` steps, so that step
-# `steps - 1 - fall` still has the peak and step `steps - 1` has 0.
+# Many labs hold the rate at its peak and let it fall only at the end, so that a run can
+# be prolonged from any checkpoint before the fall. Three straight parts: up, in
+# `warmup` equal rises, so that step 0 has `peak / warmup` and step `warmup - 1` the
+# peak; level; down, over the last `fall` steps, so that step `steps - 1 - fall` still
+# has the peak and step `steps - 1` has 0.
+
 
 # %% tags=["exercise"]
-from course import check
-
-
 def my_schedule(step: int, peak: float, warmup: int, fall: int, steps: int) -> float:
     """The learning rate of step 0, 1, …, steps - 1."""
     raise NotImplementedError("your turn")
 
 
+# %%
 check.schedule(my_schedule)
 
 # %% [markdown]
@@ -1588,8 +1659,10 @@ check.schedule(one_late)
 # ```
 # </details>
 #
-# **2. AdamW.** One step for one tensor, in place. `m` and `v` are the running averages
-# so far, `t` counts steps from 1.
+# ## Exercise 3: AdamW
+#
+# One step for one tensor, in place. `m` and `v` are the running averages so far, `t`
+# counts steps from 1.
 
 
 # %% tags=["exercise"]
@@ -1598,7 +1671,23 @@ def my_adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
     raise NotImplementedError("your turn")
 
 
+# %%
 check.adamw(my_adamw_step)
+
+# %% [markdown]
+# With the decay where Adam has it, in the gradient, the step is another one:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def decay_in_gradient(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
+    grad = grad + decay * p
+    m.mul_(beta1).add_(grad, alpha=1 - beta1)
+    v.mul_(beta2).add_(grad * grad, alpha=1 - beta2)
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    p.sub_(lr * m_hat / (v_hat.sqrt() + eps))
+
+
+check.adamw(decay_in_gradient)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -1610,32 +1699,6 @@ check.adamw(my_adamw_step)
 #     v.mul_(beta2).add_(grad * grad, alpha=1 - beta2)
 #     m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
 #     p.sub_(lr * m_hat / (v_hat.sqrt() + eps))
-# ```
-# </details>
-#
-# **3. Accumulate.** Every parameter's `.grad` is empty. Leave in it the gradient of the
-# mean loss over the *whole* batch, but never compute more than `rows` texts at once.
-# Targets that are `IGNORE` (-100) do not count, and parts may hold different numbers of
-# them.
-
-
-# %% tags=["exercise"]
-def my_accumulate(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
-    """Gradients of model.loss(x, y), `rows` texts at a time; the loss is a mean."""
-    raise NotImplementedError("your turn")
-
-
-check.accumulate(my_accumulate)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_accumulate(model, x, y, rows):
-#     total = (y != IGNORE).sum()
-#     for part_x, part_y in zip(x.split(rows), y.split(rows)):
-#         share = (part_y != IGNORE).sum() / total
-#         (model.loss(part_x, part_y) * share).backward()
 # ```
 # </details>
 #

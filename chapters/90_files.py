@@ -171,6 +171,54 @@ for name, steps in recipes.items():
 # it is the new one. A trainer that deletes older checkpoints needs that promise, or the
 # power could take the new checkpoint after the old one is gone.
 #
+# ## Exercise 1: whole or not there
+#
+# Write `text` to `path` so that a reader finds the old file or the new one, whenever
+# the process is killed or the power fails. After a kill, the next call must work. Use
+# `os` and `open` only.
+
+
+# %% tags=["exercise"]
+def my_write(path: Path, text: str) -> None:
+    """Replace the file at `path` by one that holds `text`, in UTF-8."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.whole_file(my_write)
+
+# %% [markdown]
+# What the check says to a typical wrong answer, which forces nothing:
+
+
+# %% tags=["nbval-check-output"]
+def renames_only(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+check.whole_file(renames_only)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_write(path, text):
+#     part = path.with_name(path.name + ".tmp")
+#     with open(part, "w", encoding="utf-8") as file:
+#         file.write(text)
+#         file.flush()  # from Python's buffer to the system
+#         os.fsync(file.fileno())  # from the system to the disk
+#     os.replace(part, path)
+#     folder = os.open(path.parent, os.O_RDONLY)
+#     os.fsync(folder)
+#     os.close(folder)
+# ```
+# </details>
+#
+# ## Published, file or folder
+#
 # A finished *folder* gets its name in the same way, once everything in it is on the
 # disk. So there is one function for both, and whatever must survive a power failure is
 # renamed by it. What it stands on, `force`, serves on its own where a file keeps its
@@ -338,6 +386,54 @@ for attempt in range(1, 5):
         }.get(str(mistake), {"crust": "hard"})
 
 # %% [markdown]
+# ## Exercise 2: all at once
+#
+# Settings are integers, each with a lowest and a highest allowed value: `allowed =
+# {"layers": (1, 48), "heads": (1, 32)}`. Return the keys with which something is wrong:
+# not known, missing, not an integer (`True` is none), out of range.
+
+
+# %% tags=["exercise"]
+def my_mistakes(values: dict, allowed: dict[str, tuple[int, int]]) -> set[str]:
+    """The keys of `values` and `allowed` that have a mistake."""
+    raise NotImplementedError("your turn")
+
+
+# %%
+check.all_mistakes(my_mistakes)
+
+# %% [markdown]
+# Nearly right, and easily overlooked:
+
+
+# %% tags=["hide-input", "nbval-check-output"]
+def with_isinstance(values: dict, allowed: dict[str, tuple[int, int]]) -> set[str]:
+    wrong = values.keys() ^ allowed.keys()
+    for key in values.keys() & allowed.keys():
+        low, high = allowed[key]
+        if not isinstance(values[key], int) or not low <= values[key] <= high:
+            wrong.add(key)
+    return wrong
+
+
+check.all_mistakes(with_isinstance)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def my_mistakes(values, allowed):
+#     wrong = values.keys() ^ allowed.keys()  # unknown, and missing
+#     for key in values.keys() & allowed.keys():
+#         low, high = allowed[key]
+#         if type(values[key]) is not int or not low <= values[key] <= high:
+#             wrong.add(key)
+#     return wrong
+# ```
+# </details>
+#
+# ## Settings that check themselves
+#
 # The library `pydantic` checks the fields of a dataclass against their types and
 # bounds, and collects. Three things are added here. It is *strict*: `"4"` is no number,
 # and `True` is no 1. Its report, several lines for each mistake and addressed to
@@ -868,78 +964,6 @@ with tempfile.TemporaryDirectory() as folder:
         )
 
 # %% [markdown]
-# ## Exercises
-#
-# **1. Whole or not there.** Write `text` to `path` so that a reader finds the old file
-# or the new one, whenever the process is killed or the power fails. Use `os` and `open`
-# only.
-
-
-# %% tags=["exercise"]
-def my_write(path: Path, text: str) -> None:
-    """Replace the file at `path` by one that holds `text`, in UTF-8."""
-    raise NotImplementedError("your turn")
-
-
-check.whole_file(my_write)
-
-# %% [markdown]
-# What the check says to a typical wrong answer, which forces nothing:
-
-
-# %% tags=["nbval-check-output"]
-def renames_only(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-check.whole_file(renames_only)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_write(path, text):
-#     part = path.with_name(path.name + ".tmp")
-#     with open(part, "w", encoding="utf-8") as file:
-#         file.write(text)
-#         file.flush()  # from Python's buffer to the system
-#         os.fsync(file.fileno())  # from the system to the disk
-#     os.replace(part, path)
-#     folder = os.open(path.parent, os.O_RDONLY)
-#     os.fsync(folder)
-#     os.close(folder)
-# ```
-# </details>
-#
-# **2. All at once.** Settings are integers, each with a lowest and a highest allowed
-# value: `allowed = {"layers": (1, 48), "heads": (1, 32)}`. Return the keys with which
-# something is wrong: not known, missing, not an integer (`True` is none), out of range.
-
-
-# %% tags=["exercise"]
-def my_mistakes(values: dict, allowed: dict[str, tuple[int, int]]) -> set[str]:
-    """The keys of `values` and `allowed` that have a mistake."""
-    raise NotImplementedError("your turn")
-
-
-check.all_mistakes(my_mistakes)
-
-# %% [markdown]
-# <details><summary>Solution</summary>
-#
-# ```python
-# def my_mistakes(values, allowed):
-#     wrong = values.keys() ^ allowed.keys()  # unknown, and missing
-#     for key in values.keys() & allowed.keys():
-#         low, high = allowed[key]
-#         if type(values[key]) is not int or not low <= values[key] <= high:
-#             wrong.add(key)
-#     return wrong
-# ```
-# </details>
-#
 # ## What you have now
 #
 # One way to write a file, one way to say what is wrong, and a format that others read.

@@ -31,7 +31,7 @@ class SlmError(ValueError):
         self.retry = retry
 
 
-# All mistakes at once
+# Settings that check themselves
 
 _SHORT = reprlib.Repr()  # what was given may be a megabyte, or refer to itself
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80

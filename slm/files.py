@@ -16,7 +16,7 @@ from pathlib import Path
 
 from slm.errors import SlmError
 
-# Why a rename needs an fsync
+# Published, file or folder
 
 
 def publish(part: Path, path: Path) -> None:

@@ -1,134 +1,149 @@
 """Checks of the exercises of files and errors."""
 
-import os
-import stat
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from course.check.verdict import exercise, untouched
+from course.check.diagnose import Diagnosis, WrongKind
+from course.check.disk import replaces
+from course.check.verdict import exercise
 
-OLD, NEW = "old\n" * 50, "größer und neu\n" * 50
-
-_listening: list[Callable[[str, tuple[Any, ...]], None]] = []
-
-
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    for listener in _listening:
-        listener(event, arguments)
-
-
-sys.addaudithook(_hear)  # Python tells it of each file that is opened or renamed
-
-
-class _Watch:
-    """What a function does to `path`, in words and in order, while it is listened to."""
-
-    def __init__(self, path: Path, whole: bytes) -> None:
-        self.path, self.whole = path, whole
-        self.done: list[str] = []
-        self._fsync = os.fsync
-
-    def _is(self, other: object) -> bool:
-        return isinstance(other, str | os.PathLike) and Path(other) == self.path
-
-    def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and self._is(arguments[0]):
-            mode, flags = arguments[1], arguments[2]
-            if any(sign in (mode or "") for sign in "wax+") or flags & (
-                os.O_WRONLY | os.O_RDWR
-            ):
-                self.done.append("opened")
-        if event == "os.remove" and self._is(arguments[0]):
-            self.done.append("removed")
-        if event == "os.rename" and self._is(arguments[1]):
-            part = Path(arguments[0])
-            beside = part.absolute().parent == self.path.parent
-            self.done.append("renamed" if beside else "renamed from elsewhere")
-            if part.exists() and part.read_bytes() != self.whole:
-                self.done.append("unfinished")
-
-    def _forced(self, handle: int) -> None:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
-            self.done.append("folder forced")
-        else:
-            whole = found.st_size >= len(self.whole)
-            self.done.append("forced" if whole else "forced too early")
-        self._fsync(handle)
-
-    def listen(self, work: Callable[[], object]) -> list[str]:
-        _listening.append(self._event)
-        try:
-            with mock.patch("os.fsync", self._forced):
-                work()
-        finally:
-            _listening.remove(self._event)
-        return self.done
+OLD, NEW = "old\n" * 50, "gr\u00f6\u00dfer und neu\n" * 50
 
 
 @exercise
 def whole_file(fn: Callable[[Path, str], None]) -> str:
     """Check a `write(path, text)` that a kill and a power failure leave whole or undone."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder).resolve() / "file.txt"
-        path.write_text(OLD, encoding="utf-8")
-        done = _Watch(path, NEW.encode()).listen(
-            lambda: untouched(fn, path=path, text=NEW)
-        )
-        assert path.exists() and path.read_bytes() != OLD.encode(), (
-            "The file at path still holds the old text. Give your temporary file its name with os.replace."
-            if path.exists()
-            else "There is no file at path afterwards."
-        )
-        left = sorted(other.name for other in path.parent.iterdir() if other != path)
-        found = path.read_bytes()
-    assert "opened" not in done, (
-        "You open path itself to write. From that moment until the last byte is written a reader finds half a file. Write to another name beside it, and rename."
-    )
-    assert "removed" not in done, (
-        "You remove the old file before the new one has its name: killed in between, there is none. os.replace replaces it in one step."
-    )
-    assert "renamed from elsewhere" not in done, (
-        "Your temporary file lies in another folder. That can be another disk, and a rename cannot cross it. Put it beside path: path.with_name(…)."
-    )
-    others = [NEW.encode(encoding) for encoding in ("latin-1", "utf-16", "utf-8-sig")]
-    assert found not in others, (
-        "The text is there, in another encoding than UTF-8. Open the file with encoding='utf-8'."
-    )
-    assert found == NEW.encode(), (
-        f"The file should hold the text's {len(NEW.encode()):,} bytes and no others; it holds {len(found):,} bytes that begin with {found[:20]!r}."
-    )
-    assert "unfinished" not in done, (
-        "At the moment of the rename the temporary file is not complete: some of the text is still in Python's buffer. Close it, or flush it, before."
-    )
-    assert "forced too early" not in done, (
-        "When you call fsync, some of the text is still in Python's own buffer, so it is not what is forced. Call file.flush() first."
-    )
-    rename = done.index("renamed")
-    assert "forced" in done, (
-        "Nothing forces the new file to the disk: after a power failure the new name may lead to no data. Call os.fsync(file.fileno()) before the rename."
-    )
-    assert done.index("forced") < rename, (
-        "You force the file after the rename. If the power fails in between, the name leads to data that are not there. First fsync, then rename."
-    )
-    assert "folder forced" in done[rename:] or os.name != "posix", (
-        "The rename itself may still wait in memory when your function returns. Force the folder, too, after the rename: os.open(path.parent, os.O_RDONLY), os.fsync, os.close."
-    )
-    assert not left, f"Beside the file you leave {left[0]}; nobody will remove it."
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "new.txt"
-        fn(path, 1000 * NEW)
-        assert path.exists(), (
-            "Right for a file that is replaced, but where there is none yet, none is written."
-        )
-        assert path.read_bytes() == 1000 * NEW.encode(), (
-            "Right for a small text, but a long one is not written whole."
-        )
+    replaces(fn, OLD.encode(), NEW.encode(), bytes.decode, folder=True)
     return "Written beside, forced, renamed, and the rename forced: no moment without a whole file."
+
+
+MISTAKES = {
+    "unknown": "You do not look for keys that are not known, such as `layer`: allowed has no such key.",
+    "missing": "You do not look for keys that are missing: each key of allowed must be given.",
+    "True": "You take True for an integer. isinstance(True, int) says so; ask for type(value) is int.",
+    "no kind": "You look at no kind, only at the range: 12.0 and True pass, and a text or None ends it with a TypeError. Ask for type(value) is int first.",
+    "numbers": "You take 12.0 for an integer. It is a float: ask for type(value) is int.",
+    "range first": "You compare before you have looked at the kind, so a text or None ends it with a TypeError. Ask for type(value) is int first.",
+    "int()": "You convert with int(), so that '3' and 12.0 pass. Nothing is to be converted: ask for type(value) is int.",
+    "isdigit": "You take a text of digits for an integer. '3' is a text.",
+    "both ends": "You leave out both ends of the range: 1 and 48 are allowed. Compare with <=.",
+    "high end": "You leave out the highest value, as range(low, high) does: 48 is allowed. Compare with <=.",
+    "low end": "You leave out the lowest value: 1 is allowed. Compare with <=.",
+    "low only": "You look at the lowest value only. Above the highest is a mistake, too.",
+    "high only": "You look at the highest value only. Below the lowest is a mistake, too.",
+    "no range": "You look at no range: 0 layers pass, and 99.",
+    "and": "You ask for a wrong kind *and* a wrong range at once. One of them is a mistake already: or.",
+    "falsy": "You take 0 for missing (`not value`). Where the range allows it, 0 is a value: ask for `key in values`.",
+    "None passes": "You let None pass. It is given, and no integer.",
+    "first": "You stop at the first mistake, going through values. Collect them all.",
+    "first by allowed": "You stop at the first mistake, going through allowed. Collect them all.",
+    "keys first": "Where a key is not known or missing you return at once, without the keys whose values are wrong. Collect them all.",
+    "right": "You return the keys with which nothing is wrong. The others are asked for.",
+    "KeyError": "Your code looks up a key that is not known in allowed, and stops with a KeyError. Ask for `key in allowed` first.",
+    "KeyError missing": "Your code looks up a missing key in values, and stops with a KeyError. Ask for `key in values` first.",
+    "keys only": "You look at the keys only. A value of the wrong kind, or out of its range, is a mistake, too.",
+    "list": "You return a list. A set of keys is asked for.",
+    "dict": "You return a dictionary. A set of keys is asked for.",
+    "bool": "You return whether something is wrong. The set of the keys is asked for.",
+    "raises": "Your code raises an error for the keys that are not known or missing. Return them with the others.",
+    "example": "You check the two keys of the example, whatever allowed holds.",
+    "same range": "You use one key's range for all. Each key has its own: allowed[key].",
+    "removes": "You take the keys that are not known out of the values that you were handed. Whoever holds them still needs them: work on a copy.",
+}  # fmt: skip
+
+
+def mistakes(values: dict[str, Any], allowed: dict[str, tuple[int, int]], wrong: frozenset[str] = frozenset()) -> Any:  # fmt: skip
+    """The reference: the keys that have a mistake; with any of MISTAKES made."""
+    if "example" in wrong:
+        allowed = {"layers": (1, 48), "heads": (1, 32)}
+    unknown, missing = values.keys() - allowed.keys(), allowed.keys() - values.keys()
+    if "raises" in wrong and unknown | missing:
+        raise ValueError(unknown | missing)
+    found: list[str] = []
+
+    def odd(key: str) -> bool:
+        low, high = allowed["layers" if "same range" in wrong else key]
+        value = values[key]
+        if "None passes" in wrong and value is None:
+            return False
+        if "falsy" in wrong and not value:
+            return True
+        whole = type(value) is int or ("True" in wrong and isinstance(value, bool))
+        whole |= "isdigit" in wrong and isinstance(value, str) and value.isdigit()
+        if "int()" in wrong and not isinstance(value, bool):
+            try:
+                value = int(value)
+            except (TypeError, ValueError):
+                return True
+            whole = True
+        if wrong & {"numbers", "no kind"}:
+            whole |= isinstance(value, float)
+        if "isdigit" in wrong and whole:
+            value = int(value)
+        if "no range" in wrong:
+            return not whole
+        if "no kind" in wrong:
+            return not low <= value <= high
+        if not whole and not wrong & {"range first", "and"}:
+            return True
+        inside = low <= value <= high
+        inside = low < value < high if "both ends" in wrong else inside
+        inside = low <= value < high if "high end" in wrong else inside
+        inside = low < value <= high if "low end" in wrong else inside
+        inside = low <= value if "low only" in wrong else inside
+        inside = value <= high if "high only" in wrong else inside
+        return not whole and not inside if "and" in wrong else not whole or not inside
+
+    order = [*values, *(key for key in allowed if key not in values)]
+    if "first by allowed" in wrong:
+        order = [*(key for key in values if key in unknown), *allowed]
+    if "keys first" in wrong and unknown | missing:
+        return unknown | missing
+    for key in order:
+        if key in unknown:
+            if "KeyError" in wrong:
+                allowed[key]
+            found += [] if "unknown" in wrong else [key]
+        elif key in missing:
+            if "KeyError missing" in wrong:
+                values[key]
+            found += [] if "missing" in wrong else [key]
+        elif "keys only" not in wrong and odd(key):
+            found.append(key)
+    if "removes" in wrong:
+        for key in unknown:
+            values.pop(key)
+    if "right" in wrong:
+        found = [key for key in values if key in allowed and key not in found]
+    keys = found[:1] if wrong & {"first", "first by allowed"} else found
+    made = {"list": keys, "dict": dict.fromkeys(keys, "wrong"), "bool": bool(keys)}
+    return next((made[kind] for kind in made if kind in wrong), set(keys))
+
+
+def _keys(value: Any) -> set[Any]:
+    """A set, of any kind."""
+    if not isinstance(value, set | frozenset):
+        raise WrongKind("a set of keys")
+    return set(value)
+
+
+ALLOWED = {"layers": (1, 48), "heads": (1, 32), "width": (8, 4096), "seed": (-5, 5)}
+GOOD: dict[str, Any] = {"layers": 12, "heads": 12, "width": 768, "seed": 0}
+
+
+def _values(**changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in (GOOD | changes).items() if value is not ...}
+
+
+CHANGES: list[dict[str, Any]] = [{}, {"layers": 0}, {"heads": 33}, {"layers": 48}, {"layers": 1}, {"seed": -5}, {"width": 4096}, {"layer": 12}, {"width": ...}, {"layers": 12.0}, {"heads": True}, {"seed": "3"}, {"seed": None}, {"heads": [1]}, {"seed": 6, "width": 9999, "heads": "x"}, {"layers": 0, "heads": "x", "width": ..., "depth": 3}]  # fmt: skip
+ALL_MISTAKES = Diagnosis(
+    mistakes,
+    MISTAKES,
+    [({"layers": 99}, {"layers": (1, 48)}), *((_values(**change), ALLOWED) for change in CHANGES)],
+    lambda values, allowed: f"For {values} with the ranges {allowed}",
+    read=_keys,
+)  # fmt: skip
 
 
 @exercise
@@ -136,50 +151,5 @@ def all_mistakes(
     fn: Callable[[dict[str, Any], dict[str, tuple[int, int]]], set[str]],
 ) -> str:
     """Check a `mistakes(values, allowed) -> set` of the keys with which something is wrong."""
-    allowed = {"layers": (1, 48), "heads": (1, 32), "width": (8, 4096), "seed": (-5, 5)}
-    good: dict[str, Any] = {"layers": 12, "heads": 12, "width": 768, "seed": 0}
-
-    def of(**changes: Any) -> set[str]:
-        values = {k: v for k, v in (good | changes).items() if v is not None}
-        found = untouched(fn, values=values, allowed=allowed)
-        assert isinstance(found, set | frozenset), (
-            f"It returned {type(found).__name__}; return a set of keys."
-        )
-        return set(found)
-
-    assert of() == set(), f"Nothing is wrong with {good}, and you find {sorted(of())}."
-    for key, edge in (("layers", 48), ("layers", 1), ("seed", -5), ("width", 4096)):
-        assert of(**{key: edge}) == set(), (
-            f"{key} = {edge} is allowed: both ends of {allowed[key]} are. Compare with <=."
-        )
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"layers": 0}, "It is below its range."),
-        ({"heads": 33}, "It is above its range."),
-        ({"layer": 12}, "It is not known: allowed has no such key."),
-        ({"width": None}, "It is missing: each key of allowed must be given."),
-        ({"seed": "3"}, "A text is no integer."),
-        ({"layers": 12.0}, "12.0 is a float and no integer."),
-        ({"heads": True}, "True is no integer here, although isinstance(True, int) says so: ask for type(value) is int."),
-    ]  # fmt: skip
-    for change, why in cases:
-        (key,) = change
-        try:
-            found = of(**change)
-        except (TypeError, KeyError) as error:
-            given = "left out" if change[key] is None else f"= {change[key]!r}"
-            raise AssertionError(
-                f"With {key} {given} it raises {type(error).__name__}: {error}. {why}"
-            ) from None
-        given = "left out" if change[key] is None else f"= {change[key]!r}"
-        assert found == {key}, (
-            f"With {key} {given} it should find {{{key!r}}}; yours is {found or '{}'}. {why}"
-        )
-    several = of(layers=0, heads="x", width=None, depth=3)
-    wanted = {"layers", "heads", "width", "depth"}
-    assert len(several) != 1, (
-        f"With four mistakes at once you find {several}: you stop at the first. Collect them all."
-    )
-    assert several == wanted, (
-        f"With four mistakes at once, {sorted(wanted)}, you find {sorted(several)}."
-    )
+    ALL_MISTAKES.judge(fn)
     return "Unknown, missing, of the wrong kind, out of range: all in one attempt."

@@ -88,7 +88,7 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         name: What an error message calls the tokens.
 
     Raises:
-        SlmError: There are fewer tokens than one row needs.
+        SlmError: There are fewer tokens than one row needs, or no document.
     """
 
     tokenizer: Tokenizer | None = None
@@ -113,6 +113,8 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         if packing == "documents":
             self.starts, self.lengths = document_rows(tokens, T, eot_token)
             self.n_rows = len(self.starts)
+        if self.n_rows < 1 and packing == "documents":
+            raise SlmError(f"{name} holds no document, so there is no row to fill.")
         if self.n_rows < 1:
             raise SlmError(
                 f"{name} has {len(tokens)} tokens, fewer than the {T + 1} that one row "
@@ -190,7 +192,7 @@ class TextDataset(RowDataset):
         super().__init__(tokens, context_length, tokenizer.eot_token, packing, name)
 
 
-# An order that survives a crash
+# The order of an epoch
 
 
 @functools.lru_cache(maxsize=2)  # a batch can reach into the next epoch
@@ -240,8 +242,9 @@ def map_ahead(
 
 
 class TokenLoader:
-    """Batches of rows, for ever, in an order that depends on nothing but (seed, step).
+    """Batches of rows, for ever, in an order that is a function of (seed, step).
 
+    That holds as long as rows, batch size and number of processes stay what they are.
     Rows are dealt out in a new order each epoch, and a batch may hold the end of one
     epoch and the start of the next, so no row is left out. With `world_size` processes
     a global batch has `batch_size * world_size` rows, and rank r takes the r-th

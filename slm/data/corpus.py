@@ -70,7 +70,8 @@ class DataConfig:
         None, ge=1, le=10**12, description="per split; null takes all"
     )
     streaming: bool | None = Field(
-        None, description="read a hub data set without storing it; null: decide by size"
+        None,
+        description="read a hub data set unstored; null: if max_documents is given",
     )
     cache_dir: str = Field("data", description="where token files are kept")
     num_workers: int = Field(

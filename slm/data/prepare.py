@@ -43,7 +43,7 @@ from slm.files import force, publish, user_path, write_text
 # The note
 
 FORMAT = 2  # of token files and the rules of reading; another is never read
-NOTE_SECONDS = 5.0  # the most work that a killed preparation loses
+NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
 
 
 def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:

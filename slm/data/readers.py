@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from slm.data.tokenizer import END_OF_TEXT
 from slm.errors import SlmError
 
-# Pieces
+# A document in pieces
 
 
 class Piece(NamedTuple):

@@ -362,8 +362,9 @@ class Trainer:
         self._clock = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; copy it if it has to stay as it is.
+        """What the next steps and rows depend on, besides the config and the text.
 
+        Its tensors are those of model and optimizers: copy what has to stay.
         With several processes, all must call it: each has random numbers of its own.
 
         Raises:

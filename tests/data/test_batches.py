@@ -125,6 +125,11 @@ def test_too_little_text_is_one_sentence() -> None:
         TextDataset([stories.sample(0)], TOKENIZER, 1000)
 
 
+def test_no_text_at_all_is_one_sentence() -> None:
+    with pytest.raises(SlmError, match=r"documents: 0\) holds no document"):
+        TextDataset([""], TOKENIZER, 8, packing="documents")
+
+
 def test_a_run_of_spaces_too_long_for_the_pattern_is_cut():
     text = "a" + " " * 1_200_000 + "b"
     assert TOKENIZER.decode(encode(text, TOKENIZER).tolist()) == text
