@@ -25,17 +25,20 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-RUN_CHAPTERS = {"test_provenance.py": 0, "test_book.py": 1}
-"""Files whose tests execute the chapters: they come first, and one worker has them all, so that none waits."""
+RUN_CHAPTERS = ["test_provenance.py", "test_outputs.py", "test_book.py"]
+"""Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
+LONG = ["test_modal_loopback.py", "test_training_kills.py"]
+"""Files that take longest: they come next, so that the last worker to end is not left alone with one of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: RUN_CHAPTERS.get(item.path.name, len(RUN_CHAPTERS)))
+    order = {name: place for place, name in enumerate([*RUN_CHAPTERS, *LONG])}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `-n`: a file is a worker's, and the files that execute the chapters count as one."""
+    """Under `-n`: a file is a worker's, and the files that need the executed chapters count as one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -44,6 +47,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "chapters" if file.split("/")[-1] in RUN_CHAPTERS else file
 
     if config.getvalue("dist") == "loadfile":
+        config.option.loadscopereorder = False  # in the order above
         return Scheduling(config, log)
     return None
 
