@@ -1,5 +1,6 @@
 """The package is the chapters, both ways: exported from their text, and equal to what their notebooks execute."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
     assert [path for path in fresh if fresh[path] != package[path]] == []
 
 
+@pytest.fixture(scope="module")
+def exported_once():
+    """`run` exports all chapters before it executes one; their texts stay as they are meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("course.run.export", functools.cache(export))
+        yield
+
+
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_what_a_chapter_executes_is_what_the_package_holds(chapter):
     """`run` compares the live definitions with the package after the last cell, and raises if one differs."""
