@@ -86,7 +86,8 @@ def executed(chapter: Path) -> nbformat.NotebookNode:
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_outputs_are_those_of_a_fresh_run(refused, chapter):
-    assert refused(chapter.with_suffix(".ipynb"), executed(chapter)) == {}
+    found = refused(chapter.with_suffix(".ipynb"), executed(chapter))
+    assert found == {}, "\n".join(f"Cell {n}: {why}" for n, why in found.items())
 
 
 def test_nbval_that_executes_comes_to_the_same_verdict(refused, tmp_path):

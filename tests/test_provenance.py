@@ -12,11 +12,11 @@ from course.provenance import definitions, mismatches
 from course.run import BUILD, fingerprint, run
 
 CHAPTERS = chapters()
+exported = functools.cache(export)
 
 
 def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
-    modules = export()
-    write(modules, tmp_path)
+    write(exported(), tmp_path)
     fresh = {
         path.relative_to(tmp_path).as_posix(): path.read_bytes()
         for path in tmp_path.rglob("*.py")
@@ -34,7 +34,7 @@ def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
 def exported_once():
     """`run` exports all chapters before it executes one; their texts stay as they are meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("course.run.export", functools.cache(export))
+        patch.setattr("course.run.export", exported)
         yield
 
 
