@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, no accounts, and GPT-2's vocabulary from an installed package."""
 
+import contextlib
 import importlib.resources
 import math
 import os
@@ -27,13 +28,26 @@ ROOT = Path(__file__).resolve().parent.parent
 
 RUN_CHAPTERS = ["test_provenance.py", "test_outputs.py", "test_book.py"]
 """Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
-LONG = ["test_modal_loopback.py", "test_training_kills.py"]
+LONG = [
+    "test_modal_loopback.py",
+    "test_run.py",
+    "test_training_kills.py",
+    "test_types.py",
+    "test_benchmarks.py",
+]
 """Files that take longest: they come next, so that the last worker to end is not left alone with one of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate([*RUN_CHAPTERS, *LONG])}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Under `-n`: the chapters are the longest way, so whoever does not run them leaves them a core to themselves."""
+    if hasattr(item.config, "workerinput") and item.path.name not in RUN_CHAPTERS:
+        with contextlib.suppress(OSError, AttributeError):  # where there is no `nice`
+            os.nice(max(0, 10 - os.nice(0)))
 
 
 @pytest.hookimpl(optionalhook=True)

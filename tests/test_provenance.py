@@ -27,7 +27,8 @@ def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
     }
     package["modal_app.py"] = (ROOT / "modal_app.py").read_bytes()
     assert fresh.keys() == package.keys()
-    assert [path for path in fresh if fresh[path] != package[path]] == []
+    old = [path for path in fresh if fresh[path] != package[path]]
+    assert old == [], "`python -m course export` writes them anew"
 
 
 @pytest.fixture(scope="module")
