@@ -334,12 +334,21 @@ def test_refused_before_anything_is_built(project):
     assert "Traceback" not in said
 
 
+def in_background(launch):
+    """Shell text that launches, and goes on when the first checkpoint is told: `client.log` holds what the client said."""
+    # job control, so that Ctrl-C reaches it
+    begin = f"set -m; {launch} > client.log 2>&1 & job=$!"
+    trains = "grep -qs 'so far, about' client.log || ! kill -0 $job"
+    return f"{begin}; until {trains}; do sleep 0.1; done"
+
+
 def test_closed_laptop_and_lost_machines_change_nothing(project, plain):
     """The client is killed, and its machine is taken away twice."""
     project.append(TRAINING, SLOW)
-    command = f"exec modal run modal_app.py --config {project.config()}"
-    report = project.run(command, "--preempt", "6,6", "--kill-client-after", "12")
-    assert report["ended_by"] == "SIGKILL", report["output"]
+    launch = f"modal run modal_app.py --config {project.config()}"
+    kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
+    report = project.run(f"{in_background(launch)}; {kill}", "--preempt", "6,6")
+    assert "client 137" in report["output"], report["output"]
     assert attempts(report) == ["PREEMPTED", "PREEMPTED", "SUCCESS"], report["output"]
     assert result(report)["status"] == "SUCCESS"
     assert project.metrics() == plain[0].metrics()
@@ -461,16 +470,13 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
     """Ctrl-C; the same command again; what `status` says; and `stop`."""
     project.append(TRAINING, SLOW.replace("sleep(2)", "sleep(5)"))
     launch = f"modal run modal_app.py --config {project.config()}"
-    # job control, so that Ctrl-C reaches what runs in the background
-    begin = f"set -m; {launch} > first.log 2>&1 & job=$!"
-    watched = "until grep -q 'so far, about' first.log; do sleep 0.1; done"
-    interrupt = "kill -INT $job; wait $job; cat first.log"
+    interrupt = "kill -INT $job; wait $job; cat client.log"
     stop = "modal run modal_app.py::stop --run tiny"
     status = "modal run modal_app.py::status --run tiny"
     # a question that was not answered may be asked again, as it says itself
     stopped = f"({stop} || {stop})"
     report = project.run(
-        f"{begin}; {watched}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; sleep 6; {status}"
+        f"{in_background(launch)}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; sleep 6; {status}"
     )
     said = report["output"]
     assert "Only the watching has stopped" in said, said
