@@ -41,17 +41,16 @@ _train = train
 def train(config, run_dir=None, on_checkpoint=None, **rest):
     import os, pathlib, signal, time
 
-    attempt = len(list(pathlib.Path(run_dir).glob("begun*")))
-    pathlib.Path(run_dir, f"begun{attempt}").touch()
-
     def checkpoint():
         on_checkpoint()
-        if attempt == 0:
+        troubles = len(list(pathlib.Path(run_dir).glob("trouble*")))
+        pathlib.Path(run_dir, f"trouble{troubles}").touch()
+        if troubles == 0:
             raise RuntimeError("boom")
-        if attempt == 1:
+        if troubles == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        if attempt == 2:
-            time.sleep(5)
+        if troubles == 2:
+            time.sleep(30)
 
     return _train(config, run_dir=run_dir, on_checkpoint=checkpoint, **rest)
 """
@@ -359,12 +358,10 @@ def test_failed_attempts_are_counted_and_the_run_ends_like_one_without(project, 
     project.append(TRAINING, TROUBLED)
     project.look_every_second()
     launch = f"modal run --detach modal_app.py --config {project.config()}"
-    report = project.run(launch, "--timeout-override", "20")
-    exception, killed, late, *_, last = attempts(report)
-    assert (exception, late, last) == ("FAILURE", "TIMEOUT", "SUCCESS"), report[
-        "output"
-    ]
-    assert killed not in ("SUCCESS", "TIMEOUT"), killed
+    report = project.run(launch, "--timeout-override", "30")
+    *failed, last = attempts(report)
+    assert {"FAILURE", "TIMEOUT"} <= set(failed) and last == "SUCCESS", report["output"]
+    assert len(failed) >= 3 and "SUCCESS" not in failed, failed
     seconds = [attempt["seconds"] for attempt in project.attempts()]
     assert len(seconds) == len(attempts(report)) and min(seconds) > 0
     assert project.metrics() == plain[0].metrics()
