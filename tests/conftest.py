@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, no accounts, and GPT-2's vocabulary from an installed package."""
 
+import contextlib
 import importlib.resources
 import math
 import os
@@ -25,17 +26,33 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-RUN_CHAPTERS = {"test_provenance.py": 0, "test_book.py": 1}
-"""Files whose tests execute the chapters: they come first, and one worker has them all, so that none waits."""
+RUN_CHAPTERS = ["test_provenance.py", "test_outputs.py", "test_book.py"]
+"""Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
+LONG = [
+    "test_modal_loopback.py",
+    "test_run.py",
+    "test_training_kills.py",
+    "test_types.py",
+    "test_benchmarks.py",
+]
+"""Files that take longest: they come next, so that the last worker to end is not left alone with one of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: RUN_CHAPTERS.get(item.path.name, len(RUN_CHAPTERS)))
+    order = {name: place for place, name in enumerate([*RUN_CHAPTERS, *LONG])}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Under `-n`: the chapters are the longest way, so whoever does not run them leaves them a core to themselves."""
+    if hasattr(item.config, "workerinput") and item.path.name not in RUN_CHAPTERS:
+        with contextlib.suppress(OSError, AttributeError):  # where there is no `nice`
+            os.nice(max(0, 10 - os.nice(0)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `-n`: a file is a worker's, and the files that execute the chapters count as one."""
+    """Under `-n`: a file is a worker's, and the files that need the executed chapters count as one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -44,6 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "chapters" if file.split("/")[-1] in RUN_CHAPTERS else file
 
     if config.getvalue("dist") == "loadfile":
+        config.option.loadscopereorder = False  # in the order above
         return Scheduling(config, log)
     return None
 

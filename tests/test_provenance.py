@@ -1,5 +1,6 @@
 """The package is the chapters, both ways: exported from their text, and equal to what their notebooks execute."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from course.provenance import definitions, mismatches
 from course.run import BUILD, fingerprint, run
 
 CHAPTERS = chapters()
+exported = functools.cache(export)
 
 
 def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
-    modules = export()
-    write(modules, tmp_path)
+    write(exported(), tmp_path)
     fresh = {
         path.relative_to(tmp_path).as_posix(): path.read_bytes()
         for path in tmp_path.rglob("*.py")
@@ -26,9 +27,19 @@ def test_export_into_an_empty_folder_gives_the_package_byte_for_byte(tmp_path):
     }
     package["modal_app.py"] = (ROOT / "modal_app.py").read_bytes()
     assert fresh.keys() == package.keys()
-    assert [path for path in fresh if fresh[path] != package[path]] == []
+    old = [path for path in fresh if fresh[path] != package[path]]
+    assert old == [], "`python -m course export` writes them anew"
 
 
+@pytest.fixture(scope="module")
+def exported_once():
+    """`run` exports all chapters before it executes one; their texts stay as they are meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("course.run.export", exported)
+        yield
+
+
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_what_a_chapter_executes_is_what_the_package_holds(chapter):
     """`run` compares the live definitions with the package after the last cell, and raises if one differs."""

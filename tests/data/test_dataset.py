@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -248,26 +246,6 @@ def test_the_loaders_of_a_run_are_those_of_the_door(
     assert torch.equal(validation.batch(2)[1], own.batch(2)[1])
 
 
-# the benchmarks, on a small scale
-
-
-def benchmark(script: str, *arguments: str) -> str:
-    command = [sys.executable, f"benchmarks/{script}", *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_benchmark_of_loaders() -> None:
-    table = benchmark(
-        "loader.py", "--megabytes", "1", "--rounds", "1", "--batches", "10"
-    )
-    assert [
-        line.split(" | ")[1] for line in table.splitlines() if line.startswith("| 1 ")
-    ] == ["list", "map, per row", "slm"]
-    assert "tokens per CPU second against a map-style Dataset" in table
-
-
 def test_the_recorded_benchmark_is_whole() -> None:
     command, header, *rows = (
         Path("benchmarks/results/loader.csv").read_text().splitlines()
@@ -277,10 +255,3 @@ def test_the_recorded_benchmark_is_whole() -> None:
     found = list(csv.reader(rows))
     assert {row[1] for row in found} == {"list", "map, per row", "slm"}
     assert {float(row[0]) for row in found if row[1] == "slm"} >= {10, 100, 1000}
-
-
-def test_the_benchmark_of_prepare_tokens(gpt2_cache: object) -> None:
-    table = benchmark(
-        "prepare_tokens.py", "--megabytes", "0.5", "--rounds", "1", "--kinds", "jsonl"
-    )
-    assert "| encode_ordinary_batch |" in table and "| .jsonl |" in table

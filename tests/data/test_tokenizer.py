@@ -381,21 +381,3 @@ def test_a_save_that_fails_leaves_the_old_file(ours, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         other.save(file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
-
-
-def test_the_benchmark_of_training():
-    command = [
-        sys.executable,
-        "benchmarks/train_bpe.py",
-        "--megabytes",
-        "0.02",
-        "--vocab",
-        "300",
-        "--rounds",
-        "1",
-    ]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "| recounting |" in done.stdout and "CPU time against recounting" in done.stdout
-    )
