@@ -17,13 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jupytext
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx import addnodes
 
-from course import ROOT
+from course import ROOT, pairs
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
 from course.provenance import defined_names
@@ -149,7 +148,7 @@ def package_figure() -> str:
 def _cells(path: Path) -> Iterator[tuple[int, str | None]]:
     """The lines of each cell of a chapter, and the module that it is exported to, if any."""
     exports = Chapter.read(path, ROOT).exports
-    for cell in jupytext.read(path, fmt="py:percent").cells:
+    for cell in pairs.read(path).cells:
         yield (
             len(cell.source.splitlines()) + 1,
             _module_of(cell.source, exports) if cell.cell_type == "code" else None,

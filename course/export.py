@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jupytext
+from nbformat import NotebookNode
 
-from course import ROOT
+from course import ROOT, pairs
 from course.provenance import Definition, defined_names
 
 ENGINE_ROOM = "can be skipped at first reading"
@@ -84,13 +84,14 @@ class Chapter:
     cells: list[Cell]
     exports: list[str]
     title: str
-    engine_room: bool = False  # its subject is the hardening, and no idea needs it
+    engine_room: bool  # its subject is the hardening, and no idea needs it
+    notebook: NotebookNode  # all of it
 
     @classmethod
     def read(cls, path: Path, root: Path = ROOT) -> "Chapter":
         """Read a chapter's percent source."""
         name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
-        notebook = jupytext.reads(text, fmt="py:percent")
+        notebook = pairs.read(path)
         cells, at, number, section = [], 0, 0, ""
         for cell in notebook.cells:
             if cell.cell_type != "code":
@@ -113,7 +114,8 @@ class Chapter:
             (c.source for c in notebook.cells if c.cell_type == "markdown"), ""
         )
         title = first.strip().partition("\n")[0].lstrip("#").strip()
-        return cls(name, cells, exports, title, ENGINE_ROOM in " ".join(first.split()))
+        engine_room = ENGINE_ROOM in " ".join(first.split())
+        return cls(name, cells, exports, title, engine_room, notebook)
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -136,6 +138,7 @@ def export(root: Path = ROOT) -> list[Module]:
             errors.append(str(error))
             continue
         built, problems = _gather(chapter)
+        problems += filter(None, [pairs.difference(path, chapter.notebook)])
         for module in built:
             if other := next(
                 (known for known in modules if known.path == module.path), None

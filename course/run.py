@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import jupytext
 import nbformat
 import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -27,7 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
-from course import ROOT
+from course import ROOT, pairs
 from course.export import ExportError, Module, chapters, export
 from course.lab import METADATA
 from course.provenance import defined_names, mismatches
@@ -45,6 +44,7 @@ MACHINERY = (
     "export.py",
     "lab.py",
     "modules.py",
+    "pairs.py",
     "run.py",
     "provenance.py",
 )  # no chapter's result depends on them
@@ -149,19 +149,19 @@ def publish(chapter: Path) -> None:
     """Copy an executed notebook to `chapters/`, without what would differ from run to run.
 
     Raises:
-        RunError: An output holds a path of this machine.
+        RunError: The notebook there was edited meanwhile, or an output holds a path of this machine.
     """
+    if edited := pairs.difference(chapter):
+        raise RunError(edited)
     notebook = nbformat.read(_built(chapter), as_version=4)
     notebook.metadata.pop("fingerprint", None)
-    text = nbformat.writes(notebook) + "\n"
     for place in (str(ROOT), str(Path.home())):
         for number, cell in enumerate(notebook.cells, 1):
             if len(place) > 1 and place in json.dumps(cell.get("outputs", [])):
                 found = f"chapters/{chapter.name}: the output of cell {number}"
                 raise RunError(f"{found} holds a path of this machine: {place}")
     target = chapter.with_suffix(".ipynb")
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
-        target.write_text(text, encoding="utf-8", newline="\n")
+    if pairs.write(target, notebook):
         print(f"{'':16} → chapters/{target.name}")
 
 
@@ -180,7 +180,7 @@ def execute(
     Raises:
         RunError: A cell failed; says which, and the last line of its traceback.
     """
-    notebook = jupytext.read(chapter, fmt="py:percent")
+    notebook = pairs.read(chapter)
     header = dict(notebook.metadata)
     question = f"import json, course.provenance as _p; print(json.dumps(_p.definitions(globals(), {sorted(proof)!r})))"
     notebook.cells.append(nbformat.v4.new_code_cell(question))
@@ -210,7 +210,6 @@ def execute(
             why = f"made no progress for {PATIENCE / 60:g} minutes (no output, no CPU time), so it was ended"
         raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {why}") from None
     answer = notebook.cells.pop()
-    header.get("jupytext", {}).pop("text_representation", None)
     notebook.metadata = nbformat.from_dict({**header, **METADATA})
     _make_reproducible(notebook)
     return notebook, json.loads(answer.outputs[0].text)
@@ -429,7 +428,7 @@ def _make_reproducible(notebook: NotebookNode) -> None:
     """Give each cell an id that depends on its source alone, so that a run changes only what it computes anew."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
-        identity = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        identity = pairs.identity(cell.source)
         seen[identity] = seen.get(identity, 0) + 1
         cell.id = identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"
         cell.metadata.pop("execution", None)

@@ -1,6 +1,7 @@
 """Running chapters: what is run again and when, what is written, and what a failure says."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,7 @@ def test_committed_notebook_is_the_same_after_every_run(copy):
     assert copy.chapter.with_suffix(".ipynb").read_bytes() == first
     notebook = json.loads(first)
     assert set(notebook["metadata"]) == {
+        "checksum",
         "jupytext",
         "kernelspec",
         "language_info",
@@ -144,6 +146,46 @@ def test_committed_notebook_is_the_same_after_every_run(copy):
     assert [cell.source for cell in text.cells] == [
         cell["source"] for cell in jupytext.read(copy.chapter).cells
     ]
+
+
+def test_an_edit_of_the_notebook_alone_is_never_overwritten(copy):
+    """Not by the export, which would ignore it, and not by a run; the command that is named brings it over."""
+    assert copy.course("run", "--write").returncode == 0
+    path = copy.chapter.with_suffix(".ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[3].source = notebook.cells[3].source.replace("return 1", "return 2")
+    nbformat.write(notebook, path)
+    before, text = path.read_bytes(), copy.chapter.read_text()
+    for command in ("export", "export --check", "run", "run 01 --write"):
+        refused = copy.course(*command.split())
+        assert refused.returncode == 1
+        assert (
+            "chapters/01_one.ipynb: edited, and 01_one.py does not have it: code cell 3,"
+            " line 6, is '    return 2', in the text '    return 1'." in refused.stderr
+        )
+    assert path.read_bytes() == before and copy.chapter.read_text() == text
+    (called,) = re.findall(r"`python -m course (.+)`", refused.stderr)
+    kept = copy.course(*called.split())
+    edited = text.partition("# %%")[2].replace("return 1", "return 2")
+    assert kept.returncode == 0
+    assert copy.chapter.read_text().partition("# %%")[2] == edited
+    (old,) = (copy.root / "chapters" / ".ipynb_checkpoints").iterdir()
+    assert old.read_text() == text and old.name in kept.stdout
+    assert copy.course("export").returncode == 0
+    assert "return 2" in (copy.root / "slm" / "one.py").read_text()
+    assert "nothing to take over" in copy.course("keep", "1").stdout
+
+
+def test_a_notebook_that_is_edited_during_the_run_is_kept(copy):
+    assert copy.course("run", "--write").returncode == 0
+    with copy.chapter.open("a") as file:
+        file.write(
+            "\n# %%\nimport pathlib\n\npath = pathlib.Path('01_one.ipynb')\n"
+            "written = path.write_text(path.read_text().replace('number one', 'digit'))\n"
+        )
+    refused = copy.course("run", "--write")
+    assert refused.returncode == 1 and "digit" in refused.stderr
+    assert "digit" in copy.chapter.with_suffix(".ipynb").read_text()
 
 
 def test_a_path_of_this_machine_is_not_committed(copy):
