@@ -25,6 +25,9 @@ from course import ROOT, pairs
 from course.provenance import Definition, defined_names
 
 ENGINE_ROOM = "can be skipped at first reading"
+ALMOST = re.compile(r"\s*#\s*\|\s*export")  # as some formatters write it
+BEGIN = r"[ \t]*#[ \t]*(?:%%.*|<codecell>|In\[[0-9 ]*\]:?|---)[ \t]*"  # for jupytext
+PLAIN = ("# %%", "# ---")
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
 
@@ -82,6 +85,7 @@ class Chapter:
 
     name: str  # chapters/01_attention.py
     cells: list[Cell]
+    problems: list[str]  # what would leave an export cell out unseen
     exports: list[str]
     title: str
     engine_room: bool  # its subject is the hardening, and no idea needs it
@@ -92,17 +96,7 @@ class Chapter:
         """Read a chapter's percent source."""
         name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
         notebook = pairs.read(path)
-        cells, at, number, section = [], 0, 0, ""
-        for cell in notebook.cells:
-            if cell.cell_type != "code":
-                section = ([section] + _headings(cell.source))[-1]
-                continue
-            number += 1
-            found = text.find(cell.source, at)
-            if found >= 0:  # a magic reads otherwise in the text, and can't be exported
-                line = text.count("\n", 0, found) + 1
-                cells.append(Cell(name, number, line, cell.source, section))
-                at = found + len(cell.source)
+        cells, problems = _locate(name, notebook, text)
         exports = notebook.metadata.get("slm", {}).get("exports", [])
         if not isinstance(exports, list) or not all(
             isinstance(module, str) for module in exports
@@ -115,7 +109,7 @@ class Chapter:
         )
         title = first.strip().partition("\n")[0].lstrip("#").strip()
         engine_room = ENGINE_ROOM in " ".join(first.split())
-        return cls(name, cells, exports, title, engine_room, notebook)
+        return cls(name, cells, problems, exports, title, engine_room, notebook)
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -237,6 +231,44 @@ def module_name(path: str) -> str:
     return path.removeprefix("slm/").removesuffix(".py")
 
 
+def _locate(
+    chapter: str, notebook: NotebookNode, text: str
+) -> tuple[list[Cell], list[str]]:
+    """A chapter's code cells with their places in its text, and what would leave an export cell out unseen."""
+    cells: list[Cell] = []
+    problems: list[str] = []
+    at, section = 0, ""
+    for part in notebook.cells:
+        kind, lines = part.cell_type, part.source.split("\n")
+        if kind == "markdown":
+            section = ([section] + _headings(part.source))[-1]
+        if kind != "code" and not ALMOST.match(part.source):
+            continue
+        whole = rf"^({BEGIN})\n+({re.escape(part.source)})\n*(?={BEGIN}|\Z)"
+        first = rf"^([# ]*)({re.escape(lines[0])})$"
+        found = re.compile(whole, re.MULTILINE).search(text, at)
+        opening = found or re.compile(first, re.MULTILINE).search(text, at)
+        start, end = opening.span(2) if opening else (at, at)
+        line = text.count("\n", 0, start) + 1
+        cell = Cell(chapter, len(cells) + 1, line, part.source, section)
+        if kind != "code":
+            problems.append(cell.error(1, f"a {kind} cell can't be exported."))
+            continue
+        cells.append(cell)
+        at = end
+        if found and ("title" in part.metadata or not found[1].startswith(PLAIN)):
+            begins = f"{found[1]!r} begins a cell; `# %%` and its metadata should."
+            problems.append(cell.error(0, begins))
+        elif not found:
+            pairs_of_lines = enumerate(
+                zip(text[start:].split("\n"), lines, strict=False)
+            )
+            wrong = next((k for k, (a, b) in pairs_of_lines if a != b), 0)
+            read = f"jupytext reads this line as {lines[wrong]!r}"
+            problems.append(cell.error(wrong + 1, f"{read}; write it in another way."))
+    return cells, problems
+
+
 def _headings(markdown: str) -> list[str]:
     """The titles of the sections that a Markdown cell begins, without links and emphasis."""
     outside = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
@@ -247,7 +279,7 @@ def _headings(markdown: str) -> list[str]:
 
 def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
     """Sort a chapter's export cells into its modules; returns the modules and what is wrong."""
-    errors: list[str] = []
+    errors = list(chapter.problems)
     modules: dict[str, Module] = {}
     for path in chapter.exports:
         name = module_name(path)
@@ -272,12 +304,12 @@ def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
 
 def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
     """Put a cell's statements where they belong, if the cell is exported; returns what is wrong."""
-    first, *rest = cell.source.splitlines() or [""]
+    first, *rest = cell.source.split("\n")
     for number, line in enumerate(rest, 2):
-        if line.startswith("#|"):
+        if line.startswith("#|") or ALMOST.match(line):
             late = "a `#|` line counts only as the first line of its cell."
             return [cell.error(number, late)]
-    if not first.startswith("#|"):
+    if not first.startswith("#|") and not ALMOST.match(first):
         return []
     mark, listed = MARK.fullmatch(first), ", ".join(map(repr, modules))
     name = (mark and mark["name"]) or next(iter(modules), "")
@@ -301,7 +333,7 @@ def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
 
 def _pieces(cell: Cell) -> Iterator[Piece]:
     """A cell's top-level statements, each with the comments above it; the `#| export` line is left out."""
-    lines = cell.source.splitlines()
+    lines = cell.source.split("\n")
     numbered = [(line, cell, number) for number, line in enumerate(lines, 1)]
     done = 1
     for node in ast.parse(cell.source).body:

@@ -27,7 +27,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from course import ROOT, pairs
-from course.export import ExportError, Module, chapters, export
+from course.export import Chapter, ExportError, Module, chapters, export
 from course.lab import METADATA
 from course.provenance import defined_names, mismatches
 
@@ -413,14 +413,9 @@ def _environment() -> dict[str, str]:
 
 def _failed_cell(chapter: Path, notebook: NotebookNode, at: int) -> str:
     """Where a run stopped: the cell with this index among all cells of the notebook."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     number = sum(cell.cell_type == "code" for cell in notebook.cells[: at + 1])
-    line = ""
-    text, at = chapter.read_text(encoding="utf-8"), 0
-    for cell in code[:number]:
-        found = text.find(cell.source, at)
-        if found >= 0:
-            line, at = f":{text.count(chr(10), 0, found) + 1}", found + len(cell.source)
+    cells = Chapter.read(chapter).cells
+    line = f":{cells[number - 1].line}" if number <= len(cells) else ""
     return f"chapters/{chapter.name}{line}: cell {number}"
 
 
