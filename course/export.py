@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from course.provenance import Definition, defined_names
 ENGINE_ROOM = "can be skipped at first reading"
 ALMOST = re.compile(r"\s*#\s*\|\s*export")  # as some formatters write it
 BEGIN = r"[ \t]*#[ \t]*(?:%%.*|<codecell>|In\[[0-9 ]*\]:?|---)[ \t]*"  # for jupytext
+ABSTRACT = r"\b(ABC|ABCMeta|Protocol)\b"
 PLAIN = ("# %%", "# ---")
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
@@ -535,36 +537,67 @@ def _finish(module: Module) -> list[str]:
             lines.append(("", cell, number))
         lines += piece.lines
     source = "\n".join(text for text, _, _ in lines) + "\n"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(source, module.path, "exec", dont_inherit=True)
+            tree = ast.parse(source)
+    except SyntaxError as error:
+        _, cell, line = lines[(error.lineno or 1) - 1]
+        return [cell.error(line, f"does not compile: {error.msg}.")]
     errors = []
-    for problem in json.loads(
-        _ruff(
-            module, source, "check", "--select", "F821,F822", "--output-format", "json"
-        )
-    ):
-        _, cell, line = lines[problem["location"]["row"] - 1]
+    for name, row in _unfinished(tree):
+        _, cell, line = lines[row - 1]
+        why = f"{name} is unfinished, it raises NotImplementedError; write it, or leave it out"
+        errors.append(cell.error(line, f"{why}."))
+    rules = ["--select", "F821,F822,F401", "--output-format", "json"]
+    for problem in json.loads(_ruff(module, source, "check", *rules)):
         meaning = problem["message"].replace("`", "'").rstrip(".")
         if problem["code"] == "F821":
             meaning += f", neither in {module.path} nor among its imports; export it, or import it in an export cell"
+        elif problem["code"] == "F401":
+            if meaning.startswith("'course"):
+                continue  # what a notebook needs goes without saying
+            name = meaning.partition("' ")[0]
+            meaning = f"{name}' is imported, but not used in {module.path}; import it in another cell, or mark it `# noqa: F401`"
+        _, cell, line = lines[problem["location"]["row"] - 1]
         errors.append(cell.error(line, f"{meaning[0].lower()}{meaning[1:]}."))
     if errors:
         return errors
-    source = _ruff(
-        module,
-        source,
-        "check",
-        "--select",
-        "I,F401",
-        "--fix",
-        "--fix-only",
-        "--unsafe-fixes",
-    )
-    module.source = _ruff(module, source, "format")
+    order = ["--select", "I,F401", "--fix", "--fix-only", "--unsafe-fixes"]
+    module.source = _ruff(module, _ruff(module, source, "check", *order), "format")
     for node in ast.walk(ast.parse(module.source)):
         if "course" in _packages(node):
             errors.append(
                 f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it."
             )
     return errors
+
+
+def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """The functions that only raise NotImplementedError so far, each with the line; what subclasses write is none of them."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {ast.unparse(base) for node in classes for base in node.bases}
+    abstract = {
+        part
+        for node in classes
+        if node.name in bases
+        or re.search(ABSTRACT, ast.unparse(node).partition(":")[0])
+        for part in node.body
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        marks = map(ast.unparse, node.decorator_list)
+        if node in abstract or any("abstractmethod" in mark for mark in marks):
+            continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.Raise) and part.exc:
+                call = part.exc if isinstance(part.exc, ast.Call) else None
+                error = ast.unparse(call.func if call else part.exc)
+                said = call and call.args and part not in node.body
+                if error == "NotImplementedError" and not said:
+                    yield node.name, part.lineno
+                    break
 
 
 def _unique(imports: list[Piece]) -> list[Piece]:

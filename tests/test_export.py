@@ -82,7 +82,7 @@ def repository(tmp_path: Path) -> Repository:
 def test_module_reads_as_if_written_by_hand(repository):
     repository.chapter(
         "import course\ncourse.start()",
-        "#| export\nimport torch\nimport os\nfrom torch import nn",
+        "#| export\nimport torch\nfrom torch import nn  # noqa: F401",
         "#| export\n# why one\nONE = 1",
         "naive = 2",
         "#| export\nimport torch\nimport math\n\ndef softmax(z: torch.Tensor):"
@@ -91,7 +91,7 @@ def test_module_reads_as_if_written_by_hand(repository):
     assert repository.module() == (
         '"""What it is for.\n\n'
         'Exported from chapters/01_softmax.py; edit it there.\n"""\n\n'
-        "import math\n\nimport torch\n\n"
+        "import math\n\nimport torch\nfrom torch import nn  # noqa: F401\n\n"
         "# why one\nONE = 1\n\n\n"
         "def softmax(z: torch.Tensor):\n    # safe\n    return math.exp(ONE) * z\n"
     )
@@ -106,7 +106,7 @@ def test_a_module_opens_with_its_own_docstring(repository):
 
 
 @pytest.mark.parametrize(
-    "cell", ["X = 1", "import re\n\nX = 1", 'X = 1\n"""One."""', "# only a comment"]
+    "cell", ["X = 1", "import re\n\nX = re", 'X = 1\n"""One."""', "# only a comment"]
 )
 def test_a_module_without_a_docstring_is_refused(repository, cell):
     repository.chapter("Y = 1", f"#| export\n{cell}", docstrings=False)
@@ -302,7 +302,10 @@ def test_add_to_does_the_same_in_a_notebook():
             "cell 2: 'A' is exported to slm/softmax.py a",
         ),
         (
-            ["#| export\nfrom math import pi", "#| export\nfrom cmath import pi"],
+            [
+                "#| export\nfrom math import pi  # noqa: F401",
+                "#| export\nfrom cmath import pi  # noqa: F401",
+            ],
             "from cmath",
             "cell 2: 'pi' would be cmath.pi and also math.pi",
         ),
@@ -315,6 +318,26 @@ def test_add_to_does_the_same_in_a_notebook():
             ["#| export\nA = 1", "B = 1\n#| export"],
             "#| export",
             "counts only as the first line",
+        ),
+        (
+            ["#| export\nA = 1", "#| export\nB = 1\nC = await A"],
+            "await A",
+            "cell 2: does not compile: 'await' outside function",
+        ),
+        (
+            ["#| export\nA = 1", "#| export\nreturn A"],
+            "return A",
+            "cell 2: does not compile: 'return' outside function",
+        ),
+        (
+            ["#| export\nA = 1", "#| export\nimport readline\nB = 1"],
+            "import readline",
+            "cell 2: 'readline' is imported, but not used in slm/softmax.py",
+        ),
+        (
+            ["#| export\ndef f():\n    from math import e\n    return 1"],
+            "from math",
+            "cell 1: 'math.e' is imported, but not used in slm/softmax.py",
         ),
         (
             ["#| export\nA = 1", "#| export\nB = A\nB"],
@@ -347,6 +370,62 @@ def test_an_error_names_chapter_line_and_cell(repository, cells, where, message)
         expected = repository.line("B = 1") + 1
     assert lines == [expected]
     assert error.startswith(f"chapters/01_softmax.py:{expected}: ")
+
+
+def test_a_marked_import_is_kept(repository):
+    marked = "import readline  # noqa: F401\nfrom math import pi as pi  # noqa: F401"
+    repository.chapter(f"#| export\n{marked}\n\nA = 1")
+    assert "import readline  # noqa: F401\n" in repository.module()
+    assert "from math import pi as pi  # noqa: F401\n" in repository.module()
+
+
+UNFINISHED = [
+    "def f(x):\n    raise NotImplementedError",
+    'def f(x):\n    """Text."""\n    y = x\n    raise NotImplementedError("write me")',
+    "def f(x):\n    for y in x:\n        raise NotImplementedError()",
+    "async def f(x):\n    raise NotImplementedError",
+    "class A:\n    @property\n    def f(self):\n        raise NotImplementedError",
+]
+FINISHED = [
+    "def f(x):\n    if x:\n        raise NotImplementedError('no negative x')\n    return 1",
+    "def f(x):\n    try:\n        return x()\n    except NotImplementedError:\n        raise",
+    "class A(Protocol):\n    def f(self):\n        raise NotImplementedError",
+    "class A(Protocol[int]):\n    def f(self):\n        raise NotImplementedError",
+    "class A(abc.ABC):\n    def f(self):\n        raise NotImplementedError",
+    "class A(metaclass=abc.ABCMeta):\n    def f(self):\n        raise NotImplementedError",
+    "class A:\n    @abc.abstractmethod\n    def f(self):\n        raise NotImplementedError",
+    "class A:\n    def f(self):\n        raise NotImplementedError\n\nclass B(A):\n    f = print",
+]
+
+
+@pytest.mark.parametrize("code", UNFINISHED)
+def test_an_unfinished_function_is_named(repository, code):
+    repository.chapter(
+        "#| export\nA = 1", f"#| export\n{code.replace('class A', 'class C')}"
+    )
+    line = repository.line("raise NotImplementedError")
+    assert repository.error() == (
+        f"chapters/01_softmax.py:{line}: cell 2: f is unfinished, it raises "
+        "NotImplementedError; write it, or leave it out."
+    )
+
+
+@pytest.mark.parametrize("code", FINISHED)
+def test_what_subclasses_write_is_not_unfinished(repository, code):
+    imports = "import abc\nfrom typing import Protocol"
+    repository.chapter(
+        f"#| export\n{imports}\nUSED = abc, Protocol", f"#| export\n{code}"
+    )
+    assert "NotImplementedError" in repository.module()
+
+
+def test_an_unfinished_method_that_is_added_is_named_where_it_stands(repository):
+    method = "@add_to(A)\ndef f(self):\n    return 1\n\n\n@add_to(A)\ndef g(self):\n    raise NotImplementedError"
+    repository.chapter(
+        "#| export\nclass A:\n    x = 1", "#| export\nB = A", f"#| export\n{method}"
+    )
+    line = repository.line("raise NotImplementedError")
+    assert f"py:{line}: cell 3: g is unfinished" in repository.error()
 
 
 FRAGMENTS = (
