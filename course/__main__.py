@@ -59,7 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tree.set_defaults(command=_tree)
     arguments = parser.parse_args(argv)
-    return int(arguments.command(arguments))
+    try:
+        return int(arguments.command(arguments))
+    except KeyboardInterrupt:
+        print(
+            "\nStopped. The same command goes on; what is finished stays.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        why = error.strerror or error
+        print(f"{error.filename or 'A file'} can't be used: {why}.", file=sys.stderr)
+        return 1
 
 
 def _export(arguments: argparse.Namespace) -> int:

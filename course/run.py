@@ -209,6 +209,9 @@ def execute(
         if idle:
             why = f"made no progress for {PATIENCE / 60:g} minutes (no output, no CPU time), so it was ended"
         raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {why}") from None
+    finally:
+        if client.stopped:
+            raise KeyboardInterrupt
     answer = notebook.cells.pop()
     notebook.metadata = nbformat.from_dict({**header, **METADATA})
     _make_reproducible(notebook)
@@ -220,6 +223,11 @@ class _Client(NotebookClient):
 
     messages = 0
     at = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C was pressed: nbclient then ends the kernel, and fails in one of several ways."""
+        return hasattr(self, "_async_cleanup_kernel_future")
 
     async def async_execute_cell(
         self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any

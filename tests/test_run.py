@@ -1,9 +1,12 @@
 """Running chapters: what is run again and when, what is written, and what a failure says."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -220,6 +223,42 @@ def test_a_definition_that_differs_from_the_package_fails(copy):
         "chapters/01_one.py: one differs from the package's (slm/one.py)"
         in failed.stderr
     )
+
+
+def test_ctrl_c_ends_with_a_line(copy):
+    """In a cell: the kernel is gone, too."""
+    seen = copy.root / "kernel"
+    with copy.chapter.open("a") as file:
+        file.write(
+            f"\n# %%\nimport time\n\nprint(os.getpid(), file=open({str(seen)!r}, 'w', 1))"
+        )
+        file.write("\ntime.sleep(600)\n")
+    command = [sys.executable, "-m", "course", "run"]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(
+        command,
+        cwd=copy.root,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
+    while not seen.exists() or not seen.read_text():
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert error.strip() == "Stopped. The same command goes on; what is finished stays."
+    assert not psutil.pid_exists(int(seen.read_text()))
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(copy):
+    (copy.root / "_build").write_text("")
+    refused = copy.course("run")
+    assert refused.returncode == 1
+    place = copy.root / "_build"
+    assert refused.stderr == f"{place} can't be used: File exists.\n"
 
 
 def test_unknown_chapter(copy):
