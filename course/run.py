@@ -40,6 +40,7 @@ IDLE = (
 )
 MACHINERY = (
     "__main__.py",
+    "alone.py",
     "book.py",
     "export.py",
     "lab.py",
