@@ -22,7 +22,7 @@ OFFLINE := env -u MODAL_TOKEN_ID -u MODAL_TOKEN_SECRET HF_HUB_OFFLINE=1 WANDB_MO
 # The environment is made anew when one of these changes: the requirements, the versions, or the place where it lies.
 STAMP := .venv/.set-up-$(shell { cat pyproject.toml course/constraints.txt; echo '$(TORCH)'; pwd -P; } | cksum | tr ' ' '-')
 
-.PHONY: book test lab export chapters train clean
+.PHONY: book test lab export chapters train clean set-up
 .DELETE_ON_ERROR:
 
 book: export
@@ -53,14 +53,25 @@ clean:
 	find slm course tests chapters -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Kept: .venv, and your own runs/ and data/."
 
+# Two `make` at once: the second waits, and finds all set up.
 $(STAMP):
 	@for python in $(PYTHON); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "Python 3.11 or newer is needed; none of these is: $(PYTHON). Say make PYTHON=/path/to/python" >&2; exit 1; fi; \
-	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi
+	"$$found" course/alone.py .venv.lock $(MAKE_COMMAND) --no-print-directory set-up FOUND="$$found"
+
+# The commands in .venv/bin name the place where they were made: in a folder that was moved or copied they are made anew.
+set-up:
+ifeq ($(wildcard $(STAMP)),)
+	@if ! $(PY) -m pip --version >/dev/null 2>&1 || ! grep -qF "$$(cd .venv && pwd -P)/bin/" .venv/bin/pip; then \
+	  "$(FOUND)" -m venv --clear .venv; \
+	fi
 	@echo "Setting up .venv with what the course needs. This takes a few minutes, once."
 	$(INSTALL) --quiet $(TORCH)
 	$(INSTALL) --quiet --editable '.[test]' $(firstword $(TORCH)) --constraint course/constraints.txt
 	@rm -f .venv/.set-up-*
 	@touch $(STAMP)
+else
+	@:
+endif

@@ -36,12 +36,10 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from slm.gpus import GPU, MODAL, Prices
 from slm.model.config import (
-    GPTConfig,
     Memory,
     count_flops_per_token,
     count_memory,
@@ -71,6 +69,7 @@ from pathlib import Path
 import torch
 
 from course.figures.cost import hours_and_dollars
+from slm.model.config import GPTConfig
 from slm.training.config import load_config
 
 gpt_configs = [load_config(path) for path in sorted(Path("configs").glob("gpt_*.yaml"))]

@@ -73,7 +73,7 @@ from typing import Any
 
 from slm.errors import SlmError
 from slm.files import write_text
-from slm.training.folder import RunFolder, list_checkpoints, report, step_of
+from slm.training.folder import RunFolder, list_checkpoints, step_of
 
 # %% [markdown]
 # ## Count
@@ -330,6 +330,8 @@ def watching(self) -> Iterator[None]:
 # %%
 import subprocess
 import sys
+
+from slm.training.folder import report
 
 shutil.rmtree("runs/meter", ignore_errors=True)
 victim = """

@@ -1,4 +1,4 @@
-"""The commands export, run, book and tree of `python -m course`."""
+"""The commands export, run, keep, book and tree of `python -m course`."""
 
 import argparse
 import subprocess
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
     commands = parser.add_subparsers(
-        required=True, metavar="export | run | book | tree"
+        required=True, metavar="export | run | keep | book | tree"
     )
     export = commands.add_parser(
         "export", help="write slm/ and modal_app.py from the chapters' export cells"
@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also write the executed notebooks to chapters/",
     )
     run.set_defaults(command=_run)
+    keep = commands.add_parser(
+        "keep", help="take over what was edited in a chapter's notebook alone"
+    )
+    keep.add_argument("chapters", nargs="+", metavar="NN", help="chapter numbers")
+    keep.set_defaults(command=_keep)
     book = commands.add_parser(
         "book", help="render the executed chapters into _build/html"
     )
@@ -54,11 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     tree.set_defaults(command=_tree)
     arguments = parser.parse_args(argv)
-    return int(arguments.command(arguments))
+    try:
+        return int(arguments.command(arguments))
+    except KeyboardInterrupt:
+        print(
+            "\nStopped. The same command goes on; what is finished stays.",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        why = error.strerror or error
+        print(f"{error.filename or 'A file'} can't be used: {why}.", file=sys.stderr)
+        return 1
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from course.export import ExportError, differences, export, orphans, write
+    from course import pairs
+    from course.export import ExportError, chapters, differences, export, orphans, write
 
     try:
         modules = export()
@@ -76,6 +93,8 @@ def _export(arguments: argparse.Namespace) -> int:
             )
         return int(bool(difference))
     sources = {module.path: module.chapter for module in modules}
+    for chapter in chapters():
+        pairs.renew(chapter)
     for path in write(modules, arguments.to):
         print(f"{sources[path]} → {path}")
     for path in orphans(modules, arguments.to):
@@ -91,6 +110,26 @@ def _run(arguments: argparse.Namespace) -> int:
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    from course import pairs
+    from course.run import RunError, select
+
+    try:
+        selected = select(arguments.chapters)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for chapter in selected:
+        name = chapter.relative_to(ROOT).as_posix()
+        if before := pairs.keep(chapter):
+            print(
+                f"{name} has its notebook's cells now; as it was: {before.relative_to(ROOT)}"
+            )
+        else:
+            print(f"{name}: its notebook was not edited alone; nothing to take over.")
     return 0
 
 

@@ -17,17 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jupytext
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx import addnodes
 
-from course import ROOT
+from course import ROOT, pairs
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
+from course.pairs import CHECKPOINTS
 from course.provenance import defined_names
-from course.run import BUILD, RunError, times
+from course.run import BUILD, TIMES, RunError, times
 
 HTML = ROOT / "_build" / "html"
 ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
@@ -45,15 +45,10 @@ def build() -> None:
         raise RunError(
             f"Not executed yet: {', '.join(missing)}. `python -m course run` executes them."
         )
-    for path in sorted((ROOT / "chapters").rglob("*")):
-        target = BUILD / path.relative_to(ROOT / "chapters")
-        if (
-            path.is_file()
-            and path.suffix not in (".py", ".pyc", ".ipynb")
-            and ".ipynb_checkpoints" not in path.parts
-        ):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    remove_leftovers()
+    for name in _copied():
+        (BUILD / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "chapters" / name, BUILD / name)
     jupyter_book = [
         sys.executable,
         "-c",
@@ -73,7 +68,34 @@ def build() -> None:
         [*jupyter_book, "build", BUILD.relative_to(ROOT), *options],
         cwd=ROOT,
         check=True,
+        start_new_session=True,  # Ctrl-C ends it without its last words
     )
+
+
+def remove_leftovers() -> None:
+    """Remove what an earlier build made of chapters and files that are there no more; pages are then rendered anew."""
+    kept = {*_copied(), TIMES, *(f"{path.stem}.ipynb" for path in chapters(ROOT))}
+    there = [path for path in BUILD.rglob("*") if path.is_file()]
+    old = [path for path in there if path.relative_to(BUILD).as_posix() not in kept]
+    for path in old:
+        path.unlink()
+    sources = HTML / "_sources"
+    pages = {path.relative_to(sources).as_posix() for path in sources.rglob("*.*")}
+    if old or not pages <= kept:
+        for folder in ("html", ".doctrees", "jupyter_execute"):
+            shutil.rmtree(ROOT / "_build" / folder, ignore_errors=True)
+
+
+def _copied() -> list[str]:
+    """What the book needs besides the executed notebooks, as it lies in `chapters/`."""
+    folder = ROOT / "chapters"
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc", ".ipynb")
+        and CHECKPOINTS not in path.parts
+    ]
 
 
 class ChapterTable(Directive):
@@ -149,7 +171,7 @@ def package_figure() -> str:
 def _cells(path: Path) -> Iterator[tuple[int, str | None]]:
     """The lines of each cell of a chapter, and the module that it is exported to, if any."""
     exports = Chapter.read(path, ROOT).exports
-    for cell in jupytext.read(path, fmt="py:percent").cells:
+    for cell in pairs.read(path).cells:
         yield (
             len(cell.source.splitlines()) + 1,
             _module_of(cell.source, exports) if cell.cell_type == "code" else None,

@@ -14,17 +14,22 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jupytext
+from nbformat import NotebookNode
 
-from course import ROOT
+from course import ROOT, pairs
 from course.provenance import Definition, defined_names
 
 ENGINE_ROOM = "can be skipped at first reading"
+ALMOST = re.compile(r"\s*#\s*\|\s*export")  # as some formatters write it
+BEGIN = r"[ \t]*#[ \t]*(?:%%.*|<codecell>|In\[[0-9 ]*\]:?|---)[ \t]*"  # for jupytext
+ABSTRACT = r"\b(ABC|ABCMeta|Protocol)\b"
+PLAIN = ("# %%", "# ---")
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
 
@@ -82,26 +87,18 @@ class Chapter:
 
     name: str  # chapters/01_attention.py
     cells: list[Cell]
+    problems: list[str]  # what would leave an export cell out unseen
     exports: list[str]
     title: str
-    engine_room: bool = False  # its subject is the hardening, and no idea needs it
+    engine_room: bool  # its subject is the hardening, and no idea needs it
+    notebook: NotebookNode  # all of it
 
     @classmethod
     def read(cls, path: Path, root: Path = ROOT) -> "Chapter":
         """Read a chapter's percent source."""
         name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
-        notebook = jupytext.reads(text, fmt="py:percent")
-        cells, at, number, section = [], 0, 0, ""
-        for cell in notebook.cells:
-            if cell.cell_type != "code":
-                section = ([section] + _headings(cell.source))[-1]
-                continue
-            number += 1
-            found = text.find(cell.source, at)
-            if found >= 0:  # a magic reads otherwise in the text, and can't be exported
-                line = text.count("\n", 0, found) + 1
-                cells.append(Cell(name, number, line, cell.source, section))
-                at = found + len(cell.source)
+        notebook = pairs.read(path)
+        cells, problems = _locate(name, notebook, text)
         exports = notebook.metadata.get("slm", {}).get("exports", [])
         if not isinstance(exports, list) or not all(
             isinstance(module, str) for module in exports
@@ -113,7 +110,8 @@ class Chapter:
             (c.source for c in notebook.cells if c.cell_type == "markdown"), ""
         )
         title = first.strip().partition("\n")[0].lstrip("#").strip()
-        return cls(name, cells, exports, title, ENGINE_ROOM in " ".join(first.split()))
+        engine_room = ENGINE_ROOM in " ".join(first.split())
+        return cls(name, cells, problems, exports, title, engine_room, notebook)
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -136,6 +134,7 @@ def export(root: Path = ROOT) -> list[Module]:
             errors.append(str(error))
             continue
         built, problems = _gather(chapter)
+        problems += filter(None, [pairs.difference(path, chapter.notebook)])
         for module in built:
             if other := next(
                 (known for known in modules if known.path == module.path), None
@@ -234,6 +233,44 @@ def module_name(path: str) -> str:
     return path.removeprefix("slm/").removesuffix(".py")
 
 
+def _locate(
+    chapter: str, notebook: NotebookNode, text: str
+) -> tuple[list[Cell], list[str]]:
+    """A chapter's code cells with their places in its text, and what would leave an export cell out unseen."""
+    cells: list[Cell] = []
+    problems: list[str] = []
+    at, section = 0, ""
+    for part in notebook.cells:
+        kind, lines = part.cell_type, part.source.split("\n")
+        if kind == "markdown":
+            section = ([section] + _headings(part.source))[-1]
+        if kind != "code" and not ALMOST.match(part.source):
+            continue
+        whole = rf"^({BEGIN})\n+({re.escape(part.source)})\n*(?={BEGIN}|\Z)"
+        first = rf"^([# ]*)({re.escape(lines[0])})$"
+        found = re.compile(whole, re.MULTILINE).search(text, at)
+        opening = found or re.compile(first, re.MULTILINE).search(text, at)
+        start, end = opening.span(2) if opening else (at, at)
+        line = text.count("\n", 0, start) + 1
+        cell = Cell(chapter, len(cells) + 1, line, part.source, section)
+        if kind != "code":
+            problems.append(cell.error(1, f"a {kind} cell can't be exported."))
+            continue
+        cells.append(cell)
+        at = end
+        if found and ("title" in part.metadata or not found[1].startswith(PLAIN)):
+            begins = f"{found[1]!r} begins a cell; `# %%` and its metadata should."
+            problems.append(cell.error(0, begins))
+        elif not found:
+            pairs_of_lines = enumerate(
+                zip(text[start:].split("\n"), lines, strict=False)
+            )
+            wrong = next((k for k, (a, b) in pairs_of_lines if a != b), 0)
+            read = f"jupytext reads this line as {lines[wrong]!r}"
+            problems.append(cell.error(wrong + 1, f"{read}; write it in another way."))
+    return cells, problems
+
+
 def _headings(markdown: str) -> list[str]:
     """The titles of the sections that a Markdown cell begins, without links and emphasis."""
     outside = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
@@ -244,7 +281,7 @@ def _headings(markdown: str) -> list[str]:
 
 def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
     """Sort a chapter's export cells into its modules; returns the modules and what is wrong."""
-    errors: list[str] = []
+    errors = list(chapter.problems)
     modules: dict[str, Module] = {}
     for path in chapter.exports:
         name = module_name(path)
@@ -269,12 +306,12 @@ def _gather(chapter: Chapter) -> tuple[list[Module], list[str]]:
 
 def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
     """Put a cell's statements where they belong, if the cell is exported; returns what is wrong."""
-    first, *rest = cell.source.splitlines() or [""]
+    first, *rest = cell.source.split("\n")
     for number, line in enumerate(rest, 2):
-        if line.startswith("#|"):
+        if line.startswith("#|") or ALMOST.match(line):
             late = "a `#|` line counts only as the first line of its cell."
             return [cell.error(number, late)]
-    if not first.startswith("#|"):
+    if not first.startswith("#|") and not ALMOST.match(first):
         return []
     mark, listed = MARK.fullmatch(first), ", ".join(map(repr, modules))
     name = (mark and mark["name"]) or next(iter(modules), "")
@@ -298,7 +335,7 @@ def _place(cell: Cell, modules: dict[str, Module]) -> list[str]:
 
 def _pieces(cell: Cell) -> Iterator[Piece]:
     """A cell's top-level statements, each with the comments above it; the `#| export` line is left out."""
-    lines = cell.source.splitlines()
+    lines = cell.source.split("\n")
     numbered = [(line, cell, number) for number, line in enumerate(lines, 1)]
     done = 1
     for node in ast.parse(cell.source).body:
@@ -500,36 +537,67 @@ def _finish(module: Module) -> list[str]:
             lines.append(("", cell, number))
         lines += piece.lines
     source = "\n".join(text for text, _, _ in lines) + "\n"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(source, module.path, "exec", dont_inherit=True)
+            tree = ast.parse(source)
+    except SyntaxError as error:
+        _, cell, line = lines[(error.lineno or 1) - 1]
+        return [cell.error(line, f"does not compile: {error.msg}.")]
     errors = []
-    for problem in json.loads(
-        _ruff(
-            module, source, "check", "--select", "F821,F822", "--output-format", "json"
-        )
-    ):
-        _, cell, line = lines[problem["location"]["row"] - 1]
+    for name, row in _unfinished(tree):
+        _, cell, line = lines[row - 1]
+        why = f"{name} is unfinished, it raises NotImplementedError; write it, or leave it out"
+        errors.append(cell.error(line, f"{why}."))
+    rules = ["--select", "F821,F822,F401", "--output-format", "json"]
+    for problem in json.loads(_ruff(module, source, "check", *rules)):
         meaning = problem["message"].replace("`", "'").rstrip(".")
         if problem["code"] == "F821":
             meaning += f", neither in {module.path} nor among its imports; export it, or import it in an export cell"
+        elif problem["code"] == "F401":
+            if meaning.startswith("'course"):
+                continue  # what a notebook needs goes without saying
+            name = meaning.partition("' ")[0]
+            meaning = f"{name}' is imported, but not used in {module.path}; import it in another cell, or mark it `# noqa: F401`"
+        _, cell, line = lines[problem["location"]["row"] - 1]
         errors.append(cell.error(line, f"{meaning[0].lower()}{meaning[1:]}."))
     if errors:
         return errors
-    source = _ruff(
-        module,
-        source,
-        "check",
-        "--select",
-        "I,F401",
-        "--fix",
-        "--fix-only",
-        "--unsafe-fixes",
-    )
-    module.source = _ruff(module, source, "format")
+    order = ["--select", "I,F401", "--fix", "--fix-only", "--unsafe-fixes"]
+    module.source = _ruff(module, _ruff(module, source, "check", *order), "format")
     for node in ast.walk(ast.parse(module.source)):
         if "course" in _packages(node):
             errors.append(
                 f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it."
             )
     return errors
+
+
+def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """The functions that only raise NotImplementedError so far, each with the line; what subclasses write is none of them."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {ast.unparse(base) for node in classes for base in node.bases}
+    abstract = {
+        part
+        for node in classes
+        if node.name in bases
+        or re.search(ABSTRACT, ast.unparse(node).partition(":")[0])
+        for part in node.body
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        marks = map(ast.unparse, node.decorator_list)
+        if node in abstract or any("abstractmethod" in mark for mark in marks):
+            continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.Raise) and part.exc:
+                call = part.exc if isinstance(part.exc, ast.Call) else None
+                error = ast.unparse(call.func if call else part.exc)
+                said = call and call.args and part not in node.body
+                if error == "NotImplementedError" and not said:
+                    yield node.name, part.lineno
+                    break
 
 
 def _unique(imports: list[Piece]) -> list[Piece]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import jupytext
 import nbformat
 import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -27,8 +26,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
-from course import ROOT
-from course.export import ExportError, Module, chapters, export
+from course import ROOT, pairs
+from course.export import Chapter, ExportError, Module, chapters, export
 from course.lab import METADATA
 from course.provenance import defined_names, mismatches
 
@@ -41,10 +40,12 @@ IDLE = (
 )
 MACHINERY = (
     "__main__.py",
+    "alone.py",
     "book.py",
     "export.py",
     "lab.py",
     "modules.py",
+    "pairs.py",
     "run.py",
     "provenance.py",
 )  # no chapter's result depends on them
@@ -149,19 +150,19 @@ def publish(chapter: Path) -> None:
     """Copy an executed notebook to `chapters/`, without what would differ from run to run.
 
     Raises:
-        RunError: An output holds a path of this machine.
+        RunError: The notebook there was edited meanwhile, or an output holds a path of this machine.
     """
+    if edited := pairs.difference(chapter):
+        raise RunError(edited)
     notebook = nbformat.read(_built(chapter), as_version=4)
     notebook.metadata.pop("fingerprint", None)
-    text = nbformat.writes(notebook) + "\n"
     for place in (str(ROOT), str(Path.home())):
         for number, cell in enumerate(notebook.cells, 1):
             if len(place) > 1 and place in json.dumps(cell.get("outputs", [])):
                 found = f"chapters/{chapter.name}: the output of cell {number}"
                 raise RunError(f"{found} holds a path of this machine: {place}")
     target = chapter.with_suffix(".ipynb")
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
-        target.write_text(text, encoding="utf-8", newline="\n")
+    if pairs.write(target, notebook):
         print(f"{'':16} → chapters/{target.name}")
 
 
@@ -180,7 +181,7 @@ def execute(
     Raises:
         RunError: A cell failed; says which, and the last line of its traceback.
     """
-    notebook = jupytext.read(chapter, fmt="py:percent")
+    notebook = pairs.read(chapter)
     header = dict(notebook.metadata)
     question = f"import json, course.provenance as _p; print(json.dumps(_p.definitions(globals(), {sorted(proof)!r})))"
     notebook.cells.append(nbformat.v4.new_code_cell(question))
@@ -209,8 +210,10 @@ def execute(
         if idle:
             why = f"made no progress for {PATIENCE / 60:g} minutes (no output, no CPU time), so it was ended"
         raise RunError(f"{_failed_cell(chapter, notebook, client.at)}: {why}") from None
+    finally:
+        if client.stopped:
+            raise KeyboardInterrupt
     answer = notebook.cells.pop()
-    header.get("jupytext", {}).pop("text_representation", None)
     notebook.metadata = nbformat.from_dict({**header, **METADATA})
     _make_reproducible(notebook)
     return notebook, json.loads(answer.outputs[0].text)
@@ -221,6 +224,11 @@ class _Client(NotebookClient):
 
     messages = 0
     at = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C was pressed: nbclient then ends the kernel, and fails in one of several ways."""
+        return hasattr(self, "_async_cleanup_kernel_future")
 
     async def async_execute_cell(
         self, cell: NotebookNode, cell_index: int, *arguments: Any, **options: Any
@@ -414,14 +422,9 @@ def _environment() -> dict[str, str]:
 
 def _failed_cell(chapter: Path, notebook: NotebookNode, at: int) -> str:
     """Where a run stopped: the cell with this index among all cells of the notebook."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     number = sum(cell.cell_type == "code" for cell in notebook.cells[: at + 1])
-    line = ""
-    text, at = chapter.read_text(encoding="utf-8"), 0
-    for cell in code[:number]:
-        found = text.find(cell.source, at)
-        if found >= 0:
-            line, at = f":{text.count(chr(10), 0, found) + 1}", found + len(cell.source)
+    cells = Chapter.read(chapter).cells
+    line = f":{cells[number - 1].line}" if number <= len(cells) else ""
     return f"chapters/{chapter.name}{line}: cell {number}"
 
 
@@ -429,7 +432,7 @@ def _make_reproducible(notebook: NotebookNode) -> None:
     """Give each cell an id that depends on its source alone, so that a run changes only what it computes anew."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
-        identity = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        identity = pairs.identity(cell.source)
         seen[identity] = seen.get(identity, 0) + 1
         cell.id = identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"
         cell.metadata.pop("execution", None)

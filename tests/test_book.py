@@ -161,6 +161,36 @@ def test_engine_rooms_are_marked_on_their_page_and_on_the_welcome_page(html, cha
     assert welcome.count('class="engine-badge"') == rooms
 
 
+@pytest.mark.parametrize(
+    "old",
+    ["chapters/03_gone.ipynb", "chapters/_static/old.css", "html/_sources/old.md"],
+)
+def test_what_has_no_chapter_leaves_the_book(tmp_path, monkeypatch, old):
+    """Its page, too; the other executed notebooks stay, and so does a book in which nothing is left over."""
+    build = tmp_path / "_build"
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "BUILD", build / "chapters")
+    monkeypatch.setattr(book, "HTML", build / "html")
+    source = ["01_one.py", "01_one.ipynb", "index.md", "_static/a.css"]
+    files = [
+        *(f"chapters/{name}" for name in source),
+        "chapters/.ipynb_checkpoints/a.md",
+    ]
+    made = ["01_one.ipynb", "index.md", "_static/a.css", "times.json"]
+    files += [f"_build/chapters/{name}" for name in made]
+    files += ["_build/html/01_one.html", "_build/html/_sources/01_one.ipynb"]
+    for file in [*files, "_build/html/_sources/index.md", "_build/.doctrees/a"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    book.remove_leftovers()
+    assert all((tmp_path / file).exists() for file in files)
+    (build / old).write_text("")
+    book.remove_leftovers()
+    assert not (build / old).exists() and not (build / "html").exists()
+    assert all((build / "chapters" / name).exists() for name in made)
+    assert (tmp_path / "chapters/.ipynb_checkpoints/a.md").exists()
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves the book on this machine and remembers what was not found."""
 

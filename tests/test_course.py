@@ -2,9 +2,12 @@
 
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -128,3 +131,36 @@ def test_package_imports_without_the_course_and_its_tools():
         [sys.executable, "-c", script], cwd=course.ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def make(folder: Path, **options: str) -> subprocess.Popen[str]:
+    """Set up an environment, with a command of our own in the place of pip."""
+    plain = {"env": os.environ | {"MAKEFLAGS": ""}, "cwd": folder, "text": True}
+    rules = subprocess.run(["make", "-pnq"], capture_output=True, **plain).stdout
+    stamp = re.findall(r"^(\.venv/\.set-up-.+?):", rules, re.MULTILINE)[0]
+    given = [f"{name}={value}" for name, value in options.items()]
+    command = ["make", stamp, f"PYTHON={sys.executable}", *given]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, **plain)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_two_makes_set_up_once_and_a_moved_folder_is_set_up_anew(tmp_path):
+    folder = tmp_path / "a course"
+    (folder / "course").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "course/alone.py"):
+        shutil.copy(course.ROOT / name, folder / name)
+    (folder / "course" / "constraints.txt").write_text("")
+    both = [make(folder, INSTALL="sleep 1; echo installs") for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    first, second = sorted(said, key=lambda text: "Waiting" in text)
+    assert first.count("\ninstalls --quiet") == 2
+    assert re.search(r"^Waiting for another make here \(process \d+\)", second)
+    assert "installs" not in second
+
+    moved = folder.rename(tmp_path / "moved")
+    assert (
+        "installs" in make(moved, INSTALL="echo installs").communicate(timeout=300)[0]
+    )
+    assert str(moved / ".venv") in (moved / ".venv" / "bin" / "pip").read_text()
+    assert "installs" not in make(moved, INSTALL="echo installs").communicate()[0]

@@ -1,8 +1,12 @@
 """Running chapters: what is run again and when, what is written, and what a failure says."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -132,6 +136,7 @@ def test_committed_notebook_is_the_same_after_every_run(copy):
     assert copy.chapter.with_suffix(".ipynb").read_bytes() == first
     notebook = json.loads(first)
     assert set(notebook["metadata"]) == {
+        "checksum",
         "jupytext",
         "kernelspec",
         "language_info",
@@ -144,6 +149,46 @@ def test_committed_notebook_is_the_same_after_every_run(copy):
     assert [cell.source for cell in text.cells] == [
         cell["source"] for cell in jupytext.read(copy.chapter).cells
     ]
+
+
+def test_an_edit_of_the_notebook_alone_is_never_overwritten(copy):
+    """Not by the export, which would ignore it, and not by a run; the command that is named brings it over."""
+    assert copy.course("run", "--write").returncode == 0
+    path = copy.chapter.with_suffix(".ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[3].source = notebook.cells[3].source.replace("return 1", "return 2")
+    nbformat.write(notebook, path)
+    before, text = path.read_bytes(), copy.chapter.read_text()
+    for command in ("export", "export --check", "run", "run 01 --write"):
+        refused = copy.course(*command.split())
+        assert refused.returncode == 1
+        assert (
+            "chapters/01_one.ipynb: edited, and 01_one.py does not have it: code cell 3,"
+            " line 6, is '    return 2', in the text '    return 1'." in refused.stderr
+        )
+    assert path.read_bytes() == before and copy.chapter.read_text() == text
+    (called,) = re.findall(r"`python -m course (.+)`", refused.stderr)
+    kept = copy.course(*called.split())
+    edited = text.partition("# %%")[2].replace("return 1", "return 2")
+    assert kept.returncode == 0
+    assert copy.chapter.read_text().partition("# %%")[2] == edited
+    (old,) = (copy.root / "chapters" / ".ipynb_checkpoints").iterdir()
+    assert old.read_text() == text and old.name in kept.stdout
+    assert copy.course("export").returncode == 0
+    assert "return 2" in (copy.root / "slm" / "one.py").read_text()
+    assert "nothing to take over" in copy.course("keep", "1").stdout
+
+
+def test_a_notebook_that_is_edited_during_the_run_is_kept(copy):
+    assert copy.course("run", "--write").returncode == 0
+    with copy.chapter.open("a") as file:
+        file.write(
+            "\n# %%\nimport pathlib\n\npath = pathlib.Path('01_one.ipynb')\n"
+            "written = path.write_text(path.read_text().replace('number one', 'digit'))\n"
+        )
+    refused = copy.course("run", "--write")
+    assert refused.returncode == 1 and "digit" in refused.stderr
+    assert "digit" in copy.chapter.with_suffix(".ipynb").read_text()
 
 
 def test_a_path_of_this_machine_is_not_committed(copy):
@@ -178,6 +223,42 @@ def test_a_definition_that_differs_from_the_package_fails(copy):
         "chapters/01_one.py: one differs from the package's (slm/one.py)"
         in failed.stderr
     )
+
+
+def test_ctrl_c_ends_with_a_line(copy):
+    """In a cell: the kernel is gone, too."""
+    seen = copy.root / "kernel"
+    with copy.chapter.open("a") as file:
+        file.write(
+            f"\n# %%\nimport time\n\nprint(os.getpid(), file=open({str(seen)!r}, 'w', 1))"
+        )
+        file.write("\ntime.sleep(600)\n")
+    command = [sys.executable, "-m", "course", "run"]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(
+        command,
+        cwd=copy.root,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
+    while not seen.exists() or not seen.read_text():
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert error.strip() == "Stopped. The same command goes on; what is finished stays."
+    assert not psutil.pid_exists(int(seen.read_text()))
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(copy):
+    (copy.root / "_build").write_text("")
+    refused = copy.course("run")
+    assert refused.returncode == 1
+    place = copy.root / "_build"
+    assert refused.stderr == f"{place} can't be used: File exists.\n"
 
 
 def test_unknown_chapter(copy):
