@@ -51,6 +51,7 @@ from pydantic import ConfigDict, Field, ValidationError
 """
 
 import contextlib
+import http.client
 import os
 import re
 import threading
@@ -214,20 +215,34 @@ def force(path: Path) -> None:
 # by itself: `writing` hands it out and publishes it at the end, or removes it if
 # anything failed on the way. Only a kill leaves it behind, under a name that nobody
 # reads. The process's number is part of the name, so that two processes of one machine
-# never write into the same file; threads must take turns. (A file that takes minutes,
+# never write into the same file; threads must take turns. Where the folder itself is
+# new, its name has to be forced, too, and so do those of its parents. (A file that takes minutes,
 # such as a corpus of tokens, keeps its unfinished part on purpose, to go on after a
 # kill; it calls `publish` itself.)
 
 
 # %%
 #| export files
+def make_folder(path: Path) -> None:
+    """Make a folder and what it lies in, where missing; the names are forced to disk.
+
+    Raises:
+        OSError: It cannot be made, or there is a file of this name.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    force(path.parent)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`: published at the end, deleted after an error.
 
     The folder is made. The name is this process's own, so that two writers do not mix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield part
@@ -486,7 +501,9 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 # Two small questions are asked before work begins, because their answers come too late
 # otherwise. *Can this be a folder's name?* A run is a folder here and in the cloud, so
 # its name must be safe for both, and must not lead out of the folder of runs: no slash,
-# and no dot in front, since `..` is a name, too.
+# and no dot in front, since `..` is a name, too. A name that somebody types is refused
+# if it is none. The name of a config file was not typed for this, so one is made of it,
+# and it is said which.
 
 
 # %%
@@ -507,12 +524,26 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def make_run_name(text: str) -> str:
+    """A run's name from any text: the text itself if it can be one; else it is said."""
+    if RUN_NAME.fullmatch(text):
+        return text
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
+    print(f"{text!r} cannot name a run, so it is called {name}")
+    return name
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
-    """Whether a server answers in this time; a refusal is an answer, too."""
+    """Whether a server answers over HTTP in this time; an error's status is an answer.
+
+    What is no URL of a server gets none.
+    """
     answered = threading.Event()
+    # no URL, no network, no such server, too late, an answer that is not HTTP
+    unanswered = (ValueError, OSError, http.client.HTTPException)
 
     def ask() -> None:
-        with contextlib.suppress(OSError):  # no network, no such server, too late
+        with contextlib.suppress(*unanswered):
             try:
                 request = urllib.request.Request(url, method="HEAD")
                 urllib.request.urlopen(request, timeout=seconds).close()
