@@ -216,9 +216,9 @@ def force(path: Path) -> None:
 # anything failed on the way. Only a kill leaves it behind, under a name that nobody
 # reads. The process's number is part of the name, so that two processes of one machine
 # never write into the same file; threads must take turns. Where the folder itself is
-# new, its name has to be forced, too, and so do those of its parents. (A file that takes minutes,
-# such as a corpus of tokens, keeps its unfinished part on purpose, to go on after a
-# kill; it calls `publish` itself.)
+# new, its name has to be forced, too, and so do those of its parents. (A file that
+# takes minutes, such as a corpus of tokens, keeps its unfinished part on purpose, to go
+# on after a kill; it calls `publish` itself.)
 
 
 # %%
@@ -503,7 +503,7 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 # its name must be safe for both, and must not lead out of the folder of runs: no slash,
 # and no dot in front, since `..` is a name, too. A name that somebody types is refused
 # if it is none. The name of a config file was not typed for this, so one is made of it,
-# and it is said which.
+# and whoever uses it says which.
 
 
 # %%
@@ -525,12 +525,10 @@ def check_run_name(name: str) -> str:
 
 
 def make_run_name(text: str) -> str:
-    """A run's name from any text: the text itself if it can be one; else it is said."""
+    """A run's name from any text; the text itself, if it can be one."""
     if RUN_NAME.fullmatch(text):
         return text
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
-    print(f"{text!r} cannot name a run, so it is called {name}")
-    return name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
 def answers(url: str, seconds: float = 1.0) -> bool:

@@ -104,12 +104,10 @@ def check_run_name(name: str) -> str:
 
 
 def make_run_name(text: str) -> str:
-    """A run's name from any text: the text itself if it can be one; else it is said."""
+    """A run's name from any text; the text itself, if it can be one."""
     if RUN_NAME.fullmatch(text):
         return text
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
-    print(f"{text!r} cannot name a run, so it is called {name}")
-    return name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
 def answers(url: str, seconds: float = 1.0) -> bool:
