@@ -57,11 +57,10 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: It cannot be made, or there is a file of this name.
     """
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    force(path.parent)
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(new):
+        force(each.parent)
 
 
 @contextlib.contextmanager

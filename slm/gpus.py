@@ -146,4 +146,6 @@ def _mistake(found: Any) -> str:
     where = ".".join(str(part) for part in found["loc"]) or "the file"
     if found["type"] == "missing":
         return f"{where} is missing"
+    if found["type"] == "extra_forbidden":
+        return f"{where} is not a key"
     return f"{where}: {found['msg']}, not {found['input']!r}"

@@ -70,7 +70,7 @@ def test_prices_from_a_file(tmp_path):
     [
         ({"gpus": []}, "gpus"),
         ({"date": None}, "date"),
-        ({"colour": "red"}, "colour"),
+        ({"colour": "red"}, "colour is not a key"),
         ({"dollars_per_core_second": -1}, "dollars_per_core_second"),
     ],
 )
@@ -109,7 +109,7 @@ def test_all_mistakes_of_a_price_file_are_told(tmp_path):
     with pytest.raises(SlmError) as error:
         load_prices(path)
     lines = str(error.value).splitlines()
-    keys = ["source is missing", "date: ", "gpus.1.memory_gb: ", "colour: "]
+    keys = ["source is missing", "date: ", "gpus.1.memory_gb: ", "colour is"]
     found = [any(line.startswith(f"{path}: {key}") for line in lines) for key in keys]
     assert found == [True] * 4 and len(lines) == 4
 
