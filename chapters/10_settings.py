@@ -230,8 +230,9 @@ for gpu in MODAL.gpus:
 # "NVIDIA A100-SXM4-40GB". A table's name fits if all of its words stand in that name.
 # Prices change, and you may rent elsewhere: `load_prices` reads another table from a
 # YAML file. Each value is read as text and then as what the table wants, so that a date
-# is a date with quotes and without them, and a day that the calendar does not have is told like every other
-# mistake: all of them at once, a line each, with what was given.
+# is a date with quotes and without them, and a day that the calendar does not have is
+# told like every other mistake: all of them at once, a line each, with what was given.
+# A key that the table does not have is told, too.
 
 
 # %%
