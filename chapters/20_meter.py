@@ -869,15 +869,14 @@ def launch(
             prepared = self._prepare(text)
         train = self.train.with_options(**machine)
         with ThreadPoolExecutor(1) as thread:
+            thread.submit(int).result()  # it runs before there is something to lose
             thread.submit(self._begin, begun, run, train, text, budget).result()
         if wait:
-            print("Interrupting now stops the watching, not the training.", flush=True)
+            leaving = "Interrupting now stops the watching, not the training."
+            print(leaving, flush=True)
             result = _watch(*begun[0])
     if not begun:  # an interrupt ends the block without a word
-        stop = f"`modal app stop {self.app.app_id}` ends it"
-        left = "" if prepared else f"; the preparation goes on, and {stop}"
-        told = f"interrupted before a GPU was rented{left}"
-        raise SlmError(f"{told}; the same command begins again")
+        raise _interrupted(str(self.app.app_id), prepared)
     launched = dataclasses.replace(begun[0][0], result=result)
     _tell_end(expected, launched, wait)
     return launched
@@ -927,6 +926,14 @@ def _prepare(self, text: str) -> bool:
     if problem := preparing.get():
         raise SlmError(problem)
     return True
+
+
+def _interrupted(app_id: str, prepared: bool) -> SlmError:
+    """What to say when nothing has been rented."""
+    stop = f"`modal app stop {app_id}` ends it"
+    left = ";" if prepared else f"; the preparation goes on, and {stop}; after it"
+    told = f"interrupted before a GPU was rented{left}"
+    return SlmError(f"{told} the same command begins again")
 
 
 def _name_of(config: RunConfig) -> str:
