@@ -209,8 +209,7 @@ def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
     if launched.result:
         print(reconcile(expected, launched.result))
     elif wait:
-        goes_on = "The run goes on, and so does its bill"
-        print(f"Only the watching has stopped. {goes_on}:\n{launched}")
+        print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
 
 def live_apps() -> list[modal.App]:

@@ -184,7 +184,7 @@ def test_interrupt_between_the_renting_and_the_note_loses_nothing(
     launched = cloud.launch(load_config(tiny()))
     assert rented(asked) and launched == Launched("ap-1", "fc-train", "tiny")
     said = capsys.readouterr().out
-    assert "Only the watching has stopped. The run goes on" in said
+    assert "Only the watching has stopped; the run and its bill go on" in said
     assert "::stop --run tiny" in said.partition("Only the watching")[2]
     noted = json.loads(Path("runs/modal/tiny/launched.json").read_text())
     assert noted["call_id"] == "fc-train"
