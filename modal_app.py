@@ -92,7 +92,8 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
         meter.refuse_if_spent(meter.dollars_before())
         with meter.watching():
             if config.modal.gpu_count > 1 and not modal.is_local():
-                train_on_ranks(config, run_dir, checkpoint_written)
+                price = meter.dollars_per_hour
+                train_on_ranks(config, run_dir, checkpoint_written, price)
             else:
                 train_here(
                     config,
@@ -124,7 +125,10 @@ def unpack(config_text: str, name: str) -> Path:
 
 
 def train_on_ranks(
-    config: "RunConfig", run_dir: str, on_checkpoint: Callable[[], None]
+    config: "RunConfig",
+    run_dir: str,
+    on_checkpoint: Callable[[], None],
+    dollars_per_hour: float,
 ) -> None:
     """Train with one process for each GPU.
 
@@ -132,6 +136,7 @@ def train_on_ranks(
         config: What to train, and how many GPUs there are.
         run_dir: The run's folder.
         on_checkpoint: Called when a checkpoint has been written.
+        dollars_per_hour: Price of the machine, for the metric `cost/usd`.
 
     Raises:
         SlmError: A rank failed, with what it said.
@@ -143,6 +148,7 @@ def train_on_ranks(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ranks = f"--nproc_per_node={config.modal.gpu_count}"
     train = ["-m", "slm", "train", str(path), "--run-dir", run_dir]
+    train += ["--dollars-per-hour", str(dollars_per_hour)]
     environment = {
         "SLM_FAILURE_FILE": str(failure),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",  # seconds to save in; else it is 30
@@ -160,8 +166,10 @@ def train_on_ranks(
         if process.poll() is None:
             process.terminate()  # torchrun hands it to every rank: they save
             process.wait()
-    if process.returncode and failure.exists():
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # none, or killed while writing it
         found = json.loads(failure.read_text(encoding="utf-8"))
+    if process.returncode and found:
         raise SlmError(found["error"], found["retry"])
     if process.returncode:
         told = f"torchrun ended with exit code {process.returncode}"
@@ -180,6 +188,14 @@ def wrapped_errors() -> Iterator[None]:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
+def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]:
+    """What `report` says of a run, with what no further attempt can mend."""
+    try:
+        return {**report(run_dir), "run": name, "problem": problem}
+    except SlmError as error:  # what is there cannot be read: a report of nothing
+        return outcome(tempfile.mkdtemp(), name, problem or str(error))
+
+
 @app.function(
     image=image,
     volumes={DATA: volume},
@@ -188,6 +204,7 @@ def wrapped_errors() -> Iterator[None]:
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
+@wrapped_errors()
 def train(
     config_text: str,
     run_dir: str,
@@ -204,41 +221,43 @@ def train(
             nothing elsewhere.
 
     Returns:
-        What `report` says of the run.
+        What `report` says of the run; its "problem" is what no attempt can mend.
     """
     from slm.cloud.cost import dollars_per_hour
     from slm.training.config import load_config
 
-    config = load_config(unpack(config_text, check_run_name(Path(run_dir).name)))
-    here = modal.is_local()  # your own computer is not for rent, and has no volume
-    if rate is None:
-        rate = 0.0 if here else dollars_per_hour(config)
-    secure = (lambda: None) if here else volume.commit
-    ids = modal.current_function_call_id() or "", app.app_id or ""
-    steps = config.training.max_steps
-    meter = Meter(run_dir, rate, budget, steps, *ids, secure)
-    problem = meter.stall_reason()
-    with wrapped_errors():
-        try:
-            problem = problem or attempt(config, run_dir, meter)
-            if not problem and not report(run_dir)["finished"]:
-                # a normal return would count as finished
-                raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
-        except Exception as error:
-            meter.entry["error"] = f"{type(error).__name__}: {error}"
-            problem = meter.stall_reason()
-            if not problem:
-                raise
-        except KeyboardInterrupt:  # Modal's; `attempt` keeps the meter's to itself
-            early = time.monotonic() - meter.started < config.modal.timeout - TICK
-            meter.entry["interrupted"] = early
+    here, folder = modal.is_local(), RunFolder(Path(run_dir))
+    try:
+        name = check_run_name(folder.path.name)
+        if not here and folder.path.parent != Path(DATA, "runs"):
+            raise SlmError(f"{run_dir} is not {DATA}/runs/{name}")
+        config = load_config(unpack(config_text, name))
+        if rate is None:  # your own computer is not for rent, and has no volume
+            rate = 0.0 if here else dollars_per_hour(config)
+        secure = (lambda: None) if here else volume.commit
+        ids = modal.current_function_call_id() or "", app.app_id or ""
+        meter = Meter(run_dir, rate, budget, config.training.max_steps, *ids, secure)
+    except SlmError as error:
+        print(f"{run_dir} cannot be trained: {error}")
+        return outcome(tempfile.mkdtemp(), folder.path.name, str(error))
+    try:
+        problem = meter.stall_reason() or attempt(config, run_dir, meter)
+        if not problem and not folder.finished:
+            # a normal return would count as finished
+            raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
+        problem = meter.end(problem)
+    except Exception as error:
+        meter.entry["error"] = f"{type(error).__name__}: {error}"
+        if not (problem := meter.end(meter.stall_reason())):
             raise
-        finally:
-            meter.entry["problem"] = problem
-            meter.save()
+    except KeyboardInterrupt:  # Modal's; `attempt` keeps the meter's to itself
+        early = time.monotonic() - meter.started < config.modal.timeout - TICK
+        meter.entry["interrupted"] = early
+        meter.end("")
+        raise
     if problem:
         print(f"{run_dir} stops: {problem}")
-    return report(run_dir)
+    return outcome(run_dir, name, problem)
 
 
 # Data off the GPU's clock
@@ -256,54 +275,63 @@ ON_CORES: dict[str, Any] = {
 }
 
 
+def problem_of(work: Callable[..., None]) -> Callable[..., str]:
+    """Return as a sentence what no further attempt can mend; raise the rest."""
+
+    @functools.wraps(work)
+    @wrapped_errors()
+    def told(*values: Any, **options: Any) -> str:
+        try:
+            work(*values, **options)
+        except SlmError as error:
+            if error.retry:
+                raise
+            return str(error)
+        finally:
+            volume.commit()
+        return ""
+
+    return told
+
+
 @app.function(**ON_CORES)
-def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
+@problem_of
+def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
     from slm.data.prepare import prepare_tokens
     from slm.data.tokenizer import get_tokenizer
     from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
-    try:
-        prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
-    except SlmError as error:
-        return str(error)
-    finally:
-        volume.commit()
-    return ""
+    prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
 
 
 @app.function(**ON_CORES)
-def prepare(config_text: str) -> str:
+@problem_of
+def prepare(config_text: str) -> None:
     """Tokenise a config's text into the volume; returns what is wrong with it."""
     from slm.data.prepare import count_shards, join_tokens, prepare_tokens
     from slm.data.tokenizer import get_tokenizer
     from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
-    try:
-        tokenizer = get_tokenizer(data.tokenizer)
-        for split in (data.train_split, data.val_split):
-            here = modal.is_local()
-            shards = 1 if here else count_shards(data, split, tokenizer)
-            if shards < FEW_FILES:
-                prepare_tokens(data, split, tokenizer)
-                continue
-            n = min(shards, MOST_PARTS)
-            told = f"{shards} files in {n} parts, each in a container of its own"
-            print(f"{data.dataset}, {split}: {told}")
-            rest = {"n": n, "split": split, "config_text": config_text}
-            made = prepare_part.map(range(n), kwargs=rest)
-            # a list waits for all of them, so that none runs on unseen
-            if problems := list(filter(None, made)):
-                return str(problems[0])
-            volume.reload()  # what the other containers have committed
-            join_tokens(data, split, tokenizer, n)
-    except SlmError as error:
-        return str(error)
-    finally:
-        volume.commit()
-    return ""
+    tokenizer = get_tokenizer(data.tokenizer)
+    for split in (data.train_split, data.val_split):
+        here = modal.is_local()
+        shards = 1 if here else count_shards(data, split, tokenizer)
+        if shards < FEW_FILES:
+            prepare_tokens(data, split, tokenizer)
+            continue
+        n = min(shards, MOST_PARTS)
+        told = f"{shards} files in {n} parts, each in a container of its own"
+        print(f"{data.dataset}, {split}: {told}")
+        rest = {"n": n, "split": split, "config_text": config_text}
+        made = prepare_part.map(range(n), kwargs=rest)
+        # a list waits for all of them, so that none runs on unseen
+        if problems := list(filter(None, made)):
+            raise SlmError(str(problems[0]))
+        volume.reload()  # what the other containers have committed
+        join_tokens(data, split, tokenizer, n)
 
 
 @app.function(image=image, volumes={DATA: volume}, timeout=20 * 60, cpu=2.0)
@@ -314,7 +342,10 @@ def generate(
     from slm.generation import generate as continue_text
     from slm.training.run import load_run
 
-    found = load_run(Path(DATA, "runs", check_run_name(run)))
+    name = check_run_name(run)
+    if not modal.is_local():
+        volume.reload()  # this container may be older than what is on the volume
+    found = load_run(Path(DATA, "runs", name))
     text = continue_text(found.model, found.tokenizer, prompt, max_tokens, seed=seed)
     assert isinstance(text, str)  # one prompt, one text
     print(text)
@@ -337,6 +368,9 @@ def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
         except SlmError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            sys.exit(130)
 
     return told
 
@@ -348,7 +382,9 @@ def main(config: str, run: str = "", yes_spend: bool = False) -> None:
     from slm.training.config import load_config
 
     launched = cloud.launch(load_config(config), run, yes_spend)
-    if launched.result and not launched.result["finished"]:
+    if launched.result is None:  # only the watching has ended
+        sys.exit(130)
+    if not launched.result["finished"]:
         sys.exit(1)
 
 

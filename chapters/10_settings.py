@@ -33,10 +33,19 @@ course.start()
     MODAL.find("H100").memory_gb  # 80.0
 """
 
+import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+)
 
 from slm.errors import SlmError
 
@@ -79,7 +88,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force
+from slm.files import force, make_folder
 from slm.training.config import RunConfig
 
 # %% [markdown]
@@ -142,6 +151,12 @@ class Prices(BaseModel):
     dollars_per_gib_second: float = Field(ge=0)
     free_dollars_per_month: float = Field(ge=0)
     gpus: tuple[GPU, ...] = Field(min_length=1)
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, date: str) -> str:
+        datetime.date.fromisoformat(date)
+        return date
 
     def find(self, name: str) -> GPU:
         """The GPU of that name, as Modal spells it.
@@ -214,7 +229,10 @@ for gpu in MODAL.gpus:
 # A running program knows its GPU only by the name that the driver gives it, such as
 # "NVIDIA A100-SXM4-40GB". A table's name fits if all of its words stand in that name.
 # Prices change, and you may rent elsewhere: `load_prices` reads another table from a
-# YAML file.
+# YAML file. Each value is read as text and then as what the table wants, so that a date
+# is a date with quotes and without them, and a day that the calendar does not have is
+# told like every other mistake: all of them at once, a line each, with what was given.
+# A key that the table does not have is told, too.
 
 
 # %%
@@ -233,19 +251,28 @@ def load_prices(path: str | Path) -> Prices:
     """Another price table, from a YAML file with the fields of `Prices`.
 
     Raises:
-        SlmError: The file is not such a table; one sentence says where.
+        SlmError: The file is not such a table; with a line for each mistake.
     """
     try:
-        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return Prices.model_validate(table)
+        text = Path(path).read_text(encoding="utf-8")
+        return Prices.model_validate(yaml.load(text, yaml.BaseLoader))
+    except UnicodeDecodeError as error:
+        raise SlmError(f"{path} cannot be read as text: {error}.") from None
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
         raise SlmError(f"{path} is not valid YAML: {why}.") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        given = problem["input"]
-        raise SlmError(f"{path}: {where}: {problem['msg']}, not {given!r}.") from None
+        lines = [f"{path}: {_mistake(found)}." for found in error.errors()]
+        raise SlmError("\n".join(lines)) from None
+
+
+def _mistake(found: Any) -> str:
+    where = ".".join(str(part) for part in found["loc"]) or "the file"
+    if found["type"] == "missing":
+        return f"{where} is missing"
+    if found["type"] == "extra_forbidden":
+        return f"{where} is not a key"
+    return f"{where}: {found['msg']}, not {found['input']!r}"
 
 
 # %% tags=["nbval-check-output"]
@@ -791,9 +818,10 @@ class Observer:
 #
 # The order matters: a checkpoint that counts on rows must not be on disk before they
 # are, or a power failure could take the rows and leave the checkpoint. An `fsync` when
-# the length is asked for settles that. And where somebody has shortened the file in the
-# meantime, the run says so and goes on: the rows are a record, no part of the
-# computation.
+# the length is asked for settles that, and another one of the folder: the name of a new
+# file is an entry in its folder, which a power failure could take just as well. And
+# where somebody has shortened the file in the meantime, the run says so and goes on:
+# the rows are a record, no part of the computation.
 
 
 # %%
@@ -808,7 +836,7 @@ class MetricsFile(Observer):
         self.step = trainer.step
 
     def on_row(self, row: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -817,6 +845,7 @@ class MetricsFile(Observer):
         if not self.path.exists():
             return {"bytes": 0, "step": self.step}
         force(self.path)
+        force(self.path.parent)  # the file's name, too
         return {"bytes": self.path.stat().st_size, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ course.start()
     report("runs/stories_cpu")["val_loss"]
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ import contextlib
 import pickle
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -72,7 +74,9 @@ from slm.training.trainer import Trainer
 #
 # A run leaves a folder. Whoever opens it later, a person, the command line, or a
 # program in the cloud that has no PyTorch, must find the same things under the same
-# names. So the names stand in one class and nowhere else.
+# names. So the names stand in one class and nowhere else. One of them changes: rows of
+# a start that came to no checkpoint are moved aside, each time under a name that is
+# free, since nobody can make them again.
 
 
 # %%
@@ -95,8 +99,11 @@ class RunFolder:
 
     @property
     def earlier_metrics(self) -> Path:
-        """The rows of a start that left no checkpoint."""
-        return self.path / "metrics.before.jsonl"
+        """A free name for the rows of a start that left no checkpoint."""
+        first = ["metrics.before.jsonl"]
+        later = (f"metrics.before.{n}.jsonl" for n in itertools.count(2))
+        names = map(self.path.joinpath, itertools.chain(first, later))
+        return next(path for path in names if not path.exists())
 
     @property
     def checkpoints(self) -> Path:
@@ -215,6 +222,23 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What each attempt in the cloud cost, oldest first; none if there is no such file.
+
+    Raises:
+        SlmError: The file is damaged, or a copy that was not read whole.
+    """
+    path = RunFolder(Path(run_dir)).attempts
+    if not path.exists():
+        return []
+    try:
+        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
+    except ValueError:
+        cure = "if it is a copy, ask for it again; else mend or remove it"
+        raise SlmError(f"{path} is not whole: {cure}") from None
+    return attempts
+
+
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -222,9 +246,7 @@ def report(run_dir: str | Path) -> dict[str, Any]:
     behind.
     """
     folder, rows = RunFolder(Path(run_dir)), read_metrics(run_dir)
-    attempts: list[dict[str, Any]] = []
-    if folder.attempts.exists():
-        attempts = json.loads(folder.attempts.read_text(encoding="utf-8"))
+    attempts = read_attempts(run_dir)
     last = attempts[-1] if attempts else {}
     # a copy of the folder may be without its checkpoints
     saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]
@@ -540,6 +562,17 @@ beside_training()
 
 # %%
 #| export training/checkpoint
+def named_observers(observers: Iterable[Observer]) -> dict[str, Observer]:
+    """Observers by the names of their states: the class's, from the second numbered."""
+    named: dict[str, Observer] = {}
+    seen: Counter[str] = Counter()
+    for observer in observers:
+        name = type(observer).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name} {seen[name]}"] = observer
+    return named
+
+
 def copy_to_cpu(state: Any) -> Any:
     """The same dictionaries and lists with a copy of every tensor, on the CPU."""
     if isinstance(state, torch.Tensor):
@@ -623,7 +656,8 @@ def save(self, trainer: Trainer) -> None:
         SlmError: A loss is not finite, so this state would be worthless.
         CheckpointError: The one before could not be written.
     """
-    told = {type(each).__name__: each.state_dict() for each in trainer.observers}
+    observers = named_observers(trainer.observers).items()
+    told = {name: each.state_dict() for name, each in observers}
     state = {
         "config": self.config.as_dict(),
         "trainer": trainer.state_dict(),
@@ -632,22 +666,20 @@ def save(self, trainer: Trainer) -> None:
     if rank() != 0:
         return
     self.finish()
-    self._writing = self._writer.submit(self._write, copy_to_cpu(state))
+    self._writing = self._writer.submit(self._write, copy_to_cpu(state), self.best)
 
 
 @course.add_to(Checkpointer)
-def _write(self, state: dict[str, Any]) -> None:
-    step, best = state["trainer"]["step"], state["observers"]["Checkpointer"]
+def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
+    step = state["trainer"]["step"]
     try:
         save_checkpoint(checkpoint_path(self.folder, step), state)
     except OSError as error:
         told = f"step {step} was not saved: {error}; {self.last_good()}"
         raise CheckpointError(told, retry=True) from error
-    keep, best_step = self.config.training.keep_checkpoints, None
-    if best["best"]:
-        best_step = best["best"][1]
+    keep = self.config.training.keep_checkpoints
     try:
-        prune_checkpoints(self.folder, keep, step, best_step)
+        prune_checkpoints(self.folder, keep, step, best[1] if best else None)
     except OSError as error:
         kept = "but an older checkpoint could not be deleted"
         print(f"step {step:,} is saved, {kept}: {error}")
@@ -681,9 +713,11 @@ def on_end(self) -> None:
 # what went wrong with the writing is printed beside. A run that diverged names the last
 # good checkpoint, for which it has to wait just the same.
 #
-# Going on is the reverse of saving: find the newest that fits, give the trainer and
-# every observer what is theirs, and then clear away what a killed process left. Where
-# there is no checkpoint at all, nothing is cleared.
+# Going on is the reverse of saving: find the newest that fits, clear away the
+# unfinished checkpoints of killed processes (and no other file: the rest is the
+# user's), and give the trainer and every observer what is theirs. An observer's state
+# is found by the name of its class; a second one of the same class has its number
+# behind the name.
 
 
 # %%
@@ -732,6 +766,9 @@ def resume(self, trainer: Trainer) -> Path | None:
         return foreign or trainer.mismatch(state["trainer"])
 
     found = load_latest(self.folder, mismatch)
+    if rank() == 0:  # what a killed process left
+        for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
+            part.unlink()
     if found is None:
         return None
     path, state = found
@@ -741,12 +778,9 @@ def resume(self, trainer: Trainer) -> Path | None:
         why = str(error).splitlines()[0]
         told = f"{path} does not fit this model and optimizer: {why}"
         raise CheckpointError(told) from error
-    for observer in trainer.observers:
-        if (name := type(observer).__name__) in state["observers"]:
+    for name, observer in named_observers(trainer.observers).items():
+        if name in state["observers"]:
             observer.load_state_dict(state["observers"][name])
-    if rank() == 0:
-        for part in self.folder.glob("*.tmp"):  # what a killed process left
-            part.unlink()
     return path
 
 

@@ -16,7 +16,7 @@
 # A rented machine costs money while it works, while it hangs, and while nobody looks.
 # You build the meter that counts what a run has cost over all its attempts and ends it
 # in time (`slm/cloud/budget.py`), and the launch that refuses what cannot work, finds a
-# run again from any computer, and does not pay for one run twice from one computer
+# run again from any computer, and does not pay for one run twice
 # (`slm/cloud/launch.py`).
 #
 # *An engine room: it can be skipped at first reading.*
@@ -73,21 +73,23 @@ from typing import Any
 
 from slm.errors import SlmError
 from slm.files import write_text
-from slm.training.folder import RunFolder, list_checkpoints, step_of
+from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step_of
 
 # %% [markdown]
 # ## Count
 #
 # An entry holds which call the attempt belongs to, the newest checkpoint when it began
 # and when the entry was written last (`from` and `to`), its seconds and dollars, and
-# how it ended. `save` writes all of them; the file is whole or the old one ([files and
-# errors](#files)), and `secure` is what keeps it beyond this machine: on the volume
-# nothing is safe before it is committed.
+# how it ended. `count` reads the clock and nothing else; `save` writes all entries; the
+# file is whole or the old one ([files and errors](#files)), and `secure` is what keeps
+# it beyond this machine: on the volume nothing is safe before it is committed.
 
 
 # %%
 #| export
-TICK = 30.0  # seconds between two looks: what a killed attempt can cost unnoticed
+# Seconds between two looks. What a killed attempt can cost unnoticed is one tick and
+# the time that securing takes.
+TICK = 30.0
 PATIENCE = 10  # ticks that a run has to finish its step and save, once it must end
 
 
@@ -102,6 +104,9 @@ class Meter:
         call: The id of the call that this attempt belongs to.
         app: The id of the app that the call belongs to.
         secure: Called after each writing, to keep the file beyond this machine.
+
+    Raises:
+        SlmError: The folder has entries that cannot be read.
     """
 
     def __init__(
@@ -117,34 +122,34 @@ class Meter:
         self.folder, self.secure = RunFolder(Path(run_dir)), secure
         self.dollars_per_hour, self.budget = dollars_per_hour, budget
         self.max_steps = max_steps
-        written = self.folder.attempts
-        self.earlier: list[dict[str, Any]] = (
-            json.loads(written.read_text()) if written.exists() else []
-        )
+        self.earlier = read_attempts(run_dir)
         self.entry: dict[str, Any] = {"call": call, "app": app, "budget": budget}
         self.entry |= {"problem": "", "error": "", "interrupted": False}
+        self.entry |= {"seconds": 0.0, "dollars": 0.0}
         self.entry |= {"from": self._newest(), "to": []}
         self.started = time.monotonic()
         self.interrupted = False  # by this meter, because the budget is spent
         self._lock = threading.Lock()
 
-    def save(self) -> dict[str, float]:
-        """Write the count down and secure it.
-
-        Returns:
-            Attempts, seconds and dollars so far.
-        """
-        with self._lock:
-            seconds = time.monotonic() - self.started
-            dollars = seconds * self.dollars_per_hour / 3600
-            self.entry |= {"seconds": seconds, "dollars": dollars, "to": self._newest()}
-            attempts = [*self.earlier, self.entry]
-            write_text(self.folder.attempts, json.dumps(attempts))
-            self.secure()
+    def count(self) -> dict[str, float]:
+        """Attempts, seconds and dollars so far."""
+        seconds = time.monotonic() - self.started
+        dollars = seconds * self.dollars_per_hour / 3600
+        self.entry |= {"seconds": seconds, "dollars": dollars}
+        attempts = [*self.earlier, self.entry]
         seconds, dollars = (
             sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
         )
         return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+
+    def save(self) -> dict[str, float]:
+        """Count, write it down and secure it; returns what was counted."""
+        with self._lock:
+            counted, self.entry["to"] = self.count(), self._newest()
+            attempts = [*self.earlier, self.entry]
+            write_text(self.folder.attempts, json.dumps(attempts))
+            self.secure()
+        return counted
 
     def _newest(self) -> list[str]:
         """The name of the newest checkpoint, or nothing."""
@@ -245,8 +250,35 @@ def stall_reason(self) -> str:
     if len(idle) > 2:
         told = "three attempts in a row came to no new checkpoint"
         cure = "set a longer modal.timeout, a smaller training.checkpoint_every"
-        return f"{told}; {cure}, or more modal.memory_mib"
+        errors = [f"; an error was {each['error']}" for each in idle if each["error"]]
+        return f"{told}; {cure}, or more modal.memory_mib{''.join(errors[:1])}"
     return ""
+
+
+# %% [markdown]
+# All of this rests on the entries. Where `end` cannot write one down, because the
+# volume is full, say, the next attempt would not know what this one has cost, nor why
+# it failed. So none may begin, and the reason goes back with the result.
+
+
+# %%
+#| export
+@course.add_to(Meter)
+def end(self, problem: str) -> str:
+    """Write down how the attempt ended, and why no other can mend it, if so.
+
+    Returns:
+        That; and where it could not be written down, what came of it: another
+        attempt would not know what this one has cost, nor how it ended.
+    """
+    self.entry["problem"] = problem
+    try:
+        self.save()
+    except Exception as error:
+        kept = f"the count could not be kept ({type(error).__name__}: {error})"
+        told = [problem or self.entry["error"], kept]
+        self.entry["problem"] = "; ".join(filter(None, told))
+    return str(self.entry["problem"])
 
 
 # %% [markdown]
@@ -279,13 +311,14 @@ for ends in (
 # %% [markdown]
 # ## Watch
 #
-# The thread that writes at each tick also looks at the budget, because a run that comes
-# to no checkpoint would otherwise never ask. When the money is gone it interrupts the
-# main thread, exactly as Ctrl-C would: [the trainer](#trainer) finishes its step and
-# saves. A process that has not ended `PATIENCE` looks later hangs, and is ended by
-# force; the attempt after it finds the budget spent and does nothing. A volume that
-# cannot be reached for a moment ends nothing: the next tick tries again. But as long as
-# it cannot be reached the budget is not looked at either.
+# One thread writes at each tick. A volume that cannot be reached for a moment ends
+# nothing: the next tick tries again. A second thread looks at the budget, because a run
+# that comes to no checkpoint would otherwise never ask. It is a thread of its own,
+# because to secure may fail, or take long, or hang, and the clock runs on: so it asks
+# the clock and writes nothing, and it is the last to stop. When the money is gone it
+# interrupts the main thread, exactly as Ctrl-C would: [the trainer](#trainer) finishes
+# its step and saves. A process that has not ended `PATIENCE` looks later hangs, and is
+# ended by force; the attempt after it finds the budget spent and does nothing.
 
 
 # %%
@@ -294,32 +327,37 @@ for ends in (
 @contextlib.contextmanager
 def watching(self) -> Iterator[None]:
     """While inside, save at each TICK, and end what has spent its budget."""
-    ended, main, late = threading.Event(), threading.main_thread(), 0
+    ended, kept = threading.Event(), threading.Event()
+    main = threading.main_thread().ident or 0
 
-    def watch() -> None:
-        nonlocal late
+    def keep() -> None:
         while not ended.wait(TICK):
             try:
-                spent = self.save()
+                self.save()
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
                 print(f"the meter could not be secured: {told}")
-                continue
-            if not self.is_spent(spent["dollars"]):
+
+    def watch() -> None:
+        late = 0
+        while not kept.wait(TICK):
+            if not self.is_spent(self.count()["dollars"]):
                 continue
             self.interrupted, late = True, late + 1
             if late == 1:
-                signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                signal.pthread_kill(main, signal.SIGINT)
             elif late > PATIENCE:
                 os._exit(1)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=work, daemon=True) for work in (keep, watch)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        ended.set()
-        thread.join()
+        for event, thread in zip((ended, kept), threads, strict=True):
+            event.set()
+            thread.join()
 
 
 # %% [markdown]
@@ -365,7 +403,7 @@ except KeyboardInterrupt:
 package.TICK = kept
 
 # %% [markdown]
-# ## The launch: refuse while no costs nothing
+# ## The launch: refuse before anything costs money
 #
 # The other half is on your computer's side. Everything that can be known before a
 # machine is rented is looked at first: whether the prediction ([the cost](#cost)) is
@@ -388,6 +426,8 @@ import glob
 import itertools
 import json
 import shlex
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -398,7 +438,7 @@ from slm.training.folder import RunFolder, report
 from slm.cloud.cost import Estimate, cost_table, estimate, verdict
 from slm.training.config import RunConfig
 from slm.errors import SlmError
-from slm.files import check_run_name, user_path, write_text, writing
+from slm.files import check_run_name, make_run_name, user_path, write_text, writing
 
 # %%
 #| export cloud/launch
@@ -460,7 +500,7 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
     """The secret with the Weights & Biases key, if the config asks for it.
 
     Raises:
-        SlmError: It does, and the workspace has no such secret.
+        SlmError: It does, and the workspace has no such secret, or cannot be asked.
     """
     if config.wandb.enabled is not True:
         return []
@@ -472,6 +512,8 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
             f"the config asks for Weights & Biases, but: {error}. Create it with "
             "`modal secret create wandb WANDB_API_KEY=…`, or set wandb.enabled: false"
         ) from None
+    except UNANSWERED as error:
+        raise no_answer("the secret wandb", error) from None
     return [secret]
 
 
@@ -522,17 +564,23 @@ ENDED = (  # what Modal says of a call that has ended without a result
 UNANSWERED = (modal.exception.Error, OSError)
 
 
-def no_answer(run: str, error: Exception) -> SlmError:
+def no_answer(what: str, error: Exception) -> SlmError:
     """What to say when Modal does not answer."""
     why = " ".join(f"{type(error).__name__}: {error}".split())
-    told = f"Modal cannot be asked about {run}, which may be running ({why}); ask again"
+    told = f"Modal cannot be asked about {what} ({why}); ask again"
     return SlmError(told, retry=True)
+
+
+def unknown(run: str, error: Exception) -> SlmError:
+    """What to say when Modal does not answer a question about a run."""
+    return no_answer(f"{run}, which may be running", error)
 
 
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer.
 
+    `call_id` is empty as long as only the app is known that is about to make the call.
     `result` is what the training function returned, if it was waited for.
     """
 
@@ -543,7 +591,14 @@ class Launched:
 
     @property
     def call(self) -> modal.FunctionCall:
-        """The call: `get(timeout=…)` waits for its result, `cancel()` stops it."""
+        """The call: `get(timeout=…)` waits for its result, `cancel()` stops it.
+
+        Raises:
+            SlmError: Nothing but its app is known yet.
+        """
+        if not self.call_id:
+            told = f"{self.run} has not begun to run, or its call is not known here yet"
+            raise SlmError(f"{told}; ask again", retry=True)
         return modal.FunctionCall.from_id(self.call_id)
 
     def is_running(self) -> bool:
@@ -552,6 +607,8 @@ class Launched:
         Raises:
             SlmError: Modal cannot be asked.
         """
+        if not self.call_id:  # of an app that was alive when it was found
+            return True
         try:
             self.call.get(timeout=0)
         except TimeoutError:
@@ -559,16 +616,16 @@ class Launched:
         except ENDED:
             return False
         except UNANSWERED as error:
-            raise no_answer(self.run, error) from None
+            raise unknown(self.run, error) from None
         except Exception:  # the function's own
             return False
         return False
 
     def __str__(self) -> str:
-        ours = f"modal run modal_app.py::{{}} --run {self.run}"
+        ours = f"modal run modal_app.py::{{}} --run {shlex.quote(self.run)}"
         logs, stop = f"modal app logs {self.app_id}", f"modal app stop {self.app_id}"
         return (
-            f"call    {self.call_id}\n"
+            f"call    {self.call_id or 'not known yet'}\n"
             f"follow  {logs}   or   {ours.format('status')}\n"
             f"stop    {ours.format('stop')}   or   {stop}\n"
             f"fetch   {ours.format('fetch')}"
@@ -594,22 +651,26 @@ def _machine(config: RunConfig, keys: list[modal.Secret]) -> dict[str, Any]:
     }
 
 
-def _note(launched: Launched) -> Launched:
-    """Write down how to find a call again, and say it."""
-    folder = RunFolder(Path("runs/modal", launched.run))
-    write_text(folder.launched, json.dumps(asdict(launched)))
+def _note(launched: Launched) -> None:
+    """Say how to find a call again, and write it down."""
     print(launched)
-    return launched
+    note = RunFolder(Path("runs/modal", launched.run)).launched
+    try:
+        write_text(note, json.dumps(asdict(launched)))
+    except OSError as error:  # what is rented is not to be lost for it
+        print(f"{note} could not be written: {error}")
 
 
 def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
     if launched.result:
         print(reconcile(expected, launched.result))
     elif wait:
-        print(
-            "Only the watching has stopped. The run goes on, and so does its bill: "
-            "see above how to follow or stop it."
-        )
+        print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
+
+
+def live_apps() -> list[modal.App]:
+    """The apps of the workspace that have not ended."""
+    return modal.Environment.from_context().apps.list()
 
 
 def reconcile(expected: Estimate, result: dict[str, Any]) -> str:
@@ -634,16 +695,22 @@ def reconcile(expected: Estimate, result: dict[str, Any]) -> str:
 # %% [markdown]
 # ## Find
 #
-# Where is the id written down? In two places, because each alone has a hole. The launch
-# leaves a note on the computer that it came from. And the attempt itself writes its
-# call into the meter's file on the volume, which every computer can read; but a launch
-# that still waits for its GPU has written nothing yet. So both are asked, and a launch
-# is refused while either call is alive. One hole is left: a launch from another
-# computer, while the first still waits for its GPU.
+# Where is the id written down? In two places. The launch leaves a note on the computer
+# that it came from. And the attempt itself writes its call into the meter's file on the
+# volume, which every computer can read. Both have a hole: a launch from another
+# computer that still prepares its text or waits for its GPU has left nothing here, and
+# has written nothing there.
+#
+# So a third is asked, Modal itself. Each launch is an app, and its app bears the run's
+# name from before anything is rented until its last call has ended. An app of that name
+# that is alive, and none of whose calls is known here, is a launch that is about to
+# rent or waits. To look first and to begin then is not enough, since two computers may
+# look at the same moment. So each looks *again* after its own app is there: whoever was
+# second sees the first, and if both see each other, both withdraw.
 #
 # All of this needs four things of the app: itself, its volume, and the functions that
-# train and prepare. They are handed in, so that this module can be tried without an
-# app, as it is below.
+# train and prepare; and of Modal the list of apps. They are handed in, so that this
+# module can be tried without an app, as it is below.
 
 
 # %%
@@ -657,47 +724,91 @@ class Cloud:
         volume: The folder that outlives every container, mounted at DATA.
         train: The function that trains: config text, run folder, budget.
         prepare: The function that tokenises: config text; it returns what is wrong.
+        apps: Gives the apps that have not ended.
     """
 
     app: modal.App
     volume: modal.Volume
     train: modal.Function
     prepare: modal.Function
+    apps: Callable[[], list[modal.App]] = live_apps
 
-    def launches(self, run: str) -> list[Launched]:
-        """The launches of a run that can be known here, newest last.
+    def app_name(self, run: str) -> str:
+        """Under which name Modal shows the apps that launch a run."""
+        return f"{self.app.name}-{run}"
+
+    def live(self, run: str) -> list[modal.App]:
+        """The apps that launch a run and have not ended.
 
         Raises:
-            SlmError: Modal cannot be asked, or the name cannot be a run's.
+            SlmError: Modal cannot be asked.
         """
-        note = RunFolder(Path("runs/modal", check_run_name(run))).launched
-        noted = [Launched(**json.loads(note.read_text()))] if note.exists() else []
-        written = RunFolder(Path("runs", run)).attempts.as_posix()
         try:
-            attempts = json.loads(b"".join(self.volume.read_file(written)))
-        except (FileNotFoundError, modal.exception.NotFoundError):
-            attempts = []
-        except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read
-            raise no_answer(run, error) from None
-        begun = [
-            Launched(each.get("app", ""), each["call"], run)
-            for each in attempts
-            if each.get("call")
-        ]
-        # a note of which no attempt has begun is the newest: it waits, or has ended so
-        waits = noted and noted[0].call_id not in [each.call_id for each in begun]
-        both = begun[-1:] + noted if waits else noted + begun[-1:]
-        return list({each.call_id: each for each in both}.values())
+            apps, name = self.apps(), self.app_name(run)
+        except UNANSWERED as error:
+            raise unknown(run, error) from None
+        return [each for each in apps if each.description == name]
 
-    def find(self, run: str) -> Launched | None:
-        """The launch of a run that is running, or else the last one.
 
-        Raises:
-            SlmError: Modal cannot be asked, or the name cannot be a run's.
-        """
-        known = self.launches(run)
-        last = known[-1] if known else None
-        return next((each for each in known if each.is_running()), last)
+# %% [markdown]
+# Both answers and the app's together are what is known of a run:
+
+
+# %%
+#| export cloud/launch
+@course.add_to(Cloud)
+def launches(self, run: str) -> list[Launched]:
+    """The launches of a run that can be known here, newest last.
+
+    Raises:
+        SlmError: Modal cannot be asked, or the name cannot be a run's.
+    """
+    note = RunFolder(Path("runs/modal", check_run_name(run))).launched
+    noted = [Launched(**json.loads(note.read_text()))] if note.exists() else []
+    written = RunFolder(Path("runs", run)).attempts.as_posix()
+    try:
+        attempts = json.loads(b"".join(self.volume.read_file(written)))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        attempts = []
+    except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read
+        raise unknown(run, error) from None
+    begun = [
+        Launched(each.get("app", ""), each["call"], run)
+        for each in attempts
+        if each.get("call")
+    ]
+    # a note of which no attempt has begun is the newest: it waits, or has ended so
+    waits = noted and noted[0].call_id not in [each.call_id for each in begun]
+    both = begun[-1:] + noted if waits else noted + begun[-1:]
+    known = [each.app_id for each in begun + noted]
+    apps = [str(each.app_id) for each in self.live(run)]
+    others = [Launched(each, "", run) for each in apps if each not in known]
+    return [*{each.call_id: each for each in both}.values(), *others]
+
+
+@course.add_to(Cloud)
+def find(self, run: str) -> Launched | None:
+    """The launch of a run that is running, or else the last one.
+
+    Raises:
+        SlmError: Modal cannot be asked, or the name cannot be a run's.
+    """
+    known = self.launches(run)
+    last = known[-1] if known else None
+    return next((each for each in known if each.is_running()), last)
+
+
+@course.add_to(Cloud)
+def refuse_twice(self, run: str, own: str | None = None) -> None:
+    """Refuse a run that is being launched or trained by another app than `own`.
+
+    Raises:
+        SlmError: It is, or Modal cannot be asked.
+    """
+    others = [each for each in self.launches(run) if each.app_id != own]
+    if running := [each for each in others if each.is_running()]:
+        twice = f"{run} is being trained already; twice would cost twice"
+        raise SlmError(f"{twice}. To follow, stop or fetch it:\n{running[0]}")
 
 
 # %% [markdown]
@@ -709,7 +820,9 @@ class Cloud:
 # id.) `app.run(detach=True)` keeps the app alive when this process ends, so a closed
 # laptop or a lost connection stops nothing. The price of that: an interrupt here does
 # not stop the training either, so the commands that do are printed, and the call's id
-# is noted, before anything is waited for.
+# is noted, before anything is waited for. An interrupt between the renting and the note
+# would lose the id. So both are done in a thread, and the thread is waited for: an
+# interrupt ends the waiting when the id is there, and not before.
 #
 # The config travels as text: the file may lie on your computer only. What is replaced
 # in it is the folder of the token files, which lies on the volume. Text that has to be
@@ -734,34 +847,68 @@ def launch(
     Raises:
         SlmError: Before anything is built or rented, with the reason.
     """
-    run = check_run_name(run or config.name)
+    run = check_run_name(run) if run else _name_of(config)
     print(cost_table(config))
     expected, budget = check(config, yes_spend), config.modal.max_dollars
-    keys = secrets(config)
-    if (before := self.find(run)) and before.is_running():
-        twice = f"{run} is being trained already; twice would cost twice"
-        raise SlmError(f"{twice}. To follow, stop or fetch it:\n{before}")
+    machine = _machine(config, secrets(config))
+    self.refuse_twice(run)
     if yes_spend:
         budget = max(budget, expected.dollars[1])
     data = dataclasses.replace(config.data, cache_dir=f"{DATA}/tokens")
     text = dataclasses.replace(config, data=data).to_yaml()
-    launched, prepared = None, config.data.dataset == "stories"  # it takes seconds
-    with self.app.run(detach=True):
+    begun: list[tuple[Launched, modal.FunctionCall]] = []
+    prepared, result = config.data.dataset == "stories", None  # it takes seconds
+    with self.app.run(name=self.app_name(run), detach=True):
+        self.refuse_twice(run, own=str(self.app.app_id))
         if not prepared:
             prepared = self._prepare(text)
-        train = self.train.with_options(**_machine(config, keys))
-        call = train.spawn(text, f"{DATA}/runs/{run}", budget)
-        launched = _note(Launched(str(self.app.app_id), call.object_id, run))
+        train = self.train.with_options(**machine)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(int).result()  # it runs before there is something to lose
+            thread.submit(self._begin, begun, run, train, text, budget).result()
         if wait:
-            print("Interrupting now stops the watching, not the training.")
-            launched = dataclasses.replace(launched, result=call.get())
-    if launched is None:  # an interrupt ends the block without a word
-        stop = f"`modal app stop {self.app.app_id}` ends it"
-        left = "" if prepared else f"; the preparation goes on, and {stop}"
-        told = f"interrupted before a GPU was rented{left}"
-        raise SlmError(f"{told}; the same command begins again")
+            leaving = "Interrupting now stops the watching, not the training."
+            print(leaving, flush=True)
+            result = _watch(*begun[0])
+    if not begun:  # an interrupt ends the block without a word
+        raise _interrupted(str(self.app.app_id), prepared)
+    launched = dataclasses.replace(begun[0][0], result=result)
     _tell_end(expected, launched, wait)
     return launched
+
+
+# %% [markdown]
+# What happens inside, one step each. Whatever is rented is said first and noted then,
+# and a note that cannot be written ends nothing. While the result is waited for, the
+# call may be stopped from elsewhere, or Modal may be out of reach: two sentences, and
+# only the first says that the run has ended.
+
+
+# %%
+#| export cloud/launch
+@course.add_to(Cloud)
+def _begin(self, begun: list[Any], run: str, train: Any, *sent: Any) -> None:
+    """Rent, put what is known of it into the list, say it and note it."""
+    text, budget = sent
+    try:
+        call = train.spawn(text, f"{DATA}/runs/{run}", budget)
+    except UNANSWERED as error:
+        raise unknown(run, error) from None
+    launched = Launched(str(self.app.app_id), call.object_id, run)
+    begun.append((launched, call))
+    _note(launched)
+
+
+def _watch(launched: Launched, call: modal.FunctionCall) -> Any:
+    """Wait for the result of a call."""
+    try:
+        return call.get()
+    except ENDED as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        told = f"{launched.run} was stopped, or ended without a result ({why})"
+        raise SlmError(f"{told}; the same command goes on from there") from None
+    except UNANSWERED as error:
+        raise unknown(launched.run, error) from None
 
 
 @course.add_to(Cloud)
@@ -774,6 +921,21 @@ def _prepare(self, text: str) -> bool:
     if problem := preparing.get():
         raise SlmError(problem)
     return True
+
+
+def _interrupted(app_id: str, prepared: bool) -> SlmError:
+    """What to say when nothing has been rented."""
+    stop = f"`modal app stop {app_id}` ends it"
+    left = ";" if prepared else f"; the preparation goes on, and {stop}; after it"
+    told = f"interrupted before a GPU was rented{left}"
+    return SlmError(f"{told} the same command begins again")
+
+
+def _name_of(config: RunConfig) -> str:
+    """The run's name if none was given: the config's, or one made of it."""
+    if (name := make_run_name(config.name)) != config.name:
+        print(f"{config.name!r} cannot name a run, so it is called {name}")
+    return name
 
 
 # %% [markdown]
@@ -807,7 +969,7 @@ def download(
         told = f"the volume {VOLUME} has no run {run!r} yet; {listed}"
         raise NothingYet(told) from None
     except UNANSWERED as error:
-        raise no_answer(run, error) from None
+        raise unknown(run, error) from None
     kinds, lock = modal.volume.FileEntryType, RunFolder(to).lock.name
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -857,11 +1019,16 @@ def stop(self, run: str) -> None:
         SlmError: It is not running, or Modal cannot be asked.
     """
     running = [each for each in self.launches(run) if each.is_running()]
+    without_call = [each.app_id for each in running if not each.call_id]
     try:
         for each in running:
-            each.call.cancel()
+            if each.call_id:
+                each.call.cancel()
+        for app in self.live(run):
+            if app.app_id in without_call:  # it prepares, or has just begun
+                app.stop()
     except UNANSWERED as error:
-        raise no_answer(run, error) from None
+        raise unknown(run, error) from None
     if not running:
         raise SlmError(f"{run} is not running")
 
@@ -908,8 +1075,10 @@ function = SimpleNamespace(
     with_options=lambda **options: function,
     spawn=lambda *arguments: SimpleNamespace(object_id="fc-1"),
 )
-app = SimpleNamespace(app_id="ap-1", run=lambda detach: contextlib.nullcontext())
-stand_in, call = Cloud(app, Volume(), function, function), Call()
+nothing = contextlib.nullcontext()
+app = SimpleNamespace(name="slm", app_id="ap-1", run=lambda name, detach: nothing)
+alive: list[SimpleNamespace] = []  # the apps that have not ended
+stand_in, call = Cloud(app, Volume(), function, function, lambda: alive), Call()
 modal.FunctionCall.from_id, real = lambda call_id: call, modal.FunctionCall.from_id
 
 # %% [markdown]
@@ -943,6 +1112,16 @@ try_to(stand_in.stop, "meter")
 try_to(stand_in.download, "meter", "runs/modal/meter")
 try_to(stand_in.launch, little, run="meter", wait=False)
 try_to(stand_in.find, "../meter")
+
+# %% [markdown]
+# And a launch from another computer, while the first waits for its GPU. There is no
+# note here and nothing on the volume; only Modal knows an app of that name:
+
+# %% tags=["nbval-check-output"]
+shutil.rmtree("runs/modal/meter")
+try_to(stand_in.find, "meter")
+alive.append(SimpleNamespace(app_id="ap-0", description="slm-meter"))
+try_to(stand_in.launch, little, run="meter", wait=False)
 
 # %% tags=["hide-input"]
 modal.FunctionCall.from_id = real
@@ -1056,8 +1235,8 @@ exercises.once_more(without_the_taken)
 # ## What you have now
 #
 # A count that a kill cannot erase, a budget that ends what does not end by itself, and
-# a launch that does not pay for one run twice from one computer. [The launch](#launch)
-# puts an image, a volume and a GPU behind it.
+# a launch that does not pay for one run twice. [The launch](#launch) puts an image, a
+# volume and a GPU behind it.
 
 # %%
 course.summary("slm/cloud/budget.py", "slm/cloud/launch.py")

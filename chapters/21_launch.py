@@ -161,8 +161,9 @@ app = modal.App("slm-training")
 
 # %% [markdown]
 # Three names are all that the cloud knows of you: the *app*, under which runs are
-# listed; the *volume*, a folder that outlives every container, mounted at `/data`; and
-# later a *secret*, for those who use Weights & Biases.
+# listed, each launch with the run's name behind it; the *volume*, a folder that
+# outlives every container, mounted at `/data`; and later a *secret*, for those who use
+# Weights & Biases.
 #
 # ## One attempt
 #
@@ -202,7 +203,8 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
         meter.refuse_if_spent(meter.dollars_before())
         with meter.watching():
             if config.modal.gpu_count > 1 and not modal.is_local():
-                train_on_ranks(config, run_dir, checkpoint_written)
+                price = meter.dollars_per_hour
+                train_on_ranks(config, run_dir, checkpoint_written, price)
             else:
                 train_here(
                     config,
@@ -235,7 +237,8 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
 # to its ranks. So it names a file, on the machine's own disk (the volume may be what is
 # full), to which a rank that fails writes what [the run](#runs) knows of its error: the
 # sentence, and whether another attempt may mend it. Where no rank could write, because
-# it was killed for its memory, say, another attempt is made.
+# it was killed for its memory, say, another attempt is made. The price goes the other
+# way, as an option of the command, so that the ranks can write down what they cost.
 
 
 # %%
@@ -248,7 +251,10 @@ def unpack(config_text: str, name: str) -> Path:
 
 
 def train_on_ranks(
-    config: "RunConfig", run_dir: str, on_checkpoint: Callable[[], None]
+    config: "RunConfig",
+    run_dir: str,
+    on_checkpoint: Callable[[], None],
+    dollars_per_hour: float,
 ) -> None:
     """Train with one process for each GPU.
 
@@ -256,6 +262,7 @@ def train_on_ranks(
         config: What to train, and how many GPUs there are.
         run_dir: The run's folder.
         on_checkpoint: Called when a checkpoint has been written.
+        dollars_per_hour: Price of the machine, for the metric `cost/usd`.
 
     Raises:
         SlmError: A rank failed, with what it said.
@@ -267,6 +274,7 @@ def train_on_ranks(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ranks = f"--nproc_per_node={config.modal.gpu_count}"
     train = ["-m", "slm", "train", str(path), "--run-dir", run_dir]
+    train += ["--dollars-per-hour", str(dollars_per_hour)]
     environment = {
         "SLM_FAILURE_FILE": str(failure),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",  # seconds to save in; else it is 30
@@ -284,8 +292,10 @@ def train_on_ranks(
         if process.poll() is None:
             process.terminate()  # torchrun hands it to every rank: they save
             process.wait()
-    if process.returncode and failure.exists():
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # none, or killed while writing it
         found = json.loads(failure.read_text(encoding="utf-8"))
+    if process.returncode and found:
         raise SlmError(found["error"], found["retry"])
     if process.returncode:
         told = f"torchrun ended with exit code {process.returncode}"
@@ -338,7 +348,10 @@ for changes in (
 # An `OSError` (disk, network) or an error of Modal's own classes is raised as a
 # RuntimeError: in the answer to a question about the call it would look like a question
 # that failed, and a run that has ended would seem to be out of reach. All others are
-# raised as they are.
+# raised as they are. What no further attempt can mend is never raised, since Modal
+# would start the function again: it goes back with the result. That begins with the
+# name and the config, which are checked here once more, and ends with a count that
+# could not be kept, as on a full volume.
 
 
 # %%
@@ -352,6 +365,14 @@ def wrapped_errors() -> Iterator[None]:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
+def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]:
+    """What `report` says of a run, with what no further attempt can mend."""
+    try:
+        return {**report(run_dir), "run": name, "problem": problem}
+    except SlmError as error:  # what is there cannot be read: a report of nothing
+        return outcome(tempfile.mkdtemp(), name, problem or str(error))
+
+
 @app.function(
     image=image,
     volumes={DATA: volume},
@@ -360,6 +381,7 @@ def wrapped_errors() -> Iterator[None]:
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
+@wrapped_errors()
 def train(
     config_text: str,
     run_dir: str,
@@ -376,41 +398,43 @@ def train(
             nothing elsewhere.
 
     Returns:
-        What `report` says of the run.
+        What `report` says of the run; its "problem" is what no attempt can mend.
     """
     from slm.cloud.cost import dollars_per_hour
     from slm.training.config import load_config
 
-    config = load_config(unpack(config_text, check_run_name(Path(run_dir).name)))
-    here = modal.is_local()  # your own computer is not for rent, and has no volume
-    if rate is None:
-        rate = 0.0 if here else dollars_per_hour(config)
-    secure = (lambda: None) if here else volume.commit
-    ids = modal.current_function_call_id() or "", app.app_id or ""
-    steps = config.training.max_steps
-    meter = Meter(run_dir, rate, budget, steps, *ids, secure)
-    problem = meter.stall_reason()
-    with wrapped_errors():
-        try:
-            problem = problem or attempt(config, run_dir, meter)
-            if not problem and not report(run_dir)["finished"]:
-                # a normal return would count as finished
-                raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
-        except Exception as error:
-            meter.entry["error"] = f"{type(error).__name__}: {error}"
-            problem = meter.stall_reason()
-            if not problem:
-                raise
-        except KeyboardInterrupt:  # Modal's; `attempt` keeps the meter's to itself
-            early = time.monotonic() - meter.started < config.modal.timeout - TICK
-            meter.entry["interrupted"] = early
+    here, folder = modal.is_local(), RunFolder(Path(run_dir))
+    try:
+        name = check_run_name(folder.path.name)
+        if not here and folder.path.parent != Path(DATA, "runs"):
+            raise SlmError(f"{run_dir} is not {DATA}/runs/{name}")
+        config = load_config(unpack(config_text, name))
+        if rate is None:  # your own computer is not for rent, and has no volume
+            rate = 0.0 if here else dollars_per_hour(config)
+        secure = (lambda: None) if here else volume.commit
+        ids = modal.current_function_call_id() or "", app.app_id or ""
+        meter = Meter(run_dir, rate, budget, config.training.max_steps, *ids, secure)
+    except SlmError as error:
+        print(f"{run_dir} cannot be trained: {error}")
+        return outcome(tempfile.mkdtemp(), folder.path.name, str(error))
+    try:
+        problem = meter.stall_reason() or attempt(config, run_dir, meter)
+        if not problem and not folder.finished:
+            # a normal return would count as finished
+            raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
+        problem = meter.end(problem)
+    except Exception as error:
+        meter.entry["error"] = f"{type(error).__name__}: {error}"
+        if not (problem := meter.end(meter.stall_reason())):
             raise
-        finally:
-            meter.entry["problem"] = problem
-            meter.save()
+    except KeyboardInterrupt:  # Modal's; `attempt` keeps the meter's to itself
+        early = time.monotonic() - meter.started < config.modal.timeout - TICK
+        meter.entry["interrupted"] = early
+        meter.end("")
+        raise
     if problem:
         print(f"{run_dir} stops: {problem}")
-    return report(run_dir)
+    return outcome(run_dir, name, problem)
 
 
 # %% [markdown]
@@ -463,54 +487,63 @@ ON_CORES: dict[str, Any] = {
 }
 
 
+def problem_of(work: Callable[..., None]) -> Callable[..., str]:
+    """Return as a sentence what no further attempt can mend; raise the rest."""
+
+    @functools.wraps(work)
+    @wrapped_errors()
+    def told(*values: Any, **options: Any) -> str:
+        try:
+            work(*values, **options)
+        except SlmError as error:
+            if error.retry:
+                raise
+            return str(error)
+        finally:
+            volume.commit()
+        return ""
+
+    return told
+
+
 @app.function(**ON_CORES)
-def prepare_part(k: int, n: int, split: str, config_text: str) -> str:
+@problem_of
+def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
     from slm.data.prepare import prepare_tokens
     from slm.data.tokenizer import get_tokenizer
     from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
-    try:
-        prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
-    except SlmError as error:
-        return str(error)
-    finally:
-        volume.commit()
-    return ""
+    prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
 
 
 @app.function(**ON_CORES)
-def prepare(config_text: str) -> str:
+@problem_of
+def prepare(config_text: str) -> None:
     """Tokenise a config's text into the volume; returns what is wrong with it."""
     from slm.data.prepare import count_shards, join_tokens, prepare_tokens
     from slm.data.tokenizer import get_tokenizer
     from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
-    try:
-        tokenizer = get_tokenizer(data.tokenizer)
-        for split in (data.train_split, data.val_split):
-            here = modal.is_local()
-            shards = 1 if here else count_shards(data, split, tokenizer)
-            if shards < FEW_FILES:
-                prepare_tokens(data, split, tokenizer)
-                continue
-            n = min(shards, MOST_PARTS)
-            told = f"{shards} files in {n} parts, each in a container of its own"
-            print(f"{data.dataset}, {split}: {told}")
-            rest = {"n": n, "split": split, "config_text": config_text}
-            made = prepare_part.map(range(n), kwargs=rest)
-            # a list waits for all of them, so that none runs on unseen
-            if problems := list(filter(None, made)):
-                return str(problems[0])
-            volume.reload()  # what the other containers have committed
-            join_tokens(data, split, tokenizer, n)
-    except SlmError as error:
-        return str(error)
-    finally:
-        volume.commit()
-    return ""
+    tokenizer = get_tokenizer(data.tokenizer)
+    for split in (data.train_split, data.val_split):
+        here = modal.is_local()
+        shards = 1 if here else count_shards(data, split, tokenizer)
+        if shards < FEW_FILES:
+            prepare_tokens(data, split, tokenizer)
+            continue
+        n = min(shards, MOST_PARTS)
+        told = f"{shards} files in {n} parts, each in a container of its own"
+        print(f"{data.dataset}, {split}: {told}")
+        rest = {"n": n, "split": split, "config_text": config_text}
+        made = prepare_part.map(range(n), kwargs=rest)
+        # a list waits for all of them, so that none runs on unseen
+        if problems := list(filter(None, made)):
+            raise SlmError(str(problems[0]))
+        volume.reload()  # what the other containers have committed
+        join_tokens(data, split, tokenizer, n)
 
 
 # %% tags=["nbval-check-output"]
@@ -522,10 +555,12 @@ print(f"{1 + MOST_PARTS} of them: ${(1 + MOST_PARTS) * most:.2f}")
 # That is for a preparation in which everything hangs, and for the cores; the memory
 # that it uses comes on top. To be able to end it sooner, the launch prints `modal app
 # stop ap-…` before it waits for it. Ctrl-C does not end it. It goes on, and the same
-# command, started again before it is done, rents a second one.
+# command is refused until it is done.
 #
-# `generate` is the other end: it loads a trained model from the volume and writes. Both
-# are ordinary functions that happen to have a decorator.
+# `generate` is the other end: it loads a trained model from the volume and writes. A
+# container that has served one call waits a while for the next, and still sees the
+# volume as it was; `reload` shows what has been committed since. Both are ordinary
+# functions that happen to have a decorator.
 
 
 # %%
@@ -538,7 +573,10 @@ def generate(
     from slm.generation import generate as continue_text
     from slm.training.run import load_run
 
-    found = load_run(Path(DATA, "runs", check_run_name(run)))
+    name = check_run_name(run)
+    if not modal.is_local():
+        volume.reload()  # this container may be older than what is on the volume
+    found = load_run(Path(DATA, "runs", name))
     text = continue_text(found.model, found.tokenizer, prompt, max_tokens, seed=seed)
     assert isinstance(text, str)  # one prompt, one text
     print(text)
@@ -576,6 +614,7 @@ for gpu in ("T4", "H100", "H100:8"):
 # are made in the same way: in `modal run modal_app.py::status`, `status` is the name of
 # an app in this file, and Modal calls the one local entrypoint that it has. A mistake
 # is told in one sentence, with the exit code for bad input, as at [the door](#door).
+# And as there, 130 says that somebody stopped it: here the watching, and nothing else.
 
 
 # %%
@@ -594,6 +633,9 @@ def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
         except SlmError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            sys.exit(130)
 
     return told
 
@@ -605,7 +647,9 @@ def main(config: str, run: str = "", yes_spend: bool = False) -> None:
     from slm.training.config import load_config
 
     launched = cloud.launch(load_config(config), run, yes_spend)
-    if launched.result and not launched.result["finished"]:
+    if launched.result is None:  # only the watching has ended
+        sys.exit(130)
+    if not launched.result["finished"]:
         sys.exit(1)
 
 
@@ -835,13 +879,14 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 #   function that has a GPU. Fill the volume first, as `prepare` does.
 # - **The memory is full.** The log says `the GPU's memory is full`, and what to change;
 #   the call ends, with no retry. Change it, and launch under another `--run`.
-# - **Launched twice.** The second launch is refused, and names the call that is
-#   running. Follow it, or stop it first.
+# - **Launched twice.** The second launch is refused, from any computer, and names the
+#   call that is running, or the app that is about to make it. Follow it, or stop it.
 # - **No answer** from Modal: no network, or a token that is no longer valid. `status`,
 #   `stop` and a launch say `Modal cannot be asked about …`. Ask again; the run may be
 #   running, and be paid for.
 # - **The disk is full.** The log says `was not saved`; one more attempt follows, on
-#   another machine. Set a smaller `training.keep_checkpoints`.
+#   another machine. If it is the volume that is full, the call ends at once, and the
+#   result says so. Set a smaller `training.keep_checkpoints`, and make room.
 # - **The budget is spent**, at a checkpoint or anywhere else. It is noticed within one
 #   `TICK`, and the run saves and stops; the log says what it has cost, and `a larger
 #   budget goes on from here`. Look at the loss; then raise `modal.max_dollars` and
@@ -858,8 +903,8 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 #
 # - Does anything still run? `modal app list` shows the apps, `modal container list` the
 #   machines that you are paying for at this moment.
-# - `modal run modal_app.py::stop --run NAME` ends the calls of one run. `modal app stop
-#   ap-…` ends everything in an app; only this reaches a preparation.
+# - `modal run modal_app.py::stop --run NAME` ends the calls of one run, or the launch
+#   that still prepares its text. `modal app stop ap-…` ends everything in an app.
 # - What lies on the volume? `modal volume ls slm-data`, and `modal volume ls slm-data
 #   /runs`. One TiB is free (2026-07-01); beyond that Modal charges for storage, also
 #   while nothing runs.

@@ -52,6 +52,7 @@ from pydantic import ConfigDict, Field, ValidationError
 """
 
 import contextlib
+import http.client
 import os
 import re
 import threading
@@ -263,20 +264,33 @@ def force(path: Path) -> None:
 # by itself: `writing` hands it out and publishes it at the end, or removes it if
 # anything failed on the way. Only a kill leaves it behind, under a name that nobody
 # reads. The process's number is part of the name, so that two processes of one machine
-# never write into the same file; threads must take turns. (A file that takes minutes,
-# such as a corpus of tokens, keeps its unfinished part on purpose, to go on after a
-# kill; it calls `publish` itself.)
+# never write into the same file; threads must take turns. Where the folder itself is
+# new, its name has to be forced, too, and so do those of its parents. (A file that
+# takes minutes, such as a corpus of tokens, keeps its unfinished part on purpose, to go
+# on after a kill; it calls `publish` itself.)
 
 
 # %%
 #| export files
+def make_folder(path: Path) -> None:
+    """Make a folder and what it lies in, where missing; the names are forced to disk.
+
+    Raises:
+        OSError: It cannot be made, or there is a file of this name.
+    """
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(new):
+        force(each.parent)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`: published at the end, deleted after an error.
 
     The folder is made. The name is this process's own, so that two writers do not mix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield part
@@ -585,10 +599,12 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 #
 # ## Names, paths, servers
 #
-# Three small questions are asked before work begins, because their answers come too late
-# otherwise. *Can this be a folder's name?* A run is a folder here and in the cloud, so
-# its name must be safe for both, and must not lead out of the folder of runs: no slash,
-# and no dot in front, since `..` is a name, too.
+# Three small questions are asked before work begins, because their answers come too
+# late otherwise. *Can this be a folder's name?* A run is a folder here and in the
+# cloud, so its name must be safe for both, and must not lead out of the folder of runs:
+# no slash, and no dot in front, since `..` is a name, too. A name that somebody types
+# is refused if it is none. The name of a config file was not typed for this, so one is
+# made of it, and whoever uses it says which.
 
 
 # %%
@@ -630,12 +646,24 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(known)
 
 
+def make_run_name(text: str) -> str:
+    """A run's name from any text; the text itself, if it can be one."""
+    if RUN_NAME.fullmatch(text):
+        return text
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
-    """Whether a server answers in this time; a refusal is an answer, too."""
+    """Whether a server answers over HTTP in this time; an error's status is an answer.
+
+    What is no URL of a server gets none.
+    """
     answered = threading.Event()
+    # no URL, no network, no such server, too late, an answer that is not HTTP
+    unanswered = (ValueError, OSError, http.client.HTTPException)
 
     def ask() -> None:
-        with contextlib.suppress(OSError):  # no network, no such server, too late
+        with contextlib.suppress(*unanswered):
             try:
                 request = urllib.request.Request(url, method="HEAD")
                 urllib.request.urlopen(request, timeout=seconds).close()
@@ -651,10 +679,10 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 # %% [markdown]
-# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument do
-# not, and a folder that is really called `~` helps nobody. `user_path` treats all paths
-# that a user writes alike. A variable that is not set is refused; a shell would take
-# it for nothing, and `$DATA/text` for `/text`.
+# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
+# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
+# paths that a user writes alike. A variable that is not set is refused; a shell would
+# take it for nothing, and `$DATA/text` for `/text`.
 #
 # *Is there a network?* Libraries that download try again for minutes before they give
 # up. `answers` knows after a second. Here is the worst case, a server that accepts the

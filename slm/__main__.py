@@ -11,5 +11,5 @@ from slm.cli import main
 
 # `python -m slm` and `import slm`
 
-if __package__ == "slm":  # and not in a notebook, which has this line too
+if __name__ == "__main__" and __package__ == "slm":  # not imported, no notebook
     sys.exit(main())

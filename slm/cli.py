@@ -29,7 +29,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from slm.hardware import world_size
     from slm.training.run import train
 
-    run = train(config, run_dir=arguments.run_dir)
+    price = arguments.dollars_per_hour
+    run = train(config, run_dir=arguments.run_dir, dollars_per_hour=price)
     # torchrun would call a process that stopped a failed one
     return 0 if run.finished or world_size() > 1 else 130
 
@@ -50,6 +51,8 @@ def _add_train(commands: Any) -> None:
     )
     folder = "the run's folder (runs/<name of the config> if not given)"
     parser.add_argument("--run-dir", metavar="DIR", help=folder)
+    price = "price of the machine, for the metric cost/usd"
+    parser.add_argument("--dollars-per-hour", type=float, metavar="PRICE", help=price)
     parser.add_argument(
         "--print-config",
         action="store_true",
@@ -187,16 +190,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         setattr(arguments, arguments.more, words)
     try:
         code: int = arguments.command(arguments)
+        sys.stdout.flush()  # what nobody reads shows here, and not at the very end
         return code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (SlmError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         print(f"slm: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether a broken pipe is that of the output, and none of the work's own."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _sentence(error: Exception) -> str:

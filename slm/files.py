@@ -6,6 +6,7 @@ Exported from chapters/90_files.py; edit it there.
 """
 
 import contextlib
+import http.client
 import os
 import re
 import threading
@@ -50,13 +51,25 @@ def force(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and what it lies in, where missing; the names are forced to disk.
+
+    Raises:
+        OSError: It cannot be made, or there is a file of this name.
+    """
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in reversed(new):
+        force(each.parent)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`: published at the end, deleted after an error.
 
     The folder is made. The name is this process's own, so that two writers do not mix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield part
@@ -110,12 +123,24 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(known)
 
 
+def make_run_name(text: str) -> str:
+    """A run's name from any text; the text itself, if it can be one."""
+    if RUN_NAME.fullmatch(text):
+        return text
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
-    """Whether a server answers in this time; a refusal is an answer, too."""
+    """Whether a server answers over HTTP in this time; an error's status is an answer.
+
+    What is no URL of a server gets none.
+    """
     answered = threading.Event()
+    # no URL, no network, no such server, too late, an answer that is not HTTP
+    unanswered = (ValueError, OSError, http.client.HTTPException)
 
     def ask() -> None:
-        with contextlib.suppress(OSError):  # no network, no such server, too late
+        with contextlib.suppress(*unanswered):
             try:
                 request = urllib.request.Request(url, method="HEAD")
                 urllib.request.urlopen(request, timeout=seconds).close()

@@ -5,10 +5,19 @@
 Exported from chapters/10_settings.py; edit it there.
 """
 
+import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+)
 
 from slm.errors import SlmError
 
@@ -52,6 +61,12 @@ class Prices(BaseModel):
     dollars_per_gib_second: float = Field(ge=0)
     free_dollars_per_month: float = Field(ge=0)
     gpus: tuple[GPU, ...] = Field(min_length=1)
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, date: str) -> str:
+        datetime.date.fromisoformat(date)
+        return date
 
     def find(self, name: str) -> GPU:
         """The GPU of that name, as Modal spells it.
@@ -112,16 +127,25 @@ def load_prices(path: str | Path) -> Prices:
     """Another price table, from a YAML file with the fields of `Prices`.
 
     Raises:
-        SlmError: The file is not such a table; one sentence says where.
+        SlmError: The file is not such a table; with a line for each mistake.
     """
     try:
-        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return Prices.model_validate(table)
+        text = Path(path).read_text(encoding="utf-8")
+        return Prices.model_validate(yaml.load(text, yaml.BaseLoader))
+    except UnicodeDecodeError as error:
+        raise SlmError(f"{path} cannot be read as text: {error}.") from None
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
         raise SlmError(f"{path} is not valid YAML: {why}.") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        given = problem["input"]
-        raise SlmError(f"{path}: {where}: {problem['msg']}, not {given!r}.") from None
+        lines = [f"{path}: {_mistake(found)}." for found in error.errors()]
+        raise SlmError("\n".join(lines)) from None
+
+
+def _mistake(found: Any) -> str:
+    where = ".".join(str(part) for part in found["loc"]) or "the file"
+    if found["type"] == "missing":
+        return f"{where} is missing"
+    if found["type"] == "extra_forbidden":
+        return f"{where} is not a key"
+    return f"{where}: {found['msg']}, not {found['input']!r}"

@@ -2,10 +2,13 @@
 
 import contextlib
 import importlib.resources
+import json
 import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,7 @@ for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET"):
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,3 +128,107 @@ def named() -> Callable[..., None]:
 
 # A shell hands an ignored Ctrl-C to what it starts in the background; some tests, and the processes they start, need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LOOPBACK = Path(
+    os.environ.get("SLM_MODAL_LOOPBACK") or ROOT.parent / "shared" / "modal_loopback"
+)
+"""Where a stand-in for Modal's servers lies: a script `run.py` that serves Modal's protocol on this machine, runs a command
+against it, and writes down what it was asked."""
+LAUNCHED = yaml.safe_load("""
+model: {vocab_size: 1024, context_length: 32, n_layers: 1, n_heads: 2, d_model: 16, d_ff: 32}
+training: {batch_size: 4, learning_rate: 0.01, warmup_steps: 5, max_steps: 60, threads: 1,
+           checkpoint_every: 10, eval_every: 20, log_every: 5}
+data: {dataset: stories, tokenizer: stories, max_documents: 100}
+modal: {gpu: T4, timeout: 600, max_dollars: 1.0}
+wandb: {enabled: false}
+""")
+
+
+class Project:
+    """A copy of what a user has, and a way to run commands in it."""
+
+    def __init__(self, folder):
+        self.folder = folder / "project"
+        self.state = folder / "state"
+        self.folder.mkdir()
+        shutil.copy(ROOT / "modal_app.py", self.folder)
+        for name in ("slm", "configs"):
+            shutil.copytree(
+                ROOT / name,
+                self.folder / name,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+
+    def config(self, name="tiny", **sections):
+        merged = {
+            key: {**LAUNCHED.get(key, {}), **sections.get(key, {})}
+            for key in {**LAUNCHED, **sections}
+        }
+        # not under configs/: it lies on this computer only
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(merged))
+        return path.name
+
+    def look_every_second(self):
+        """Let the meter tick each second."""
+        path = self.folder / "slm" / "cloud" / "budget.py"
+        code = path.read_text()
+        assert code.count("TICK = 30.0") == 1
+        path.write_text(code.replace("TICK = 30.0", "TICK = 1.0"))
+
+    def attempts(self, run="tiny"):
+        """What the meter noted."""
+        path = self.state / "volumes" / "slm-data" / "runs" / run / "attempts.json"
+        return json.loads(path.read_text())
+
+    def append(self, module, code):
+        with (self.folder / "slm" / module).open("a") as file:
+            file.write(f"\n\n{code}")
+
+    def run(self, command, *options):
+        """Run a shell command against the stand-in; returns its report, with what was printed under "output"."""
+        report = self.folder.parent / "report.json"
+        fixed = ["--quiet", "--json", str(report), "--state", str(self.state)]
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        serve = [sys.executable, str(LOOPBACK / "run.py"), *fixed, *options]
+        done = subprocess.run(
+            [*serve, str(self.folder), "--", "bash", "-c", command],
+            capture_output=True,
+            text=True,
+            cwd=self.folder.parent,
+            env=environment,
+            timeout=240,
+        )
+        found = json.loads(report.read_text())
+        return {**found, "output": done.stdout + done.stderr}
+
+    def metrics(self, run="tiny"):
+        """Step, training loss and validation loss of a run on the volume."""
+        path = self.state / "volumes" / "slm-data" / "runs" / run / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [
+            (row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows
+        ]
+
+    def checkpoints(self, run="tiny"):
+        """Names of a run's checkpoints on the volume."""
+        folder = self.state / "volumes" / "slm-data" / "runs" / run / "checkpoints"
+        return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def new_project():
+    """Makes a project in a folder."""
+    if not (LOOPBACK / "run.py").exists():
+        told = "set SLM_MODAL_LOOPBACK to the folder of one"
+        pytest.skip(f"no stand-in for Modal at {LOOPBACK}; {told}")
+    return Project
+
+
+@pytest.fixture
+def project(tmp_path, new_project):
+    return new_project(tmp_path)

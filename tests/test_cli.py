@@ -390,7 +390,9 @@ def test_cost_as_json_and_with_other_prices(config, capsys, tmp_path):
 @pytest.mark.parametrize("name", ["nowhere.yaml", "tiny.yaml"])
 def test_a_wrong_price_file_is_one_sentence(config, capsys, name):
     assert cli.main(["cost", config, "--prices", name]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("slm: ") and name in first  # a line for each mistake
+    assert all(line.startswith(f"{name}: ") for line in others)
 
 
 def test_cost_takes_overrides_for_every_config(config, capsys):
@@ -418,14 +420,41 @@ def test_train_asks_only_for_the_config(capsys):
     )
 
 
-def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+@pytest.mark.parametrize("unbuffered", [["-u"], []])
+def test_a_reader_that_stops_reading_is_no_error(unbuffered):
     """As in `slm cost … | head`: no traceback, and the exit code that shells give to SIGPIPE."""
     reader, writer = os.pipe()
     os.close(reader)  # before it begins, so that it can't have written all by then
     done = subprocess.run(
-        [sys.executable, "-u", "-m", "slm", "cost", "configs/gpt_124m.yaml"],
+        [sys.executable, *unbuffered, "-m", "slm", "cost", "configs/gpt_124m.yaml"],
         stdout=writer,
         stderr=subprocess.PIPE,
+        env={key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"},
     )
     os.close(writer)
     assert done.stderr == b"" and done.returncode == 141
+
+
+def test_a_pipe_that_breaks_in_the_work_is_told(config, monkeypatch, capsys):
+    """As one to a process that reads or counts: nobody has stopped reading."""
+
+    def broken(*arguments, **options):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("slm.training.run.train", broken)
+    assert cli.main(["train", config]) == 2
+    assert capsys.readouterr().err == "slm: [Errno 32] Broken pipe\n"
+
+
+def test_an_import_of_the_main_module_runs_nothing():
+    code = "import sys; sys.argv = ['slm', '--version']; import slm.__main__; print(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("1\n", "", 0)
+
+
+def test_a_price_is_counted_in_the_metrics(config, capsys):
+    price = ["--dollars-per-hour", "3600"]
+    assert cli.main(["train", config, "--run-dir", "priced", *price]) == 0
+    rows = Path("priced/metrics.jsonl").read_text().splitlines()
+    for row in map(json.loads, rows):
+        assert row["cost/usd"] == pytest.approx(row["seconds"])

@@ -1,6 +1,7 @@
 """slm.files: whole or not there, whatever is killed when; names; servers."""
 
 import contextlib
+import http.client
 import os
 import random
 import socket
@@ -18,7 +19,15 @@ import pytest
 from course.figures.files import calls_of
 from slm import files
 from slm.errors import SlmError
-from slm.files import answers, check_run_name, publish, user_path, write_text, writing
+from slm.files import (
+    answers,
+    check_run_name,
+    make_run_name,
+    publish,
+    user_path,
+    write_text,
+    writing,
+)
 
 
 def names(folder):
@@ -35,6 +44,25 @@ def test_a_file_is_forced_then_renamed_then_the_rename_is_forced(tmp_path):
         "fsync a folder",
     ]
     assert path.read_text() == "new" and names(tmp_path) == ["a"]
+
+
+def test_a_new_folder_and_its_parents_are_forced_into_what_they_lie_in(
+    tmp_path, monkeypatch
+):
+    """Each name is forced before anything is written below it."""
+    forced, force = [], files.force
+
+    def seen(path):
+        forced.append(path.relative_to(tmp_path).as_posix())
+        force(path)
+
+    monkeypatch.setattr(files, "force", seen)
+    write_text(tmp_path / "runs/x/config.yaml", "a")
+    assert forced == [".", "runs", forced[2], "runs/x"]
+    assert forced[2].startswith("runs/x/config.yaml.")
+    forced.clear()
+    write_text(tmp_path / "runs/x/config.yaml", "b")  # now nothing above it is new
+    assert len(forced) == 2 and forced[-1] == "runs/x"
 
 
 def test_all_of_a_folder_is_forced_before_it_gets_its_name(tmp_path):
@@ -139,6 +167,24 @@ def test_what_cannot_name_a_run_is_one_sentence(name):
         check_run_name(name)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("gpt_124m", "gpt_124m"),
+        ("a&b", "a-b"),
+        ("two words; rm -rf", "two-words-rm--rf"),
+        ("..", "run"),
+        (".hidden", "hidden"),
+        ("Märchen", "M-rchen"),
+        ("日本", "run"),
+        ("", "run"),
+        ("x" * 300, "x" * 64),
+    ],
+)
+def test_a_name_is_made_of_any_text(text, name):
+    assert make_run_name(text) == check_run_name(name) == name
+
+
 class Handler(BaseHTTPRequestHandler):
     status = 200
 
@@ -165,12 +211,12 @@ def server(status):
 
 
 @pytest.mark.parametrize("status", [200, 403, 500])
-def test_a_server_that_answers_and_one_that_refuses(status):
+def test_a_server_that_answers_and_one_that_tells_an_error(status):
     with server(status) as url:
         assert answers(url, seconds=10)
 
 
-def test_a_refusal_is_an_answer(monkeypatch):
+def test_an_http_error_is_an_answer(monkeypatch):
     def refuses(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 403, "no", Message(), None)
 
@@ -186,6 +232,25 @@ def test_no_server_and_one_that_is_silent(waits_in):
         closed.listen()  # now it takes the call and says nothing
         assert not answers(f"http://127.0.0.1:{closed.getsockname()[1]}/", seconds=0.2)
     assert waits == [1.0, 0.2]
+
+
+@pytest.mark.parametrize(
+    "error", [http.client.BadStatusLine("garbage"), http.client.IncompleteRead(b"")]
+)
+def test_an_answer_that_is_not_http_is_none(monkeypatch, error):
+    def garbled(request, timeout):
+        raise error
+
+    monkeypatch.setattr(files.urllib.request, "urlopen", garbled)
+    assert not answers("https://example.org/")
+
+
+@pytest.mark.parametrize(
+    "url", ["example.org", "", "http://", "http://exa mple.org/", "gopher://a"]
+)
+def test_what_is_no_url_of_a_server_gets_no_answer(url):
+    """And no thread dies of it: its traceback would be printed."""
+    assert not answers(url)
 
 
 def test_an_address_that_is_looked_up_for_ever_is_not_waited_for(monkeypatch, waits_in):

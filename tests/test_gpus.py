@@ -70,7 +70,7 @@ def test_prices_from_a_file(tmp_path):
     [
         ({"gpus": []}, "gpus"),
         ({"date": None}, "date"),
-        ({"colour": "red"}, "colour"),
+        ({"colour": "red"}, "colour is not a key"),
         ({"dollars_per_core_second": -1}, "dollars_per_core_second"),
     ],
 )
@@ -80,6 +80,45 @@ def test_a_bad_price_file_is_named(tmp_path, change, sentence):
     with pytest.raises(SlmError, match=f"prices.yaml: {sentence}") as error:
         load_prices(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_date_needs_no_quotes(tmp_path):
+    path = tmp_path / "prices.yaml"
+    text = yaml.safe_dump(MODAL.model_dump(mode="json"), default_style='"')
+    for date in ("2026-07-01", '"2026-07-01"', "'2026-07-01'"):
+        path.write_text(text.replace('"2026-07-01"', date))
+        assert load_prices(path) == MODAL
+
+
+@pytest.mark.parametrize("date", ["2026-13-01", "2026-02-30", "yesterday", "7", "null"])
+def test_a_day_that_is_none_is_one_sentence(tmp_path, date):
+    path = tmp_path / "prices.yaml"
+    text = yaml.safe_dump(MODAL.model_dump(mode="json"))
+    path.write_text(text.replace("'2026-07-01'", date))
+    with pytest.raises(SlmError, match=f"^{path}: date: .*, not '{date}'") as error:
+        load_prices(path)
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_of_a_price_file_are_told(tmp_path):
+    path = tmp_path / "prices.yaml"
+    table = MODAL.model_dump(mode="json") | {"date": "soon", "colour": "red"}
+    del table["source"]
+    table["gpus"][1]["memory_gb"] = "much"
+    path.write_text(yaml.safe_dump(table))
+    with pytest.raises(SlmError) as error:
+        load_prices(path)
+    lines = str(error.value).splitlines()
+    keys = ["source is missing", "date: ", "gpus.1.memory_gb: ", "colour is"]
+    found = [any(line.startswith(f"{path}: {key}") for line in lines) for key in keys]
+    assert found == [True] * 4 and len(lines) == 4
+
+
+def test_a_price_file_that_is_no_text_is_one_sentence(tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_bytes("source: Müller".encode("latin-1"))
+    with pytest.raises(SlmError, match="prices.yaml cannot be read as text"):
+        load_prices(path)
 
 
 @pytest.mark.parametrize("text", ["gpus: [", "just words", ""])

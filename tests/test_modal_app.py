@@ -153,8 +153,10 @@ def test_commands_say_what_they_did_or_one_sentence(monkeypatch, capsys):
         assert said.err == "error: the volume has no run 'nope' yet\n"
 
 
-@pytest.mark.parametrize("result, code", [({"finished": False}, 1), (None, None)])
-def test_run_that_did_not_finish_ends_the_command_with_1(
+@pytest.mark.parametrize(
+    "result, code", [({"finished": False}, 1), (None, 130), ({"finished": True}, None)]
+)
+def test_exit_code_says_whether_the_run_finished_or_is_only_no_longer_watched(
     tmp_path, monkeypatch, result, code
 ):
     launched = SimpleNamespace(result=result)
@@ -167,11 +169,11 @@ def test_run_that_did_not_finish_ends_the_command_with_1(
     assert stop.value.code == code
 
 
-@pytest.mark.parametrize("name", ["a b", ".hidden", "x" * 65])
+@pytest.mark.parametrize("name", ["a b", ".hidden", "x" * 65, "x" * 300, ".."])
 def test_container_refuses_a_name_that_cannot_be_a_runs(tmp_path, name):
-    with pytest.raises(SlmError, match="cannot name a run"):
-        modal_app.train.local(text_of(tmp_path), str(tmp_path / name))
-    assert not (tmp_path / name).exists()
+    result = modal_app.train.local(text_of(tmp_path), f"{tmp_path}/new/{name}")
+    assert "cannot name a run" in result["problem"] and not result["finished"]
+    assert not (tmp_path / "new").exists()
     with pytest.raises(SlmError, match="cannot name a run"):
         modal_app.generate.local(name)
 
@@ -438,14 +440,18 @@ def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(
     tmp_path, monkeypatch, quick_meter
 ):
     """Of $0.0005, half a second: it goes on at a look that finds less, and is told to stop by the first that finds it."""
-    told, kill = [], signal.pthread_kill
+    told, looks, kill = [], [], signal.pthread_kill
     seconds = itertools.chain((0.0, 0.2, 0.4), itertools.repeat(0.6))
 
     def tell(*arguments):
-        told.append(report(tmp_path / "run")["seconds"])
+        told.append(looks[-1])
         kill(*arguments)
 
-    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    def look():
+        looks.append(next(seconds))
+        return looks[-1]
+
+    clock = SimpleNamespace(monotonic=look)
     monkeypatch.setattr(budget, "time", clock)  # and nobody else's
     there = SimpleNamespace(**{**vars(signal), "pthread_kill": tell})
     monkeypatch.setattr(budget, "signal", there)

@@ -1,38 +1,19 @@
 """The launch against a stand-in for Modal's servers: the real client, real containers, no account and no network.
 
-Runs where such a stand-in lies, in the folder that SLM_MODAL_LOOPBACK names or in `../shared/modal_loopback`: a script `run.py` that
-serves Modal's protocol on this machine, runs a command against it, and writes down what it was asked.
+Runs where such a stand-in lies (see conftest.py).
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOPBACK = Path(
-    os.environ.get("SLM_MODAL_LOOPBACK") or ROOT.parent / "shared" / "modal_loopback"
-)
+STEPS = 60  # of the run that is launched
 
-pytestmark = pytest.mark.skipif(
-    not (LOOPBACK / "run.py").exists(),
-    reason=f"no stand-in for Modal at {LOOPBACK}; set SLM_MODAL_LOOPBACK to the folder of one",
-)
-
-TINY = yaml.safe_load("""
-model: {vocab_size: 1024, context_length: 32, n_layers: 1, n_heads: 2, d_model: 16, d_ff: 32}
-training: {batch_size: 4, learning_rate: 0.01, warmup_steps: 5, max_steps: 60, threads: 1,
-           checkpoint_every: 10, eval_every: 20, log_every: 5}
-data: {dataset: stories, tokenizer: stories, max_documents: 100}
-modal: {gpu: T4, timeout: 600, max_dollars: 1.0}
-wandb: {enabled: false}
-""")
 # the module that defines `train`; each of the following is appended to it
 TRAINING = "training/run.py"
 TROUBLED = """
@@ -81,90 +62,10 @@ def train(*_, **__):
 """
 
 
-class Project:
-    """A copy of what a user has, and a way to run commands in it."""
-
-    def __init__(self, folder):
-        self.folder = folder / "project"
-        self.state = folder / "state"
-        self.folder.mkdir()
-        shutil.copy(ROOT / "modal_app.py", self.folder)
-        for name in ("slm", "configs"):
-            shutil.copytree(
-                ROOT / name,
-                self.folder / name,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-
-    def config(self, name="tiny", **sections):
-        merged = {
-            key: {**TINY.get(key, {}), **sections.get(key, {})}
-            for key in {**TINY, **sections}
-        }
-        # not under configs/: it lies on this computer only
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(merged))
-        return path.name
-
-    def look_every_second(self):
-        """Let the meter tick each second."""
-        path = self.folder / "slm" / "cloud" / "budget.py"
-        code = path.read_text()
-        assert code.count("TICK = 30.0") == 1
-        path.write_text(code.replace("TICK = 30.0", "TICK = 1.0"))
-
-    def attempts(self, run="tiny"):
-        """What the meter noted."""
-        path = self.state / "volumes" / "slm-data" / "runs" / run / "attempts.json"
-        return json.loads(path.read_text())
-
-    def append(self, module, code):
-        with (self.folder / "slm" / module).open("a") as file:
-            file.write(f"\n\n{code}")
-
-    def run(self, command, *options):
-        """Run a shell command against the stand-in; returns its report, with what was printed under "output"."""
-        report = self.folder.parent / "report.json"
-        fixed = ["--quiet", "--json", str(report), "--state", str(self.state)]
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        serve = [sys.executable, str(LOOPBACK / "run.py"), *fixed, *options]
-        done = subprocess.run(
-            [*serve, str(self.folder), "--", "bash", "-c", command],
-            capture_output=True,
-            text=True,
-            cwd=self.folder.parent,
-            env=environment,
-            timeout=240,
-        )
-        found = json.loads(report.read_text())
-        return {**found, "output": done.stdout + done.stderr}
-
-    def metrics(self, run="tiny"):
-        """Step, training loss and validation loss of a run on the volume."""
-        path = self.state / "volumes" / "slm-data" / "runs" / run / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [
-            (row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows
-        ]
-
-    def checkpoints(self, run="tiny"):
-        """Names of a run's checkpoints on the volume."""
-        folder = self.state / "volumes" / "slm-data" / "runs" / run / "checkpoints"
-        return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path)
-
-
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, new_project):
     """One launch in which nothing goes wrong, and everything that one does afterwards."""
-    project = Project(tmp_path_factory.mktemp("plain"))
+    project = new_project(tmp_path_factory.mktemp("plain"))
     run = f"modal run modal_app.py --config {project.config(wandb={'enabled': True})}"
     then = "modal run modal_app.py::{} --run tiny"
     commands = [
@@ -212,7 +113,7 @@ def test_plain_launch_trains_to_the_end(plain):
     assert attempts(report, 0) == ["SUCCESS"]
     run = project.state / "volumes" / "slm-data" / "runs" / "tiny"
     assert list((run / "checkpoints").glob("step_*.pt")) and (run / "model").is_dir()
-    assert project.metrics()[-1][0] == TINY["training"]["max_steps"]
+    assert project.metrics()[-1][0] == STEPS
     assert report["unimplemented_rpcs"] == {} and errors(report) == []
 
 
@@ -294,8 +195,9 @@ def test_shipped_configs_get_their_gpus_and_no_secret_without_need(project):
     names = ["gpt_124m", "gpt_350m", "gpt_774m"]
     configs = [*(f"configs/{name}.yaml" for name in names), project.config()]
     launches = [f"modal run modal_app.py --config {config}" for config in configs]
-    report = project.run(" && ".join(launches), "--no-exec", "--no-default-secrets")
-    assert report["exit_code"] == 0 and errors(report) == [], report["output"]
+    report = project.run("; ".join(launches), "--no-exec", "--no-default-secrets")
+    # nothing was run, so nothing came back, as when the watching ends
+    assert report["exit_code"] == 130 and errors(report) == [], report["output"]
     assert len(variants(report)) == 4
     for name, found in zip(names, variants(report), strict=False):
         config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
@@ -385,14 +287,14 @@ def test_many_files_are_prepared_in_parallel_and_two_gpus_are_two_ranks(project)
     launch = f"{upload} && modal run modal_app.py --config {config}"
     report = project.run(launch, "--max-containers", "2")  # each has to start
     assert report["exit_code"] == 0, report["output"]
-    assert (
-        result(report)["status"] == "SUCCESS"
-        and project.metrics()[-1][0] == TINY["training"]["max_steps"]
-    )
+    assert result(report)["status"] == "SUCCESS" and project.metrics()[-1][0] == STEPS
     assert variant(report)["gpu"] == "H100:2" and attempts(report) == ["SUCCESS"]
     assert "'finished': True" in result(report)["value"]
     run = project.state / "volumes" / "slm-data" / "runs" / "tiny"
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    costs = [row["cost/usd"] for row in rows]
+    assert costs == sorted(costs) and costs[-1] > 0
     functions = {function["id"]: function for function in report["functions"]}
     mapped = [
         call
@@ -467,7 +369,7 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
     """Ctrl-C; the same command again; what `status` says; and `stop`."""
     project.append(TRAINING, SLOW.replace("sleep(2)", "sleep(5)"))
     launch = f"modal run modal_app.py --config {project.config()}"
-    interrupt = "kill -INT $job; wait $job; cat client.log"
+    interrupt = "kill -INT $job; wait $job; echo first $?; cat client.log"
     stop = "modal run modal_app.py::stop --run tiny"
     status = "modal run modal_app.py::status --run tiny"
     # a question that was not answered may be asked again, as it says itself
@@ -476,7 +378,8 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
         f"{in_background(launch)}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; sleep 6; {status}"
     )
     said = report["output"]
-    assert "Only the watching has stopped" in said, said
+    assert "Only the watching has stopped" in said and "first 130" in said, said
+    assert "::stop --run tiny" in said.partition("Only the watching")[2], said
     assert "tiny is being trained already" in said and "second 2" in said, said
     assert (
         "tiny is stopped" in said
@@ -484,6 +387,67 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
         and '"running": false' in said
     ), said
     assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
+
+
+# nothing lies on the volume for a while, as when a launch waits for its GPU
+WAITS = """
+_meter = Meter.__init__
+
+def waiting(self, *values, **options):
+    time.sleep(25)
+    _meter(self, *values, **options)
+
+Meter.__init__ = waiting
+"""
+ELSEWHERE = "mkdir ../elsewhere; cp -r modal_app.py slm configs tiny.yaml ../elsewhere"
+
+
+def test_launch_from_another_computer_is_refused_while_the_first_waits(project):
+    project.append("cloud/budget.py", WAITS)
+    launch = f"modal run modal_app.py --config {project.config()}"
+    status, stop = (
+        f"modal run modal_app.py::{name} --run tiny" for name in ("status", "stop")
+    )
+    first = f"({launch} > first.txt 2>&1; echo first $? >> first.txt)"
+    until = "until grep -q '^call ' first.txt; do sleep 0.1; done"
+    second = f"cd ../elsewhere; {launch}; echo second $?; {status}; {stop}"
+    report = project.run(
+        f"{ELSEWHERE}; {first} & {until}; {second}; wait; cat ../project/first.txt"
+    )
+    said = report["output"]
+    assert "tiny is being trained already" in said and "second 2" in said, said
+    assert '"running": true' in said and "tiny is stopped" in said, said
+    assert "first 2" in said and "tiny was stopped, or ended without" in said, said
+    assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
+
+
+def test_of_two_launches_at_the_same_moment_one_at_most_rents(project):
+    launch = f"modal run modal_app.py --config {project.config()}"
+    both = f"({launch}; echo here $?) & (cd ../elsewhere; {launch}; echo there $?)"
+    report = project.run(f"{ELSEWHERE}; {both}; wait")
+    said = report["output"]
+    assert len(report["calls"]) <= 1, said
+    assert "tiny is being trained already" in said
+    assert ("here 2" in said) + ("there 2" in said) == 2 - len(report["calls"])
+
+
+def test_what_no_attempt_can_mend_is_paid_for_once(project):
+    """A config that is none, and a folder that is no run's."""
+    config = project.config()
+    wrong = [("model: {}", "tiny"), (f"$(cat {config})", ".")]
+    train = "modal run modal_app.py::train --config-text"
+    calls = [f'{train} "{text}" --run-dir /data/runs/{run}' for text, run in wrong]
+    report = project.run("; ".join(calls))
+    for call, told in enumerate(["data is missing", "is not /data/runs/runs"]):
+        assert attempts(report, call) == ["SUCCESS"]
+        assert told in result(report, call)["value"]
+
+
+def test_config_of_any_name_is_launched_under_one_that_can_be_pasted(project):
+    config = project.config("a&b")
+    report = project.run(f"modal run modal_app.py --config '{config}'", "--no-exec")
+    assert "'a&b' cannot name a run, so it is called a-b" in report["output"]
+    assert "modal run modal_app.py::stop --run a-b " in report["output"]
 
 
 def test_chapter_launches_where_there_is_a_token(project):

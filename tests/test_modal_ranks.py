@@ -82,9 +82,10 @@ def test_ranks_are_started_with_the_command_that_one_would_type(ranks, tmp_path)
     started = ranks(until_seen)
     config = load_config(tiny(tmp_path, modal={"gpu": "H100:8"}))
     modal_app.train_on_ranks(
-        config, str(tmp_path), lambda: [written.append(1), seen.touch()]
+        config, str(tmp_path), lambda: [written.append(1), seen.touch()], 31.6
     )
-    command = started[0][0]
+    *command, priced, price = started[0][0]
+    assert (priced, price) == ("--dollars-per-hour", "31.6")
     assert command[1:-3] == [
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=8"),
         *("-m", "slm", "train"),
@@ -103,7 +104,7 @@ def test_spent_budget_stops_the_ranks(ranks, tmp_path):
         raise SlmError("spent")
 
     with pytest.raises(SlmError, match="spent"):
-        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), spent)
+        modal_app.train_on_ranks(load_config(tiny(tmp_path)), str(tmp_path), spent, 0.0)
     assert started[0][1].returncode is not None and started[0][1].returncode != 0
 
 
@@ -125,7 +126,7 @@ def test_meter_stops_the_ranks_before_their_first_checkpoint(
     meter = Meter(tmp_path, 3.6, budget=0.001)
     with pytest.raises(KeyboardInterrupt), meter.watching():
         modal_app.train_on_ranks(
-            load_config(tiny(tmp_path)), str(tmp_path), lambda: None
+            load_config(tiny(tmp_path)), str(tmp_path), lambda: None, 0.0
         )
     assert (
         meter.interrupted and started[0][1].returncode
@@ -136,7 +137,7 @@ def test_failed_ranks_are_an_error(ranks, tmp_path):
     ranks("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="exit code 3"):
         modal_app.train_on_ranks(
-            load_config(tiny(tmp_path)), str(tmp_path), lambda: None
+            load_config(tiny(tmp_path)), str(tmp_path), lambda: None, 0.0
         )
 
 
@@ -158,7 +159,7 @@ def test_failure_of_a_rank_is_read_and_not_guessed(ranks, tmp_path, failure, kin
     ranks(f"import os, sys; {loud}; {written if failure else 'pass'}; sys.exit(1)")
     with pytest.raises(kind) as raised:
         modal_app.train_on_ranks(
-            load_config(tiny(tmp_path)), str(tmp_path), lambda: None
+            load_config(tiny(tmp_path)), str(tmp_path), lambda: None, 0.0
         )
     if failure:
         assert str(raised.value) == failure["error"]
@@ -192,11 +193,11 @@ def test_failure_of_an_attempt_before_is_not_read_again(ranks, tmp_path, monkeyp
         f"import os, sys; open(os.environ['SLM_FAILURE_FILE'], 'w').write({failure!r})"
     )
     config = load_config(tiny(tmp_path))
-    modal_app.train_on_ranks(config, str(tmp_path), lambda: None)  # exit code 0
+    modal_app.train_on_ranks(config, str(tmp_path), lambda: None, 0.0)  # exit code 0
     shutil.rmtree(tmp_path / "checkpoints")
     ranks("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="exit code 3"):
-        modal_app.train_on_ranks(config, str(tmp_path), lambda: None)
+        modal_app.train_on_ranks(config, str(tmp_path), lambda: None, 0.0)
 
 
 def test_mistake_of_real_ranks_is_a_mistake(tmp_path):
@@ -204,5 +205,7 @@ def test_mistake_of_real_ranks_is_a_mistake(tmp_path):
         tmp_path, model={**TINY["model"], "vocab_size": 300}, modal={"gpu": "H100:2"}
     )
     with pytest.raises(SlmError, match="vocab_size = 300 is too small") as raised:
-        modal_app.train_on_ranks(load_config(path), str(tmp_path / "run"), lambda: None)
+        modal_app.train_on_ranks(
+            load_config(path), str(tmp_path / "run"), lambda: None, 0.0
+        )
     assert raised.value.retry is False

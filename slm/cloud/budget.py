@@ -20,11 +20,13 @@ from typing import Any
 
 from slm.errors import SlmError
 from slm.files import write_text
-from slm.training.folder import RunFolder, list_checkpoints, step_of
+from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step_of
 
 # Count
 
-TICK = 30.0  # seconds between two looks: what a killed attempt can cost unnoticed
+# Seconds between two looks. What a killed attempt can cost unnoticed is one tick and
+# the time that securing takes.
+TICK = 30.0
 PATIENCE = 10  # ticks that a run has to finish its step and save, once it must end
 
 
@@ -39,6 +41,9 @@ class Meter:
         call: The id of the call that this attempt belongs to.
         app: The id of the app that the call belongs to.
         secure: Called after each writing, to keep the file beyond this machine.
+
+    Raises:
+        SlmError: The folder has entries that cannot be read.
     """
 
     def __init__(
@@ -54,34 +59,34 @@ class Meter:
         self.folder, self.secure = RunFolder(Path(run_dir)), secure
         self.dollars_per_hour, self.budget = dollars_per_hour, budget
         self.max_steps = max_steps
-        written = self.folder.attempts
-        self.earlier: list[dict[str, Any]] = (
-            json.loads(written.read_text()) if written.exists() else []
-        )
+        self.earlier = read_attempts(run_dir)
         self.entry: dict[str, Any] = {"call": call, "app": app, "budget": budget}
         self.entry |= {"problem": "", "error": "", "interrupted": False}
+        self.entry |= {"seconds": 0.0, "dollars": 0.0}
         self.entry |= {"from": self._newest(), "to": []}
         self.started = time.monotonic()
         self.interrupted = False  # by this meter, because the budget is spent
         self._lock = threading.Lock()
 
-    def save(self) -> dict[str, float]:
-        """Write the count down and secure it.
-
-        Returns:
-            Attempts, seconds and dollars so far.
-        """
-        with self._lock:
-            seconds = time.monotonic() - self.started
-            dollars = seconds * self.dollars_per_hour / 3600
-            self.entry |= {"seconds": seconds, "dollars": dollars, "to": self._newest()}
-            attempts = [*self.earlier, self.entry]
-            write_text(self.folder.attempts, json.dumps(attempts))
-            self.secure()
+    def count(self) -> dict[str, float]:
+        """Attempts, seconds and dollars so far."""
+        seconds = time.monotonic() - self.started
+        dollars = seconds * self.dollars_per_hour / 3600
+        self.entry |= {"seconds": seconds, "dollars": dollars}
+        attempts = [*self.earlier, self.entry]
         seconds, dollars = (
             sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
         )
         return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+
+    def save(self) -> dict[str, float]:
+        """Count, write it down and secure it; returns what was counted."""
+        with self._lock:
+            counted, self.entry["to"] = self.count(), self._newest()
+            attempts = [*self.earlier, self.entry]
+            write_text(self.folder.attempts, json.dumps(attempts))
+            self.secure()
+        return counted
 
     def _newest(self) -> list[str]:
         """The name of the newest checkpoint, or nothing."""
@@ -140,35 +145,59 @@ class Meter:
         if len(idle) > 2:
             told = "three attempts in a row came to no new checkpoint"
             cure = "set a longer modal.timeout, a smaller training.checkpoint_every"
-            return f"{told}; {cure}, or more modal.memory_mib"
+            errors = [
+                f"; an error was {each['error']}" for each in idle if each["error"]
+            ]
+            return f"{told}; {cure}, or more modal.memory_mib{''.join(errors[:1])}"
         return ""
+
+    def end(self, problem: str) -> str:
+        """Write down how the attempt ended, and why no other can mend it, if so.
+
+        Returns:
+            That; and where it could not be written down, what came of it: another
+            attempt would not know what this one has cost, nor how it ended.
+        """
+        self.entry["problem"] = problem
+        try:
+            self.save()
+        except Exception as error:
+            kept = f"the count could not be kept ({type(error).__name__}: {error})"
+            told = [problem or self.entry["error"], kept]
+            self.entry["problem"] = "; ".join(filter(None, told))
+        return str(self.entry["problem"])
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """While inside, save at each TICK, and end what has spent its budget."""
-        ended, main, late = threading.Event(), threading.main_thread(), 0
+        ended, kept = threading.Event(), threading.Event()
+        main = threading.main_thread().ident or 0
 
-        def watch() -> None:
-            nonlocal late
+        def keep() -> None:
             while not ended.wait(TICK):
                 try:
-                    spent = self.save()
+                    self.save()
                 except Exception as error:
                     told = f"{type(error).__name__}: {error}"
                     print(f"the meter could not be secured: {told}")
-                    continue
-                if not self.is_spent(spent["dollars"]):
+
+        def watch() -> None:
+            late = 0
+            while not kept.wait(TICK):
+                if not self.is_spent(self.count()["dollars"]):
                     continue
                 self.interrupted, late = True, late + 1
                 if late == 1:
-                    signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                    signal.pthread_kill(main, signal.SIGINT)
                 elif late > PATIENCE:
                     os._exit(1)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
+        threads = [threading.Thread(target=work, daemon=True) for work in (keep, watch)]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
+            for event, thread in zip((ended, kept), threads, strict=True):
+                event.set()
+                thread.join()

@@ -10,6 +10,8 @@ import glob
 import itertools
 import json
 import shlex
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ import modal
 
 from slm.cloud.cost import Estimate, cost_table, estimate, verdict
 from slm.errors import SlmError
-from slm.files import check_run_name, user_path, write_text, writing
+from slm.files import check_run_name, make_run_name, user_path, write_text, writing
 from slm.training.config import RunConfig
 from slm.training.folder import RunFolder, report
 
-# The launch: refuse while no costs nothing
+# The launch: refuse before anything costs money
 
 DATA = "/data"  # where the volume lies in a container
 VOLUME = "slm-data"
@@ -82,7 +84,7 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
     """The secret with the Weights & Biases key, if the config asks for it.
 
     Raises:
-        SlmError: It does, and the workspace has no such secret.
+        SlmError: It does, and the workspace has no such secret, or cannot be asked.
     """
     if config.wandb.enabled is not True:
         return []
@@ -94,6 +96,8 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
             f"the config asks for Weights & Biases, but: {error}. Create it with "
             "`modal secret create wandb WANDB_API_KEY=…`, or set wandb.enabled: false"
         ) from None
+    except UNANSWERED as error:
+        raise no_answer("the secret wandb", error) from None
     return [secret]
 
 
@@ -111,17 +115,23 @@ ENDED = (  # what Modal says of a call that has ended without a result
 UNANSWERED = (modal.exception.Error, OSError)
 
 
-def no_answer(run: str, error: Exception) -> SlmError:
+def no_answer(what: str, error: Exception) -> SlmError:
     """What to say when Modal does not answer."""
     why = " ".join(f"{type(error).__name__}: {error}".split())
-    told = f"Modal cannot be asked about {run}, which may be running ({why}); ask again"
+    told = f"Modal cannot be asked about {what} ({why}); ask again"
     return SlmError(told, retry=True)
+
+
+def unknown(run: str, error: Exception) -> SlmError:
+    """What to say when Modal does not answer a question about a run."""
+    return no_answer(f"{run}, which may be running", error)
 
 
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer.
 
+    `call_id` is empty as long as only the app is known that is about to make the call.
     `result` is what the training function returned, if it was waited for.
     """
 
@@ -132,7 +142,14 @@ class Launched:
 
     @property
     def call(self) -> modal.FunctionCall:
-        """The call: `get(timeout=…)` waits for its result, `cancel()` stops it."""
+        """The call: `get(timeout=…)` waits for its result, `cancel()` stops it.
+
+        Raises:
+            SlmError: Nothing but its app is known yet.
+        """
+        if not self.call_id:
+            told = f"{self.run} has not begun to run, or its call is not known here yet"
+            raise SlmError(f"{told}; ask again", retry=True)
         return modal.FunctionCall.from_id(self.call_id)
 
     def is_running(self) -> bool:
@@ -141,6 +158,8 @@ class Launched:
         Raises:
             SlmError: Modal cannot be asked.
         """
+        if not self.call_id:  # of an app that was alive when it was found
+            return True
         try:
             self.call.get(timeout=0)
         except TimeoutError:
@@ -148,16 +167,16 @@ class Launched:
         except ENDED:
             return False
         except UNANSWERED as error:
-            raise no_answer(self.run, error) from None
+            raise unknown(self.run, error) from None
         except Exception:  # the function's own
             return False
         return False
 
     def __str__(self) -> str:
-        ours = f"modal run modal_app.py::{{}} --run {self.run}"
+        ours = f"modal run modal_app.py::{{}} --run {shlex.quote(self.run)}"
         logs, stop = f"modal app logs {self.app_id}", f"modal app stop {self.app_id}"
         return (
-            f"call    {self.call_id}\n"
+            f"call    {self.call_id or 'not known yet'}\n"
             f"follow  {logs}   or   {ours.format('status')}\n"
             f"stop    {ours.format('stop')}   or   {stop}\n"
             f"fetch   {ours.format('fetch')}"
@@ -176,22 +195,26 @@ def _machine(config: RunConfig, keys: list[modal.Secret]) -> dict[str, Any]:
     }
 
 
-def _note(launched: Launched) -> Launched:
-    """Write down how to find a call again, and say it."""
-    folder = RunFolder(Path("runs/modal", launched.run))
-    write_text(folder.launched, json.dumps(asdict(launched)))
+def _note(launched: Launched) -> None:
+    """Say how to find a call again, and write it down."""
     print(launched)
-    return launched
+    note = RunFolder(Path("runs/modal", launched.run)).launched
+    try:
+        write_text(note, json.dumps(asdict(launched)))
+    except OSError as error:  # what is rented is not to be lost for it
+        print(f"{note} could not be written: {error}")
 
 
 def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
     if launched.result:
         print(reconcile(expected, launched.result))
     elif wait:
-        print(
-            "Only the watching has stopped. The run goes on, and so does its bill: "
-            "see above how to follow or stop it."
-        )
+        print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
+
+
+def live_apps() -> list[modal.App]:
+    """The apps of the workspace that have not ended."""
+    return modal.Environment.from_context().apps.list()
 
 
 def reconcile(expected: Estimate, result: dict[str, Any]) -> str:
@@ -225,12 +248,30 @@ class Cloud:
         volume: The folder that outlives every container, mounted at DATA.
         train: The function that trains: config text, run folder, budget.
         prepare: The function that tokenises: config text; it returns what is wrong.
+        apps: Gives the apps that have not ended.
     """
 
     app: modal.App
     volume: modal.Volume
     train: modal.Function
     prepare: modal.Function
+    apps: Callable[[], list[modal.App]] = live_apps
+
+    def app_name(self, run: str) -> str:
+        """Under which name Modal shows the apps that launch a run."""
+        return f"{self.app.name}-{run}"
+
+    def live(self, run: str) -> list[modal.App]:
+        """The apps that launch a run and have not ended.
+
+        Raises:
+            SlmError: Modal cannot be asked.
+        """
+        try:
+            apps, name = self.apps(), self.app_name(run)
+        except UNANSWERED as error:
+            raise unknown(run, error) from None
+        return [each for each in apps if each.description == name]
 
     def launches(self, run: str) -> list[Launched]:
         """The launches of a run that can be known here, newest last.
@@ -246,7 +287,7 @@ class Cloud:
         except (FileNotFoundError, modal.exception.NotFoundError):
             attempts = []
         except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read
-            raise no_answer(run, error) from None
+            raise unknown(run, error) from None
         begun = [
             Launched(each.get("app", ""), each["call"], run)
             for each in attempts
@@ -255,7 +296,10 @@ class Cloud:
         # a note of which no attempt has begun is the newest: it waits, or has ended so
         waits = noted and noted[0].call_id not in [each.call_id for each in begun]
         both = begun[-1:] + noted if waits else noted + begun[-1:]
-        return list({each.call_id: each for each in both}.values())
+        known = [each.app_id for each in begun + noted]
+        apps = [str(each.app_id) for each in self.live(run)]
+        others = [Launched(each, "", run) for each in apps if each not in known]
+        return [*{each.call_id: each for each in both}.values(), *others]
 
     def find(self, run: str) -> Launched | None:
         """The launch of a run that is running, or else the last one.
@@ -266,6 +310,17 @@ class Cloud:
         known = self.launches(run)
         last = known[-1] if known else None
         return next((each for each in known if each.is_running()), last)
+
+    def refuse_twice(self, run: str, own: str | None = None) -> None:
+        """Refuse a run that is being launched or trained by another app than `own`.
+
+        Raises:
+            SlmError: It is, or Modal cannot be asked.
+        """
+        others = [each for each in self.launches(run) if each.app_id != own]
+        if running := [each for each in others if each.is_running()]:
+            twice = f"{run} is being trained already; twice would cost twice"
+            raise SlmError(f"{twice}. To follow, stop or fetch it:\n{running[0]}")
 
     def launch(
         self,
@@ -286,34 +341,45 @@ class Cloud:
         Raises:
             SlmError: Before anything is built or rented, with the reason.
         """
-        run = check_run_name(run or config.name)
+        run = check_run_name(run) if run else _name_of(config)
         print(cost_table(config))
         expected, budget = check(config, yes_spend), config.modal.max_dollars
-        keys = secrets(config)
-        if (before := self.find(run)) and before.is_running():
-            twice = f"{run} is being trained already; twice would cost twice"
-            raise SlmError(f"{twice}. To follow, stop or fetch it:\n{before}")
+        machine = _machine(config, secrets(config))
+        self.refuse_twice(run)
         if yes_spend:
             budget = max(budget, expected.dollars[1])
         data = dataclasses.replace(config.data, cache_dir=f"{DATA}/tokens")
         text = dataclasses.replace(config, data=data).to_yaml()
-        launched, prepared = None, config.data.dataset == "stories"  # it takes seconds
-        with self.app.run(detach=True):
+        begun: list[tuple[Launched, modal.FunctionCall]] = []
+        prepared, result = config.data.dataset == "stories", None  # it takes seconds
+        with self.app.run(name=self.app_name(run), detach=True):
+            self.refuse_twice(run, own=str(self.app.app_id))
             if not prepared:
                 prepared = self._prepare(text)
-            train = self.train.with_options(**_machine(config, keys))
-            call = train.spawn(text, f"{DATA}/runs/{run}", budget)
-            launched = _note(Launched(str(self.app.app_id), call.object_id, run))
+            train = self.train.with_options(**machine)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(int).result()  # it runs before there is something to lose
+                thread.submit(self._begin, begun, run, train, text, budget).result()
             if wait:
-                print("Interrupting now stops the watching, not the training.")
-                launched = dataclasses.replace(launched, result=call.get())
-        if launched is None:  # an interrupt ends the block without a word
-            stop = f"`modal app stop {self.app.app_id}` ends it"
-            left = "" if prepared else f"; the preparation goes on, and {stop}"
-            told = f"interrupted before a GPU was rented{left}"
-            raise SlmError(f"{told}; the same command begins again")
+                leaving = "Interrupting now stops the watching, not the training."
+                print(leaving, flush=True)
+                result = _watch(*begun[0])
+        if not begun:  # an interrupt ends the block without a word
+            raise _interrupted(str(self.app.app_id), prepared)
+        launched = dataclasses.replace(begun[0][0], result=result)
         _tell_end(expected, launched, wait)
         return launched
+
+    def _begin(self, begun: list[Any], run: str, train: Any, *sent: Any) -> None:
+        """Rent, put what is known of it into the list, say it and note it."""
+        text, budget = sent
+        try:
+            call = train.spawn(text, f"{DATA}/runs/{run}", budget)
+        except UNANSWERED as error:
+            raise unknown(run, error) from None
+        launched = Launched(str(self.app.app_id), call.object_id, run)
+        begun.append((launched, call))
+        _note(launched)
 
     def _prepare(self, text: str) -> bool:
         """Wait until the text is tokenised; an error says what is wrong with it."""
@@ -342,7 +408,7 @@ class Cloud:
             told = f"the volume {VOLUME} has no run {run!r} yet; {listed}"
             raise NothingYet(told) from None
         except UNANSWERED as error:
-            raise no_answer(run, error) from None
+            raise unknown(run, error) from None
         kinds, lock = modal.volume.FileEntryType, RunFolder(to).lock.name
         try:
             to.mkdir(parents=True, exist_ok=True)
@@ -388,10 +454,45 @@ class Cloud:
             SlmError: It is not running, or Modal cannot be asked.
         """
         running = [each for each in self.launches(run) if each.is_running()]
+        without_call = [each.app_id for each in running if not each.call_id]
         try:
             for each in running:
-                each.call.cancel()
+                if each.call_id:
+                    each.call.cancel()
+            for app in self.live(run):
+                if app.app_id in without_call:  # it prepares, or has just begun
+                    app.stop()
         except UNANSWERED as error:
-            raise no_answer(run, error) from None
+            raise unknown(run, error) from None
         if not running:
             raise SlmError(f"{run} is not running")
+
+
+# Launch
+
+
+def _watch(launched: Launched, call: modal.FunctionCall) -> Any:
+    """Wait for the result of a call."""
+    try:
+        return call.get()
+    except ENDED as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        told = f"{launched.run} was stopped, or ended without a result ({why})"
+        raise SlmError(f"{told}; the same command goes on from there") from None
+    except UNANSWERED as error:
+        raise unknown(launched.run, error) from None
+
+
+def _interrupted(app_id: str, prepared: bool) -> SlmError:
+    """What to say when nothing has been rented."""
+    stop = f"`modal app stop {app_id}` ends it"
+    left = ";" if prepared else f"; the preparation goes on, and {stop}; after it"
+    told = f"interrupted before a GPU was rented{left}"
+    return SlmError(f"{told} the same command begins again")
+
+
+def _name_of(config: RunConfig) -> str:
+    """The run's name if none was given: the config's, or one made of it."""
+    if (name := make_run_name(config.name)) != config.name:
+        print(f"{config.name!r} cannot name a run, so it is called {name}")
+    return name

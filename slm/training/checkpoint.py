@@ -9,7 +9,8 @@ import contextlib
 import pickle
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -152,6 +153,17 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
 # Saving beside the training
 
 
+def named_observers(observers: Iterable[Observer]) -> dict[str, Observer]:
+    """Observers by the names of their states: the class's, from the second numbered."""
+    named: dict[str, Observer] = {}
+    seen: Counter[str] = Counter()
+    for observer in observers:
+        name = type(observer).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name} {seen[name]}"] = observer
+    return named
+
+
 def copy_to_cpu(state: Any) -> Any:
     """The same dictionaries and lists with a copy of every tensor, on the CPU."""
     if isinstance(state, torch.Tensor):
@@ -224,7 +236,8 @@ class Checkpointer(Observer):
             SlmError: A loss is not finite, so this state would be worthless.
             CheckpointError: The one before could not be written.
         """
-        told = {type(each).__name__: each.state_dict() for each in trainer.observers}
+        observers = named_observers(trainer.observers).items()
+        told = {name: each.state_dict() for name, each in observers}
         state = {
             "config": self.config.as_dict(),
             "trainer": trainer.state_dict(),
@@ -233,20 +246,18 @@ class Checkpointer(Observer):
         if rank() != 0:
             return
         self.finish()
-        self._writing = self._writer.submit(self._write, copy_to_cpu(state))
+        self._writing = self._writer.submit(self._write, copy_to_cpu(state), self.best)
 
-    def _write(self, state: dict[str, Any]) -> None:
-        step, best = state["trainer"]["step"], state["observers"]["Checkpointer"]
+    def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
+        step = state["trainer"]["step"]
         try:
             save_checkpoint(checkpoint_path(self.folder, step), state)
         except OSError as error:
             told = f"step {step} was not saved: {error}; {self.last_good()}"
             raise CheckpointError(told, retry=True) from error
-        keep, best_step = self.config.training.keep_checkpoints, None
-        if best["best"]:
-            best_step = best["best"][1]
+        keep = self.config.training.keep_checkpoints
         try:
-            prune_checkpoints(self.folder, keep, step, best_step)
+            prune_checkpoints(self.folder, keep, step, best[1] if best else None)
         except OSError as error:
             kept = "but an older checkpoint could not be deleted"
             print(f"step {step:,} is saved, {kept}: {error}")
@@ -303,6 +314,9 @@ class Checkpointer(Observer):
             return foreign or trainer.mismatch(state["trainer"])
 
         found = load_latest(self.folder, mismatch)
+        if rank() == 0:  # what a killed process left
+            for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
+                part.unlink()
         if found is None:
             return None
         path, state = found
@@ -312,10 +326,7 @@ class Checkpointer(Observer):
             why = str(error).splitlines()[0]
             told = f"{path} does not fit this model and optimizer: {why}"
             raise CheckpointError(told) from error
-        for observer in trainer.observers:
-            if (name := type(observer).__name__) in state["observers"]:
+        for name, observer in named_observers(trainer.observers).items():
+            if name in state["observers"]:
                 observer.load_state_dict(state["observers"][name])
-        if rank() == 0:
-            for part in self.folder.glob("*.tmp"):  # what a killed process left
-                part.unlink()
         return path

@@ -5,6 +5,7 @@
 Exported from chapters/12_checkpoints.py; edit it there.
 """
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -34,8 +35,11 @@ class RunFolder:
 
     @property
     def earlier_metrics(self) -> Path:
-        """The rows of a start that left no checkpoint."""
-        return self.path / "metrics.before.jsonl"
+        """A free name for the rows of a start that left no checkpoint."""
+        first = ["metrics.before.jsonl"]
+        later = (f"metrics.before.{n}.jsonl" for n in itertools.count(2))
+        names = map(self.path.joinpath, itertools.chain(first, later))
+        return next(path for path in names if not path.exists())
 
     @property
     def checkpoints(self) -> Path:
@@ -125,6 +129,23 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What each attempt in the cloud cost, oldest first; none if there is no such file.
+
+    Raises:
+        SlmError: The file is damaged, or a copy that was not read whole.
+    """
+    path = RunFolder(Path(run_dir)).attempts
+    if not path.exists():
+        return []
+    try:
+        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
+    except ValueError:
+        cure = "if it is a copy, ask for it again; else mend or remove it"
+        raise SlmError(f"{path} is not whole: {cure}") from None
+    return attempts
+
+
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -132,9 +153,7 @@ def report(run_dir: str | Path) -> dict[str, Any]:
     behind.
     """
     folder, rows = RunFolder(Path(run_dir)), read_metrics(run_dir)
-    attempts: list[dict[str, Any]] = []
-    if folder.attempts.exists():
-        attempts = json.loads(folder.attempts.read_text(encoding="utf-8"))
+    attempts = read_attempts(run_dir)
     last = attempts[-1] if attempts else {}
     # a copy of the folder may be without its checkpoints
     saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]

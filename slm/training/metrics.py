@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force
+from slm.files import force, make_folder
 from slm.training.config import RunConfig
 
 # Observers
@@ -63,7 +63,7 @@ class MetricsFile(Observer):
         self.step = trainer.step
 
     def on_row(self, row: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -72,6 +72,7 @@ class MetricsFile(Observer):
         if not self.path.exists():
             return {"bytes": 0, "step": self.step}
         force(self.path)
+        force(self.path.parent)  # the file's name, too
         return {"bytes": self.path.stat().st_size, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from slm.data.batches import TokenLoader
 from slm.data.dataset import make_loaders
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
-from slm.files import publish, user_path, write_text
+from slm.files import make_folder, make_run_name, publish, user_path, write_text
 from slm.hardware import gather_from_ranks, process_group, rank, world_size
 from slm.model.config import GPTConfig
 from slm.model.gpt import GPT, sample_tokens
@@ -137,7 +137,7 @@ def only_process(run_dir: Path) -> Iterator[None]:
     Raises:
         SlmError: Another process is training there.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     lock = filelock.FileLock(RunFolder(run_dir).lock, timeout=0)
     try:
         lock.acquire()
@@ -181,7 +181,7 @@ def stop_signals(verbose: bool = False) -> Iterator[list[float]]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not Python's
 
 
 # Failing
@@ -215,13 +215,14 @@ def failure_file() -> Iterator[None]:
 
 def note_failure(error: Exception) -> None:
     """Write an error to the file that SLM_FAILURE_FILE names, if there is none yet."""
-    path = os.environ.get("SLM_FAILURE_FILE")
-    if not path or Path(path).exists():
+    if not (path := os.environ.get("SLM_FAILURE_FILE")):
         return
     known = isinstance(error, SlmError | OSError)
     told = str(error) if known else f"{type(error).__name__}: {error}"
     retry = error.retry if isinstance(error, SlmError) else True
-    write_text(Path(path), json.dumps({"error": told, "retry": retry}))
+    # of several processes one makes the file; what fails here is not to hide the cause
+    with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
+        file.write(json.dumps({"error": told, "retry": retry}))
 
 
 # What the folder says of itself
@@ -388,6 +389,13 @@ def train_and_save(
     return Run(folder.path, model.eval(), tokenizer, trainer.metrics, config, finished)
 
 
+def finished_run(folder: RunFolder, tells: bool) -> Run:
+    """What `train` gives for a run that is finished already."""
+    if tells:
+        print(f"{folder.path} is finished; its model is used as it is")
+    return load_run(folder.path)
+
+
 def train(
     config: RunConfig,
     run_dir: str | Path | None = None,
@@ -416,19 +424,20 @@ def train(
     if run_dir == "":
         cure = "name the run's folder, or leave it out for runs/<name of the config>"
         raise SlmError(f"--run-dir is empty; {cure}")
-    folder = RunFolder(
-        Path("runs") / config.name if run_dir is None else user_path(run_dir)
-    )
+    name = make_run_name(config.name)
+    folder = RunFolder(Path("runs", name) if run_dir is None else user_path(run_dir))
+    tells = verbose and rank() == 0
+    if tells and run_dir is None and name != config.name:
+        print(f"{config.name!r} cannot name a run, so it is called {name}")
     with failure_file():
         refuse_changes(config, folder)
         if folder.finished:
-            if verbose and rank() == 0:
-                print(f"{folder.path} is finished; its model is used as it is")
-            return load_run(folder.path)
+            return finished_run(folder, tells)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         tokenizer, first = fitting_tokenizer(config), rank() == 0
         with only_process(folder.path) if first else contextlib.nullcontext():
+            refuse_changes(config, folder)  # again: from here on nobody else writes
             # whichever process comes first tokenises, the others wait for it
             t, context_length = config.training, config.model.context_length
             order = (t.batch_size, t.seed, rank(), world_size())
@@ -438,6 +447,8 @@ def train(
             if first:
                 told = make_observers(config, folder, tokenizer, dollars_per_hour)
             with process_group():
+                if any(gather_from_ranks(folder.finished)):  # by a process before
+                    return finished_run(folder, tells)
                 observers = [*told, checkpointer]
                 trainer = make_trainer(config, folder, loaders, observers, verbose)
                 return train_and_save(trainer, folder, tokenizer, checkpointer)

@@ -69,6 +69,7 @@ class Recorder:
     def __init__(self, log, name):
         self.log, self.name, self.object_id = log, name, f"fc-{name}"
         self.problem = None
+        self.result = None
 
     def with_options(self, **options):
         self.log.append((f"{self.name} with", options))
@@ -79,7 +80,7 @@ class Recorder:
         return self
 
     def get(self):
-        return self.problem
+        return self.problem if self.name == "prepare" else self.result
 
 
 @pytest.fixture
@@ -89,18 +90,24 @@ def asked():
 
 
 @pytest.fixture
-def cloud(asked, monkeypatch, tmp_path):
+def cloud(asked, alive, monkeypatch, tmp_path):
     """An app whose volume is a folder and whose functions only remember; the working directory is empty."""
 
-    def run(detach):
+    def run(name, detach):
         asked.append(("run", detach))
         return contextlib.nullcontext()
 
     monkeypatch.setattr(modal.Secret, "hydrate", lambda self: self)
     monkeypatch.chdir(tmp_path)
-    app = SimpleNamespace(app_id="ap-1", run=run)
+    app = SimpleNamespace(name="slm-training", app_id="ap-1", run=run)
     functions = Recorder(asked, "train"), Recorder(asked, "prepare")
-    return Cloud(app, Volume(tmp_path / "volume"), *functions)
+    return Cloud(app, Volume(tmp_path / "volume"), *functions, lambda: alive)
+
+
+@pytest.fixture
+def alive():
+    """The apps that Modal says have not ended."""
+    return []
 
 
 @pytest.fixture

@@ -64,6 +64,45 @@ def test_meter_goes_on_when_it_could_not_be_secured_once(tmp_path, monkeypatch, 
     assert "ConnectionError: no network" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("way", ["raises", "hangs"])
+def test_budget_is_looked_at_whatever_securing_does(tmp_path, monkeypatch, way):
+    """A volume that is out of reach does not stop the clock."""
+    monkeypatch.setattr(budget, "TICK", 0.05)
+    monkeypatch.setattr(budget, "PATIENCE", math.inf)
+    over = threading.Event()
+
+    def secure():
+        if way == "raises":
+            raise ConnectionError("no network")
+        over.wait(60)
+
+    meter = Meter(tmp_path, 3.6, budget=0.0005, secure=secure)
+    with pytest.raises(KeyboardInterrupt), meter.watching():
+        try:
+            time.sleep(20)
+        finally:
+            over.set()
+    assert meter.interrupted
+
+
+def test_process_that_hangs_while_it_secures_is_ended(tmp_path):
+    code = f"""
+import time
+from slm.cloud import budget
+budget.TICK, budget.PATIENCE = 0.05, 3
+meter = budget.Meter({str(tmp_path)!r}, 3.6, budget=5e-4)
+meter.secure = lambda: time.sleep(30)
+try:
+    with meter.watching():
+        time.sleep(30)
+except KeyboardInterrupt:
+    meter.save()
+"""
+    begun = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
+    assert time.monotonic() - begun < 20
+
+
 def test_process_that_hangs_is_ended(tmp_path):
     code = f"""
 import signal, time
@@ -145,6 +184,41 @@ def test_attempts_in_vain_are_told(tmp_path, case):
         Meter(tmp_path, 1.0, call="fc-2").stall_reason() == ""
     )  # a new launch has its own attempts
     assert Meter(tmp_path, 1.0).stall_reason() == ""
+
+
+def test_last_error_of_attempts_in_vain_is_told(tmp_path):
+    attempts = [A | {"error": "KeyError: 1"}, A, A | {"error": "OSError: 2"}, A]
+    (tmp_path / "attempts.json").write_text(json.dumps(attempts))
+    found = Meter(tmp_path, 1.0, call="fc-1").stall_reason()
+    assert "modal.timeout" in found and "an error was OSError: 2" in found
+
+
+def test_end_is_written_down_with_its_reason(tmp_path):
+    assert Meter(tmp_path, 1.0).end("") == ""
+    assert Meter(tmp_path, 1.0).end("it diverged") == "it diverged"
+    assert report(tmp_path)["problem"] == "it diverged"
+
+
+@pytest.mark.parametrize("problem", ["", "it diverged"])
+@pytest.mark.parametrize("error", ["", "OSError: the cause"])
+def test_end_that_cannot_be_kept_is_a_reason_to_try_no_more(tmp_path, problem, error):
+    """The next attempt would know neither what was spent nor why it ended."""
+
+    def secure():
+        raise RuntimeError("the volume is full")
+
+    meter = Meter(tmp_path, 1.0, secure=secure)
+    meter.entry["error"] = error
+    found = meter.end(problem)
+    assert found.endswith("count could not be kept (RuntimeError: the volume is full)")
+    assert (problem or error) in found
+
+
+def test_damaged_count_is_an_error_that_no_attempt_mends(tmp_path):
+    (tmp_path / "attempts.json").write_text('[{"call": "fc-1", "sec')
+    with pytest.raises(SlmError, match="attempts.json is not whole") as damaged:
+        Meter(tmp_path, 1.0)
+    assert damaged.value.retry is False
 
 
 def test_meter_adds_up_over_attempts(tmp_path, monkeypatch):

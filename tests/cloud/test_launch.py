@@ -45,7 +45,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def swallowing_run(detach):
+def swallowing_run(name, detach):
     """As Modal does with a detached app that is interrupted."""
     with contextlib.suppress(KeyboardInterrupt):
         yield

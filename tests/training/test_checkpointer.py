@@ -20,6 +20,7 @@ from slm.training.checkpoint import (
     load_latest,
     save_checkpoint,
 )
+from slm.training.metrics import Observer
 from slm.training.run import load_run, train
 from slm.training.trainer import Trainer
 
@@ -50,6 +51,32 @@ def test_the_best_is_the_best_of_those_that_were_saved(tmp_path, monkeypatch, co
     )
     left = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
     assert left == {"step_00000004.pt", "step_00000012.pt"}
+
+
+class Tally(Observer):
+    """Counts something, from where it is told to begin."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_observers_of_one_class_keep_a_state_each(tmp_path, config, trainer_of):
+    def checkpointer():
+        return Checkpointer(tmp_path, config())
+
+    tallies = [Tally(3), Tally(5), Tally(7)]
+    first = trainer_of(observers=[*tallies, own := checkpointer()])
+    with own:
+        own.save(first)
+    again = [Tally(0), Tally(0), Tally(0)]
+    assert checkpointer().resume(trainer_of(observers=again))
+    assert [tally.count for tally in again] == [3, 5, 7]
 
 
 def validation_of(monkeypatch, values):

@@ -92,6 +92,26 @@ def test_a_report_sums_up_rows_checkpoints_and_attempts(tmp_path):
     assert report(tmp_path)["checkpoint"] == 4
 
 
+@pytest.mark.parametrize("text", ["", '[{"seconds": 1.0}, {"sec', "\0" * 20, b"\xff"])
+def test_attempts_that_are_half_read_are_one_sentence(tmp_path, text):
+    path = RunFolder(tmp_path).attempts
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(
+        SlmError, match="attempts.json is not whole: .*ask for it again"
+    ):
+        report(tmp_path)
+
+
+def test_rows_are_moved_aside_under_a_free_name(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = [folder.earlier_metrics.name]
+    for _ in range(2):
+        folder.earlier_metrics.touch()
+        names.append(folder.earlier_metrics.name)
+    before = "metrics.before"
+    assert names == [f"{before}.jsonl", f"{before}.2.jsonl", f"{before}.3.jsonl"]
+
+
 def test_a_folder_is_read_without_pytorch():
     code = "import sys, slm.training.folder; print('torch' in sys.modules)"
     command = [sys.executable, "-c", code]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import slm.training.metrics
 from slm.training.config import make_config
 from slm.training.folder import read_metrics
 from slm.training.metrics import Dollars, MetricsFile, gradient_histograms
@@ -114,6 +115,16 @@ def test_rows_of_steps_that_are_done_again_are_cut_off(tmp_path, capsys):
     file.path.unlink()
     file.load_state_dict(state)
     assert not file.path.exists()
+
+
+def test_a_new_file_of_rows_is_forced_with_its_name(tmp_path, monkeypatch):
+    """The checkpoint that counts on the rows must not be on disk before their name."""
+    forced = []
+    monkeypatch.setattr(slm.training.metrics, "force", forced.append)
+    file = MetricsFile(tmp_path / "rows.jsonl")
+    file.on_row({"step": 1})
+    file.state_dict()
+    assert forced == [file.path, tmp_path]
 
 
 def test_dollars_follow_the_seconds():

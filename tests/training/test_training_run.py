@@ -1,11 +1,15 @@
 """slm.training.run: start, stop, go on, refuse; killed at random it ends as if nothing had happened."""
 
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +20,14 @@ import slm.training.trainer
 from slm.data import stories
 from slm.errors import SlmError
 from slm.training.checkpoint import CheckpointError, load_latest
-from slm.training.folder import read_metrics
+from slm.training.folder import RunFolder, read_metrics
 from slm.training.run import (
     Samples,
     code_fingerprint,
     failure_file,
     load_run,
     modules_of_a_run,
+    note_failure,
     stop_signals,
     train,
 )
@@ -161,6 +166,21 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(
     assert (tmp_path / "run/metrics.before.jsonl").read_text() == rows
 
 
+def test_each_start_without_a_checkpoint_keeps_its_rows(tmp_path, config):
+    c, folder = config(), RunFolder(tmp_path / "run")
+    for start in range(3):
+        folder.path.mkdir(exist_ok=True)
+        folder.config.write_text(c.to_yaml())
+        folder.metrics.write_text(f'{{"step": {start}}}\n')
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        shutil.rmtree(folder.model, ignore_errors=True)
+        train(c, run_dir=folder.path, verbose=False)
+    kept = {path.name: path.read_text() for path in folder.path.glob("metrics.before*")}
+    names = [f"metrics.before{number}.jsonl" for number in ("", ".2", ".3")]
+    rows = [f'{{"step": {start}}}\n' for start in range(3)]
+    assert kept == dict(zip(names, rows, strict=True))
+
+
 def test_a_folder_with_files_of_such_names_that_is_no_run_is_left_alone(
     tmp_path, monkeypatch, config
 ):
@@ -257,6 +277,25 @@ def test_a_second_signal_interrupts_if_it_is_meant(monkeypatch, capfd):
     assert capfd.readouterr().err.count("stopping after this step, and saving it") == 1
 
 
+@pytest.mark.parametrize("handler", [None, signal.SIG_IGN, signal.default_int_handler])
+def test_handlers_of_signals_are_put_back(monkeypatch, handler):
+    """None stands for one that Python did not install, and cannot be put back."""
+    put = []
+
+    def install(number, new):
+        put.append(new)
+        return handler
+
+    monkeypatch.setattr(
+        slm.training.run,
+        "signal",
+        SimpleNamespace(**{**vars(signal), "signal": install}),
+    )
+    with stop_signals():
+        pass
+    assert put[2:] == [signal.SIG_DFL if handler is None else handler] * 2
+
+
 def test_a_checkpoint_of_another_precision_or_text_is_refused(
     tmp_path, monkeypatch, config, interrupted
 ):
@@ -297,16 +336,27 @@ def test_what_a_kill_left_behind_is_cleared_away(tmp_path, config, interrupted):
     c = config()
     whole = train(c, run_dir=tmp_path / "whole", verbose=False)
     interrupted(c, tmp_path / "run")
-    (tmp_path / "run/checkpoints/step_00000099.pt.tmp").write_bytes(b"half")
+    folder = tmp_path / "run/checkpoints"
+    mine = ["notes.tmp", "step_00000004.txt.7.tmp", "step_best.pt.7.tmp"]
+    for name in ["step_00000099.pt.123.tmp", *mine]:
+        (folder / name).write_bytes(b"half")
     metrics = tmp_path / "run/metrics.jsonl"
     os.truncate(metrics, metrics.stat().st_size - 20)
     again = train(c, run_dir=tmp_path / "run", verbose=False)
-    assert not list((tmp_path / "run/checkpoints").glob("*.tmp"))
+    assert sorted(path.name for path in folder.glob("*.tmp")) == mine
     assert read_metrics(tmp_path / "run") == again.metrics and again.finished
     assert all(
         torch.equal(a, b)
         for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True)
     )
+
+
+def test_what_a_kill_left_before_the_first_checkpoint_is_cleared_away(tmp_path, config):
+    left = tmp_path / "run/checkpoints/step_00000004.pt.123.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    train(config(max_steps=3), run_dir=tmp_path / "run", verbose=False)
+    assert not left.exists()
 
 
 def test_seconds_count_the_work_before_a_stop(tmp_path, config):
@@ -335,39 +385,15 @@ def test_a_changed_config_is_refused_with_the_keys(tmp_path, config):
     assert train(config(log_every=3), run_dir=tmp_path, verbose=False).finished
 
 
-def test_a_second_process_on_the_same_folder_is_refused(tmp_path, config):
-    c, refusals = config(), []
-
-    def intrude():
-        with pytest.raises(SlmError, match="another process is training") as caught:
-            train(c, run_dir=tmp_path / "run", verbose=False)
-        refusals.append(caught.value)
-
-    train(
-        c,
-        run_dir=tmp_path / "run",
-        on_checkpoint=lambda: None if refusals else intrude(),
-        verbose=False,
-    )
-    assert refusals
-
-
-def test_a_second_process_with_another_folder_for_temporary_files_is_refused_too(
-    tmp_path, config
+def test_a_config_whose_file_cannot_name_a_run_gets_a_name_that_is_said(
+    tmp_path, config, monkeypatch, capsys
 ):
-    c = config()
-    code = "import sys; from slm.training.run import only_process; from pathlib import Path\n"
-    code += f"with only_process(Path({str(tmp_path / 'run')!r})): print('in', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout.readline() == b"in\n"
-        with pytest.raises(SlmError, match="another process is training"):
-            train(c, run_dir=tmp_path / "run", verbose=False)
-        other.stdin.close()
+    monkeypatch.chdir(tmp_path)
+    run = train(dataclasses.replace(config(), name="a&b c"))
+    assert run.run_dir == Path("runs/a-b-c")
+    assert (
+        "'a&b c' cannot name a run, so it is called a-b-c\n" in capsys.readouterr().out
+    )
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, config):
@@ -414,6 +440,28 @@ def test_of_several_failures_the_first_is_told(tmp_path, monkeypatch):
         with pytest.raises(SlmError), failure_file():
             raise SlmError(sentence)
     assert json.loads(path.read_text())["error"] == "the cause"
+
+
+def test_of_failures_at_the_same_moment_one_is_told(tmp_path, monkeypatch):
+    """Another process makes the file, if it still can, while this one finds its words."""
+    path, others = tmp_path / "failure.json", []
+    monkeypatch.setenv("SLM_FAILURE_FILE", str(path))
+
+    def dumps(told):
+        with contextlib.suppress(FileExistsError), open(path, "x") as file:
+            others.append(file.write('"the other"'))
+        return '"this one"'
+
+    monkeypatch.setattr(slm.training.run, "json", SimpleNamespace(dumps=dumps))
+    note_failure(SlmError("it diverged"))
+    assert path.read_text() == ('"the other"' if others else '"this one"')
+
+
+def test_a_failure_that_cannot_be_told_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLM_FAILURE_FILE", str(tmp_path / "file/failure.json"))
+    with pytest.raises(SlmError, match="the cause"), failure_file():
+        raise SlmError("the cause")
 
 
 def test_a_run_without_a_failure_or_a_launcher_writes_nothing(tmp_path, monkeypatch):
