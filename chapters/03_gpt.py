@@ -1163,7 +1163,7 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
         name_or_folder: A folder with `config.json` and `model.safetensors`, as
             `save_pretrained` or `transformers` writes them, or a hub name: "gpt2",
             "gpt2-medium", "gpt2-large", "gpt2-xl" (needs a network once, and
-            `pip install "slm[data]"`).
+            `pip install huggingface_hub`).
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks a file; or the hub

@@ -5,6 +5,7 @@ import importlib.resources
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,77 @@ def named() -> Callable[..., None]:
         assert not verdict.passed and message in verdict.message, verdict
 
     return named
+
+
+HEADER = """\
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   slm:
+#     exports: [{exports}]
+# ---
+
+# %% [markdown]
+# # Softmax
+#
+# How scores become *probabilities*.
+"""
+PURPOSE = '"""What it is for."""'
+
+
+class Repository:
+    """A folder with chapters that a test writes, and the package that is exported from them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def chapter(
+        self,
+        *cells: str,
+        exports: str = "slm/softmax.py",
+        name: str = "01_softmax",
+        docstrings: bool = True,
+    ) -> None:
+        """Write a chapter. A cell that begins with `##` is Markdown; each module gets a docstring if asked."""
+        path = self.root / "chapters" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        text, opened = HEADER.format(exports=exports), set()
+        for cell in cells:
+            mark = re.match(r"#\| export *(\S*)\n", cell)
+            module = mark and (mark[1] or re.sub(r"^slm/|\.py.*", "", exports))
+            if docstrings and mark and module not in opened:
+                opened.add(module)
+                cell = f"{mark[0]}{PURPOSE}\n{cell[mark.end() :]}"
+            if cell.startswith("##"):
+                cell = "\n".join(f"# {line}".rstrip() for line in cell.split("\n"))
+                text += f"\n# %% [markdown]\n{cell}\n"
+            else:
+                text += f"\n# %%\n{cell.strip()}\n"
+        path.write_text(text)
+
+    def module(self, path: str = "slm/softmax.py") -> str:
+        from course.export import export
+
+        return next(
+            module.source for module in export(self.root) if module.path == path
+        )
+
+    def error(self) -> str:
+        from course.export import ExportError, export
+
+        with pytest.raises(ExportError) as refused:
+            export(self.root)
+        return str(refused.value)
+
+    def line(self, text: str, name: str = "01_softmax") -> int:
+        lines = (self.root / "chapters" / f"{name}.py").read_text().splitlines()
+        return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
 
 
 # A shell hands an ignored Ctrl-C to what it starts in the background; some tests, and the processes they start, need it.

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -52,4 +53,22 @@ def test_import_of_the_package_loads_nothing_heavy():
 
 def test_version_stands_once_and_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert slm.__version__ == project["version"] == importlib.metadata.version("slm")
+    installed = importlib.metadata.version(project["name"])
+    assert slm.__version__ == project["version"] == installed
+
+
+def test_nobody_is_told_to_install_a_stranger():
+    """On the public index the name `slm` is another project's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] != "slm"
+    texts = [ROOT / "modal_app.py", ROOT / "README.md", ROOT / "pyproject.toml"]
+    for folder in ("slm", "course", "chapters", "benchmarks"):
+        texts += sorted((ROOT / folder).rglob("*.py"))
+    told = re.compile(r"(install [^\n]*|[\"'])slm(\[|[\"' ]*$)", re.MULTILINE)
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in texts
+        for match in told.finditer(path.read_text(encoding="utf-8"))
+        if "install" in match[0] or "[" in match[0]
+    ]
+    assert not found
