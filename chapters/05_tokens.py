@@ -113,19 +113,20 @@ import functools
 import hashlib
 import heapq
 import itertools
+import json
 import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 import tiktoken
 
 from slm.data import stories
 from slm.errors import SlmError
-from slm.files import answers, user_path, writing
+from slm.files import answers, user_path, write_text, writing
 
 # %%
 #| export
@@ -451,10 +452,18 @@ class Tokenizer(tiktoken.Encoding):
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a `.tiktoken` file, or one into a folder; returns the file's path."""
+    def save(
+        self, path: str | os.PathLike[str], context_length: int | None = None
+    ) -> Path:
+        """Write a `.tiktoken` file, or one into a folder; returns the file's path.
+
+        A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
+        `transformers`; `context_length` is how many tokens the model behind it reads.
+        """
         file = Path(path)
-        file = file if file.suffix == ".tiktoken" else file / RANKS_FILE
+        if file.suffix != ".tiktoken":
+            write_published(file, self.ranks, context_length)
+            file = file / RANKS_FILE
         with writing(file) as part:
             part.write_bytes(self.ranks_file())
         return file
@@ -495,6 +504,126 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise SlmError(f"{file} is damaged: {why}")
     return Tokenizer(file.parent.name if file.name == RANKS_FILE else file.stem, ranks)
 
+
+# %% [markdown]
+# ## For other programs
+#
+# Who trains a model wants to hand it on, and the programs that open one, above all
+# `transformers`, read a tokenizer from two files of their own: `tokenizer.json` and
+# `tokenizer_config.json`. So `save` writes these into a folder, too. They must give the
+# very same ids, or the model is asked in a spelling that it has never seen.
+#
+# One thing is told differently there. We join the pair whose *token* has the lowest
+# rank. These programs keep a list of *pairs*, as training found them, and join the pair
+# that stands first. Are the pairs lost, when only the ranks were kept? No: encode the
+# bytes of a token as if it were not known itself. What is left are two parts, and they
+# are its pair.
+
+
+# %%
+#| export
+def merge_pairs(ranks: dict[bytes, int]) -> list[Pair]:
+    """The two parts that each token is joined from, in the order of the ranks.
+
+    A byte has none, and neither has a token that no merges lead to.
+    """
+    token_of = {rank: token for token, rank in ranks.items()}
+    known, pairs = dict(ranks), []
+    for rank, token in sorted(token_of.items()):
+        known[token] = len(ranks)  # the rank of what is no token
+        ids = encode_word(token, known)
+        known[token] = rank
+        if len(ids) == 2:
+            pairs.append((token_of[ids[0]], token_of[ids[1]]))
+    return pairs
+
+
+# %% tags=["nbval-check-output"]
+print(merge_pairs(finished.ranks)[:4])
+pony = [pair for pair in merge_pairs(finished.ranks) if b"".join(pair) == b" pony"]
+print(pony)
+
+# %% [markdown]
+# Why is there only one pair? Nothing outside a token's bytes was joined with them
+# before the token was complete, so within these bytes the merges went in the same order
+# as if they had stood alone. (It need not be a pair of *lower* ranks: a part may have
+# been found later than the whole, by another road.) GPT-2's own list of pairs, which
+# OpenAI published beside the vocabulary, comes out again, all 50,000.
+#
+# The second difference is the spelling. JSON holds text, and a token may be half a
+# character, so each byte is written as a letter: a byte that can be seen as its own
+# character, the others as the characters from 256 on. A space becomes Ġ, which you will
+# meet wherever somebody prints GPT-2's tokens. `ByteLevel` means this alphabet, and the
+# pattern of GPT-2 with it; it is our `PATTERN`, written a little longer.
+# `ignore_merges` lets a whole word that is a token be that token, as in `tiktoken`. So
+# all ranks can be said. One that spells `<|endoftext|>` would have no place beside the
+# special token of that name; no word is spelled so, and no text has it.
+
+
+# %%
+#| export
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letter for each byte: its own if it is visible, else one from 256 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    own = {byte: chr(byte) for byte in visible}
+    return own | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
+    """What `tokenizer.json` holds: all that encodes and decodes, for `tokenizers`."""
+    letters, end = byte_letters(), len(ranks)
+    name = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    by_rank = sorted(ranks, key=lambda token: ranks[token])
+    how = ("single_word", "lstrip", "rstrip", "normalized")
+    marker = {"id": end, "content": END_OF_TEXT, **dict.fromkeys(how, False)}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
+    model = {
+        "type": "BPE",
+        "ignore_merges": True,
+        "vocab": {name[token]: ranks[token] for token in by_rank} | {END_OF_TEXT: end},
+        "merges": [[name[a], name[b]] for a, b in merge_pairs(ranks)],
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [marker | {"special": True}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": model,
+    }
+
+
+def write_published(
+    folder: Path, ranks: dict[bytes, int], context_length: int | None = None
+) -> None:
+    """Write the two files that `transformers.AutoTokenizer` opens.
+
+    A text's own `<|endoftext|>` is the special token there, unless it is asked with
+    `split_special_tokens=True`.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT),
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if context_length is not None:
+        config["model_max_length"] = context_length
+    files = {"tokenizer.json": tokenizer_json(ranks), "tokenizer_config.json": config}
+    for name, said in files.items():
+        text = json.dumps(said, ensure_ascii=False, indent=1)
+        write_text(folder / name, text + "\n")
+
+
+# %% tags=["nbval-check-output"]
+said = tokenizer_json(finished.ranks)
+print(said["model"]["merges"][:4], said["added_tokens"][0]["id"])
+print([token for token in said["model"]["vocab"] if "pon" in token])
 
 # %% [markdown]
 # ## Three tokenizers, one door
