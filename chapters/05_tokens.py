@@ -508,15 +508,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 # %% [markdown]
 # ## For other programs
 #
-# Who trains a model wants to hand it on, and the programs that open one, above all
-# `transformers`, read a tokenizer from two files of their own: `tokenizer.json` and
+# Whoever trains a model wants to hand it on. The programs that open one, above all
+# `transformers`, read a tokenizer from two files of their own, `tokenizer.json` and
 # `tokenizer_config.json`. So `save` writes these into a folder, too. They must give the
-# very same ids, or the model is asked in a spelling that it has never seen.
+# very same ids, for the same reason as before: another spelling is one that the model
+# has never seen.
 #
 # One thing is told differently there. We join the pair whose *token* has the lowest
-# rank. These programs keep a list of *pairs*, as training found them, and join the pair
-# that stands first. Are the pairs lost, when only the ranks were kept? No: encode the
-# bytes of a token as if it were not known itself. What is left are two parts, and they
+# rank. They keep a list of *pairs*, in the order in which training found them, and join
+# the pair that stands first. Only ranks were saved: are the pairs lost? No. Encode the
+# bytes of a token as if the token itself were not known. Two parts are left, and they
 # are its pair.
 
 
@@ -539,25 +540,28 @@ def merge_pairs(ranks: dict[bytes, int]) -> list[Pair]:
 
 
 # %% tags=["nbval-check-output"]
-print(merge_pairs(finished.ranks)[:4])
-pony = [pair for pair in merge_pairs(finished.ranks) if b"".join(pair) == b" pony"]
-print(pony)
+pairs_of = {a + b: (a, b) for a, b in merge_pairs(finished.ranks)}
+for token in (b" upon", b" pond"):
+    print(token, "is joined from", *pairs_of[token])
 
 # %% [markdown]
-# Why is there only one pair? Nothing outside a token's bytes was joined with them
-# before the token was complete, so within these bytes the merges went in the same order
-# as if they had stood alone. (It need not be a pair of *lower* ranks: a part may have
-# been found later than the whole, by another road.) GPT-2's own list of pairs, which
-# OpenAI published beside the vocabulary, comes out again, all 50,000.
+# Why can there be only one pair? Before a token is complete, none of its bytes has been
+# joined with one outside, so within it the merges went as if it had stood alone. The
+# pairs of GPT-2, which OpenAI published beside its vocabulary, come out of its ranks
+# again, all 50,000 in their order; the tests of the package compare them.
 #
 # The second difference is the spelling. JSON holds text, and a token may be half a
-# character, so each byte is written as a letter: a byte that can be seen as its own
-# character, the others as the characters from 256 on. A space becomes Ġ, which you will
-# meet wherever somebody prints GPT-2's tokens. `ByteLevel` means this alphabet, and the
-# pattern of GPT-2 with it; it is our `PATTERN`, written a little longer.
-# `ignore_merges` lets a whole word that is a token be that token, as in `tiktoken`. So
-# all ranks can be said. One that spells `<|endoftext|>` would have no place beside the
-# special token of that name; no word is spelled so, and no text has it.
+# character. So each byte is written as a letter: a visible one as itself, the others as
+# the characters from 256 on. A space becomes Ġ, which you meet wherever somebody prints
+# GPT-2's tokens. `ByteLevel` names this alphabet, and with it GPT-2's pattern for
+# words, which is our `PATTERN` written a little longer. `ignore_merges` lets a word
+# that is a token be that token at once, as `tiktoken` does, even if no merges lead to
+# it. With it any ranks can be told, but for one: a rank that spells `<|endoftext|>` has
+# no place beside the special token of that name. No text needs it, since the pattern
+# cuts these characters into three words.
+#
+# Our own `load_tokenizer` goes on reading the ranks. It takes no `tokenizer.json`,
+# since that of another model may have any pattern, alphabet and rules.
 
 
 # %%
@@ -622,7 +626,7 @@ def write_published(
 
 # %% tags=["nbval-check-output"]
 said = tokenizer_json(finished.ranks)
-print(said["model"]["merges"][:4], said["added_tokens"][0]["id"])
+print(said["model"]["merges"][:4])
 print([token for token in said["model"]["vocab"] if "pon" in token])
 
 # %% [markdown]

@@ -18,7 +18,8 @@
 # on: files that are whole or not there, mistakes that are told in a sentence, and
 # GPT-2's published format. It exports `publish`, `writing` and `write_text`,
 # `SlmError`, `settings` and `section`, `check_run_name` and `answers`, and
-# `find_pretrained`, `read_shape`, `read_weights` and `write_pretrained`.
+# `find_pretrained`, `read_shape`, `read_weights`, `told_of_generation` and
+# `write_pretrained`.
 #
 # *Runs in about 10 seconds on two cores.*
 
@@ -489,10 +490,10 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 #
 # ## Names, paths, servers
 #
-# Three small questions are asked before work begins, because their answers come too late
-# otherwise. *Can this be a folder's name?* A run is a folder here and in the cloud, so
-# its name must be safe for both, and must not lead out of the folder of runs: no slash,
-# and no dot in front, since `..` is a name, too.
+# Three small questions are asked before work begins, because their answers come too
+# late otherwise. *Can this be a folder's name?* A run is a folder here and in the
+# cloud, so its name must be safe for both, and must not lead out of the folder of runs:
+# no slash, and no dot in front, since `..` is a name, too.
 
 
 # %%
@@ -555,10 +556,10 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 # %% [markdown]
-# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument do
-# not, and a folder that is really called `~` helps nobody. `user_path` treats all paths
-# that a user writes alike. A variable that is not set is refused; a shell would take
-# it for nothing, and `$DATA/text` for `/text`.
+# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
+# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
+# paths that a user writes alike. A variable that is not set is refused; a shell would
+# take it for nothing, and `$DATA/text` for `/text`.
 #
 # *Is there a network?* Libraries that download try again for minutes before they give
 # up. `answers` knows after a second. Here is the worst case, a server that accepts the
@@ -667,6 +668,17 @@ def told_of_generation(
             generation["suppress_tokens"] = padding
     return ends | config, ends | generation
 
+
+# %% [markdown]
+# For a vocabulary that was padded to 1,026 ids, two more than the tokenizer of the
+# stories has:
+
+# %% tags=["nbval-check-output"]
+from slm.data.tokenizer import get_tokenizer
+
+sizes = {"vocab_size": 1026, "context_length": 128}
+for said in told_of_generation(sizes, get_tokenizer("stories")):
+    print(*(f"{key}: {value}" for key, value in said.items()), sep=", ")
 
 # %% [markdown]
 # Then the files. A full disk is an `OSError` whoever notices it, so the library's own
