@@ -1136,22 +1136,29 @@ for sizes, batch_size in (
 # A published model can be loaded, and what you train can be opened by every program
 # that opens GPT-2. The files and their names are dealt with in [files and
 # errors](#files); what is left for the model is to hand over its shape and its
-# parameters, or to take them.
+# parameters, or to take them. Whoever opens a model needs its
+# [tokenizer](#tokens), too, so it may be saved along with it.
 
 
 # %%
 #| export model/gpt
 @course.add_to(GPT)
-def save_pretrained(self, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`, which `transformers` opens.
+def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+    """Write a folder that `transformers` opens.
 
-    Existing files of these names are replaced, each in one step.
+    Existing files of the same names are replaced, each in one step.
+
+    Args:
+        folder: Where to; it is made.
+        tokenizer: The `Tokenizer` that the model was trained with. It completes the
+            folder, by its own files and by the id that ends a text.
 
     Raises:
         OSError: The disk is full or not writable.
     """
     weights = {name: weight.detach() for name, weight in self.named_parameters()}
-    write_pretrained(Path(folder), dataclasses.asdict(self.config), weights)
+    shape = dataclasses.asdict(self.config)
+    write_pretrained(Path(folder), shape, weights, tokenizer)
 
 
 @course.add_to(GPT)
@@ -1204,7 +1211,8 @@ print("saved and loaded, equal logits:", torch.equal(fresh(ids), loaded(ids)))
 # | `hidden(tokens, caches, start)` | the stream below the logits `(B, T, D)`, caches* |
 # | `loss(tokens, targets)` | mean nats per target that is not `IGNORE` |
 # | `tables()` | the embeddings, which an optimizer treats apart from other matrices |
-# | `save_pretrained(folder)`, `from_pretrained(folder)` | its files |
+# | `save_pretrained(folder, tokenizer)` | writes its files, and the tokenizer's |
+# | `from_pretrained(folder)` | a model from its files |
 #
 # (*) For each block a function that keeps keys and values, or `None`.
 #

@@ -113,19 +113,20 @@ import functools
 import hashlib
 import heapq
 import itertools
+import json
 import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 import tiktoken
 
 from slm.data import stories
 from slm.errors import SlmError
-from slm.files import answers, user_path, writing
+from slm.files import answers, user_path, write_text, writing
 
 # %%
 #| export
@@ -528,10 +529,18 @@ class Tokenizer(tiktoken.Encoding):
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a `.tiktoken` file, or one into a folder; returns the file's path."""
+    def save(
+        self, path: str | os.PathLike[str], context_length: int | None = None
+    ) -> Path:
+        """Write a `.tiktoken` file, or one into a folder; returns the file's path.
+
+        A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
+        `transformers`; `context_length` is how many tokens the model behind it reads.
+        """
         file = Path(path)
-        file = file if file.suffix == ".tiktoken" else file / RANKS_FILE
+        if file.suffix != ".tiktoken":
+            write_published(file, self.ranks, context_length)
+            file = file / RANKS_FILE
         with writing(file) as part:
             part.write_bytes(self.ranks_file())
         return file
@@ -575,6 +584,130 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise SlmError(f"{file} is damaged: {why}")
     return Tokenizer(file.parent.name if file.name == RANKS_FILE else file.stem, ranks)
 
+
+# %% [markdown]
+# ## For other programs
+#
+# Whoever trains a model wants to hand it on. The programs that open one, above all
+# `transformers`, read a tokenizer from two files of their own, `tokenizer.json` and
+# `tokenizer_config.json`. So `save` writes these into a folder, too. They must give the
+# very same ids, for the same reason as before: another spelling is one that the model
+# has never seen.
+#
+# One thing is told differently there. We join the pair whose *token* has the lowest
+# rank. They keep a list of *pairs*, in the order in which training found them, and join
+# the pair that stands first. Only ranks were saved: are the pairs lost? No. Encode the
+# bytes of a token as if the token itself were not known. Two parts are left, and they
+# are its pair.
+
+
+# %%
+#| export
+def merge_pairs(ranks: dict[bytes, int]) -> list[Pair]:
+    """The two parts that each token is joined from, in the order of the ranks.
+
+    A byte has none, and neither has a token that no merges lead to.
+    """
+    token_of = {rank: token for token, rank in ranks.items()}
+    known, pairs = dict(ranks), []
+    for rank, token in sorted(token_of.items()):
+        known[token] = len(ranks)  # the rank of what is no token
+        ids = encode_word(token, known)
+        known[token] = rank
+        if len(ids) == 2:
+            pairs.append((token_of[ids[0]], token_of[ids[1]]))
+    return pairs
+
+
+# %% tags=["nbval-check-output"]
+pairs_of = {a + b: (a, b) for a, b in merge_pairs(finished.ranks)}
+for token in (b" upon", b" pond"):
+    print(token, "is joined from", *pairs_of[token])
+
+# %% [markdown]
+# Why can there be only one pair? Before a token is complete, none of its bytes has been
+# joined with one outside, so within it the merges went as if it had stood alone. The
+# pairs of GPT-2, which OpenAI published beside its vocabulary, come out of its ranks
+# again, all 50,000 in their order; the tests of the package compare them.
+#
+# The second difference is the spelling. JSON holds text, and a token may be half a
+# character. So each byte is written as a letter: a visible one as itself, the others as
+# the characters from 256 on. A space becomes Ġ, which you meet wherever somebody prints
+# GPT-2's tokens. `ByteLevel` names this alphabet, and with it GPT-2's pattern for
+# words, which is our `PATTERN` written a little longer. `ignore_merges` lets a word
+# that is a token be that token at once, as `tiktoken` does, even if no merges lead to
+# it. With it any ranks can be told, but for one: a rank that spells `<|endoftext|>` has
+# no place beside the special token of that name. No text needs it, since the pattern
+# cuts these characters into three words.
+#
+# Our own `load_tokenizer` goes on reading the ranks. It takes no `tokenizer.json`,
+# since that of another model may have any pattern, alphabet and rules.
+
+
+# %%
+#| export
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letter for each byte: its own if it is visible, else one from 256 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    own = {byte: chr(byte) for byte in visible}
+    return own | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
+    """What `tokenizer.json` holds: all that encodes and decodes, for `tokenizers`."""
+    letters, end = byte_letters(), len(ranks)
+    name = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    by_rank = sorted(ranks, key=lambda token: ranks[token])
+    how = ("single_word", "lstrip", "rstrip", "normalized")
+    marker = {"id": end, "content": END_OF_TEXT, **dict.fromkeys(how, False)}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
+    model = {
+        "type": "BPE",
+        "ignore_merges": True,
+        "vocab": {name[token]: ranks[token] for token in by_rank} | {END_OF_TEXT: end},
+        "merges": [[name[a], name[b]] for a, b in merge_pairs(ranks)],
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [marker | {"special": True}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": model,
+    }
+
+
+def write_published(
+    folder: Path, ranks: dict[bytes, int], context_length: int | None = None
+) -> None:
+    """Write the two files that `transformers.AutoTokenizer` opens.
+
+    A text's own `<|endoftext|>` is the special token there, unless it is asked with
+    `split_special_tokens=True`.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT),
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if context_length is not None:
+        config["model_max_length"] = context_length
+    files = {"tokenizer.json": tokenizer_json(ranks), "tokenizer_config.json": config}
+    for name, said in files.items():
+        text = json.dumps(said, ensure_ascii=False, indent=1)
+        write_text(folder / name, text + "\n")
+
+
+# %% tags=["nbval-check-output"]
+said = tokenizer_json(finished.ranks)
+print(said["model"]["merges"][:4])
+print([token for token in said["model"]["vocab"] if "pon" in token])
 
 # %% [markdown]
 # ## Three tokenizers, one door

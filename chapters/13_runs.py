@@ -596,8 +596,7 @@ def train_and_save(
     config, model = trainer.config, trainer.model
     finished = trainer.step >= config.training.max_steps
     if first and finished:
-        model.save_pretrained(folder.unfinished_model)
-        tokenizer.save(folder.unfinished_model)
+        model.save_pretrained(folder.unfinished_model, tokenizer)
         publish(folder.unfinished_model, folder.model)
         if checkpointer.on_checkpoint:
             checkpointer.on_checkpoint()

@@ -18,7 +18,8 @@
 # on: files that are whole or not there, mistakes that are told in a sentence, and
 # GPT-2's published format. It exports `publish`, `writing` and `write_text`,
 # `SlmError`, `settings` and `section`, `check_run_name` and `answers`, and
-# `find_pretrained`, `read_shape`, `read_weights` and `write_pretrained`.
+# `find_pretrained`, `read_shape`, `read_weights`, `told_of_generation` and
+# `write_pretrained`.
 #
 # *Runs in about 10 seconds on two cores.*
 
@@ -715,6 +716,7 @@ with socket.socket() as silent:
 # %%
 #| export model/pretrained
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GENERATION = "generation_config.json"
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 TABLES = {"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f"}
@@ -757,35 +759,86 @@ for name in (
     print(f"{name:31}", *published_name(name))
 
 # %% [markdown]
-# Writing is then a translation and two files. A full disk is an `OSError` whoever
-# notices it, so the library's own error becomes one.
+# Writing is then a translation. A third file, `generation_config.json`, says how other
+# programs are to write with the model. They know nothing of what our own
+# [generation](#generation) takes care of, so it is told to them: which id ends a text;
+# that the context ends somewhere; that ids which the tokenizer does not have, in a
+# vocabulary that was padded, are never drawn (they would be decoded to nothing); and,
+# as the `prefix` of a prompt, the end-of-text token behind which every text of the
+# training began. All of that needs the tokenizer. Without one the ids stay open, since
+# a wrong id would be worse than none.
+
+
+# %%
+#| export model/pretrained
+def told_of_generation(
+    shape: Mapping[str, Any], tokenizer: Any = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `config.json` and `generation_config.json` say of how texts are written.
+
+    Args:
+        shape: The model's sizes by our names.
+        tokenizer: What has `eot_token`, `n_vocab` and `decode`; None if it is unknown.
+    """
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    config, generation = {}, {"max_length": shape["context_length"]}
+    if tokenizer is None:
+        ends = dict.fromkeys(ids)
+    else:
+        end = tokenizer.eot_token
+        ends = dict.fromkeys(ids, end)
+        config["prefix"] = tokenizer.decode([end])
+        if padding := list(range(tokenizer.n_vocab, shape["vocab_size"])):
+            generation["suppress_tokens"] = padding
+    return ends | config, ends | generation
+
+
+# %% [markdown]
+# For a vocabulary that was padded to 1,026 ids, two more than the tokenizer of the
+# stories has:
+
+# %% tags=["nbval-check-output"]
+from slm.data.tokenizer import get_tokenizer
+
+sizes = {"vocab_size": 1026, "context_length": 128}
+for said in told_of_generation(sizes, get_tokenizer("stories")):
+    print(*(f"{key}: {value}" for key, value in said.items()), sep=", ")
+
+# %% [markdown]
+# Then the files. A full disk is an `OSError` whoever notices it, so the library's own
+# error becomes one.
 
 
 # %%
 #| export model/pretrained
 def write_pretrained(
-    folder: Path, shape: Mapping[str, Any], weights: Mapping[str, Tensor]
+    folder: Path,
+    shape: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: Any = None,
 ) -> None:
-    """Write `config.json` and `model.safetensors`, each replaced in one step.
+    """Write a model's files, and its tokenizer's, each replaced in one step.
 
     Args:
         folder: Where to; it is made.
         shape: The model's sizes, and its dropout, by our names.
         weights: Its parameters by our names.
+        tokenizer: As for `told_of_generation`; it is saved into the folder as well.
 
     Raises:
         OSError: The disk is full or not writable.
     """
+    config, generation = told_of_generation(shape, tokenizer)
     published: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         **{theirs: shape[ours] for ours, theirs in SIZES.items()},
+        "n_ctx": shape["context_length"],  # the older name, which converters read
         "layer_norm_epsilon": 1e-5,
         **dict.fromkeys(DROPOUTS, shape["dropout"]),
         "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **config,
     }
     stored = {}
     for name, weight in weights.items():
@@ -797,7 +850,10 @@ def write_pretrained(
     except SafetensorError as error:
         what = f"{folder / WEIGHTS} could not be written"
         raise OSError(f"{what}: {error}") from error
-    write_text(folder / CONFIG, json.dumps(published, indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(folder, shape["context_length"])
+    for name, said in {GENERATION: generation, CONFIG: published}.items():
+        write_text(folder / name, json.dumps(said, indent=2) + "\n")
 
 
 # %% [markdown]

@@ -13,19 +13,20 @@ import functools
 import hashlib
 import heapq
 import itertools
+import json
 import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 import tiktoken
 
 from slm.data import stories
 from slm.errors import SlmError
-from slm.files import answers, user_path, writing
+from slm.files import answers, user_path, write_text, writing
 
 # First, words are cut
 
@@ -180,10 +181,18 @@ class Tokenizer(tiktoken.Encoding):
         ordered = sorted(self.ranks.items(), key=lambda item: item[1])
         return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a `.tiktoken` file, or one into a folder; returns the file's path."""
+    def save(
+        self, path: str | os.PathLike[str], context_length: int | None = None
+    ) -> Path:
+        """Write a `.tiktoken` file, or one into a folder; returns the file's path.
+
+        A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
+        `transformers`; `context_length` is how many tokens the model behind it reads.
+        """
         file = Path(path)
-        file = file if file.suffix == ".tiktoken" else file / RANKS_FILE
+        if file.suffix != ".tiktoken":
+            write_published(file, self.ranks, context_length)
+            file = file / RANKS_FILE
         with writing(file) as part:
             part.write_bytes(self.ranks_file())
         return file
@@ -215,6 +224,83 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         why = "it must hold all 256 bytes, and every rank from 0 on once"
         raise SlmError(f"{file} is damaged: {why}")
     return Tokenizer(file.parent.name if file.name == RANKS_FILE else file.stem, ranks)
+
+
+# For other programs
+
+
+def merge_pairs(ranks: dict[bytes, int]) -> list[Pair]:
+    """The two parts that each token is joined from, in the order of the ranks.
+
+    A byte has none, and neither has a token that no merges lead to.
+    """
+    token_of = {rank: token for token, rank in ranks.items()}
+    known, pairs = dict(ranks), []
+    for rank, token in sorted(token_of.items()):
+        known[token] = len(ranks)  # the rank of what is no token
+        ids = encode_word(token, known)
+        known[token] = rank
+        if len(ids) == 2:
+            pairs.append((token_of[ids[0]], token_of[ids[1]]))
+    return pairs
+
+
+def byte_letters() -> dict[int, str]:
+    """GPT-2's letter for each byte: its own if it is visible, else one from 256 on."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    own = {byte: chr(byte) for byte in visible}
+    return own | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
+    """What `tokenizer.json` holds: all that encodes and decodes, for `tokenizers`."""
+    letters, end = byte_letters(), len(ranks)
+    name = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    by_rank = sorted(ranks, key=lambda token: ranks[token])
+    how = ("single_word", "lstrip", "rstrip", "normalized")
+    marker = {"id": end, "content": END_OF_TEXT, **dict.fromkeys(how, False)}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": True,
+    }
+    model = {
+        "type": "BPE",
+        "ignore_merges": True,
+        "vocab": {name[token]: ranks[token] for token in by_rank} | {END_OF_TEXT: end},
+        "merges": [[name[a], name[b]] for a, b in merge_pairs(ranks)],
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [marker | {"special": True}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": model,
+    }
+
+
+def write_published(
+    folder: Path, ranks: dict[bytes, int], context_length: int | None = None
+) -> None:
+    """Write the two files that `transformers.AutoTokenizer` opens.
+
+    A text's own `<|endoftext|>` is the special token there, unless it is asked with
+    `split_special_tokens=True`.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT),
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if context_length is not None:
+        config["model_max_length"] = context_length
+    files = {"tokenizer.json": tokenizer_json(ranks), "tokenizer_config.json": config}
+    for name, said in files.items():
+        text = json.dumps(said, ensure_ascii=False, indent=1)
+        write_text(folder / name, text + "\n")
 
 
 # Three tokenizers, one door

@@ -153,16 +153,22 @@ class GPT(nn.Module):
         table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)
         return _ChunkedCrossEntropy.apply(stream, table, y, torch.is_grad_enabled())
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which `transformers` opens.
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write a folder that `transformers` opens.
 
-        Existing files of these names are replaced, each in one step.
+        Existing files of the same names are replaced, each in one step.
+
+        Args:
+            folder: Where to; it is made.
+            tokenizer: The `Tokenizer` that the model was trained with. It completes the
+                folder, by its own files and by the id that ends a text.
 
         Raises:
             OSError: The disk is full or not writable.
         """
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
-        write_pretrained(Path(folder), dataclasses.asdict(self.config), weights)
+        shape = dataclasses.asdict(self.config)
+        write_pretrained(Path(folder), shape, weights, tokenizer)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":

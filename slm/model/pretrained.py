@@ -21,6 +21,7 @@ from slm.files import write_text, writing
 # GPT-2's published format
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GENERATION = "generation_config.json"
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 TABLES = {"token_embedding": "wte", "position_embedding": "wpe", "norm": "ln_f"}
@@ -53,29 +54,56 @@ def published_name(name: str) -> tuple[str, bool]:
     return f"transformer.h.{layer}.{PARTS[part]}.{kind}", transposed
 
 
+def told_of_generation(
+    shape: Mapping[str, Any], tokenizer: Any = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `config.json` and `generation_config.json` say of how texts are written.
+
+    Args:
+        shape: The model's sizes by our names.
+        tokenizer: What has `eot_token`, `n_vocab` and `decode`; None if it is unknown.
+    """
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    config, generation = {}, {"max_length": shape["context_length"]}
+    if tokenizer is None:
+        ends = dict.fromkeys(ids)
+    else:
+        end = tokenizer.eot_token
+        ends = dict.fromkeys(ids, end)
+        config["prefix"] = tokenizer.decode([end])
+        if padding := list(range(tokenizer.n_vocab, shape["vocab_size"])):
+            generation["suppress_tokens"] = padding
+    return ends | config, ends | generation
+
+
 def write_pretrained(
-    folder: Path, shape: Mapping[str, Any], weights: Mapping[str, Tensor]
+    folder: Path,
+    shape: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: Any = None,
 ) -> None:
-    """Write `config.json` and `model.safetensors`, each replaced in one step.
+    """Write a model's files, and its tokenizer's, each replaced in one step.
 
     Args:
         folder: Where to; it is made.
         shape: The model's sizes, and its dropout, by our names.
         weights: Its parameters by our names.
+        tokenizer: As for `told_of_generation`; it is saved into the folder as well.
 
     Raises:
         OSError: The disk is full or not writable.
     """
+    config, generation = told_of_generation(shape, tokenizer)
     published: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         **{theirs: shape[ours] for ours, theirs in SIZES.items()},
+        "n_ctx": shape["context_length"],  # the older name, which converters read
         "layer_norm_epsilon": 1e-5,
         **dict.fromkeys(DROPOUTS, shape["dropout"]),
         "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **config,
     }
     stored = {}
     for name, weight in weights.items():
@@ -87,7 +115,10 @@ def write_pretrained(
     except SafetensorError as error:
         what = f"{folder / WEIGHTS} could not be written"
         raise OSError(f"{what}: {error}") from error
-    write_text(folder / CONFIG, json.dumps(published, indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(folder, shape["context_length"])
+    for name, said in {GENERATION: generation, CONFIG: published}.items():
+        write_text(folder / name, json.dumps(said, indent=2) + "\n")
 
 
 def find_pretrained(name_or_folder: str | Path) -> tuple[Path, Path]:

@@ -99,6 +99,7 @@ def test_weights_that_cannot_be_written_are_an_os_error(tmp_path, monkeypatch):
         small(d_ff=64).save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
+        "generation_config.json",
         "model.safetensors",
     }
     assert GPT.from_pretrained(tmp_path).config == first.config
