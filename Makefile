@@ -1,6 +1,6 @@
 # make book    set up .venv, export the package, run the chapters, render the book
 # make test    set up .venv and run every check
-# make lab     open JupyterLab on the chapters
+# make lab     open JupyterLab on the chapters; LAB="--allow-root --port 9000" hands options on
 # make export  write slm/ from the chapters          make chapters  run them and keep their outputs (for authors)
 # make train   train the model of configs/stories_cpu.yaml
 # make clean   remove what `make book` and `make test` made; never .venv, runs/ or data/
@@ -37,7 +37,7 @@ test: $(STAMP)
 	$(OFFLINE) $(PY) -m pytest -n 3 --dist loadfile tests
 
 lab: export
-	$(PY) -m jupyterlab chapters/01_attention.ipynb --config=course/lab.py --ServerApp.root_dir="$(CURDIR)"
+	$(PY) -m jupyterlab chapters/01_attention.ipynb --config=course/lab.py --ServerApp.root_dir="$(CURDIR)" $(LAB)
 
 export: $(STAMP)
 	$(PY) -m course export

@@ -84,6 +84,7 @@ import importlib.util
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +483,23 @@ class WandbConfig:
     tags: list[str] = Field(
         default_factory=list, description="labels to find the run by"
     )
+
+    @field_validator("project", "name")
+    @classmethod
+    def _is_taken(cls, text: str | None) -> str | None:
+        """What the server would refuse, after data and model are made."""
+        if text is not None and (re.search(r"[/\\#?%:]", text) or not text.strip()):
+            raise ValueError("allowed is a text without / \\ # ? % :")
+        if len(text or "") > 128:
+            raise ValueError("allowed are at most 128 signs")
+        return text
+
+    @field_validator("tags")
+    @classmethod
+    def _are_taken(cls, tags: list[str]) -> list[str]:
+        if not all(1 <= len(tag) <= 64 for tag in tags):
+            raise ValueError("allowed are tags of 1 to 64 signs")
+        return tags
 
 
 @settings
@@ -968,14 +986,14 @@ class WandbLogger(Observer):
 
     def __init__(self, config: RunConfig, folder: Path | None = None) -> None:
         self.config, self.folder = config, folder
-        self.id = uuid.uuid4().hex[:8]
+        self.id, self.known = uuid.uuid4().hex[:8], False
         self.run: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"id": self.id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.id = state.get("id", self.id)
+        self.id, self.known = state.get("id", self.id), True
 
     def on_start(self, trainer: Any) -> None:
         """Open the run, a new one or the one that the checkpoint names."""
@@ -988,22 +1006,13 @@ class WandbLogger(Observer):
             entity=section.entity,
             name=section.name or self.config.name,
             tags=section.tags,
-            id=self.id,
             resume="allow",
             config=self.config.as_dict(),
             dir=self.folder,
             settings=wandb.Settings(init_timeout=30),
         )
-        try:
-            run: Any = begin()
-        except wandb.errors.Error as error:  # no training is worth less than its log
-            why = str(error).splitlines()[0]
-            later = "it is logged offline: `wandb sync` sends it later"
-            print(f"Weights & Biases cannot be reached ({why}); {later}")
-            wandb.teardown()  # it would say that the id is in use
-            run = begin(mode="offline")
-        run.define_metric("*", step_metric="train/tokens_seen")
-        self.run = run
+        self.run = self._opened(begin)
+        self.run.define_metric("*", step_metric="train/tokens_seen")
 
     def on_row(self, row: dict[str, Any]) -> None:
         if self.run is not None:
@@ -1013,6 +1022,39 @@ class WandbLogger(Observer):
     def on_end(self) -> None:
         if self.run is not None:
             self.run.finish()
+
+
+# %% [markdown]
+# The server may refuse. If it cannot be reached, the log is kept in a folder. If the
+# run was deleted there, its id is refused for days, and a log under that id would be
+# refused again when it is sent: so a run that goes on is tried once more under a new
+# id, which the next checkpoint keeps. What the server would refuse in any case, such as
+# a project called `a/b`, the config refuses before data and model are made.
+
+
+# %% tags=["hide-input"]
+#| export training/metrics
+@add_to(WandbLogger)
+def _opened(self, begin: Callable[..., Any]) -> Any:
+    """The run at the server; a new one where it was deleted there; else offline."""
+    import wandb
+
+    why, new = "", uuid.uuid4().hex[:8]
+    for name in [self.id, new] if self.known else [self.id]:
+        try:
+            run = begin(id=name)
+        except wandb.errors.Error as error:  # no training is worth less than a log
+            why = str(error).splitlines()[0]
+            wandb.teardown()  # it would say that the id is in use
+            continue
+        if name != self.id:
+            now = f"the run goes on there as a new one, {name}"
+            print(f"Weights & Biases did not take {self.id} again ({why}); {now}")
+            self.id = name
+        return run
+    later = "it is logged offline: `wandb sync` sends it later"
+    print(f"Weights & Biases did not take the run ({why}); {later}")
+    return begin(id=self.id, mode="offline")
 
 
 def _for_wandb(value: Any) -> Any:

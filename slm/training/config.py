@@ -179,6 +179,23 @@ class WandbConfig:
         default_factory=list, description="labels to find the run by"
     )
 
+    @field_validator("project", "name")
+    @classmethod
+    def _is_taken(cls, text: str | None) -> str | None:
+        """What the server would refuse, after data and model are made."""
+        if text is not None and (re.search(r"[/\\#?%:]", text) or not text.strip()):
+            raise ValueError("allowed is a text without / \\ # ? % :")
+        if len(text or "") > 128:
+            raise ValueError("allowed are at most 128 signs")
+        return text
+
+    @field_validator("tags")
+    @classmethod
+    def _are_taken(cls, tags: list[str]) -> list[str]:
+        if not all(1 <= len(tag) <= 64 for tag in tags):
+            raise ValueError("allowed are tags of 1 to 64 signs")
+        return tags
+
 
 @settings
 class ModalConfig:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,14 @@ class WandbLogger(Observer):
 
     def __init__(self, config: RunConfig, folder: Path | None = None) -> None:
         self.config, self.folder = config, folder
-        self.id = uuid.uuid4().hex[:8]
+        self.id, self.known = uuid.uuid4().hex[:8], False
         self.run: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"id": self.id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.id = state.get("id", self.id)
+        self.id, self.known = state.get("id", self.id), True
 
     def on_start(self, trainer: Any) -> None:
         """Open the run, a new one or the one that the checkpoint names."""
@@ -174,22 +175,13 @@ class WandbLogger(Observer):
             entity=section.entity,
             name=section.name or self.config.name,
             tags=section.tags,
-            id=self.id,
             resume="allow",
             config=self.config.as_dict(),
             dir=self.folder,
             settings=wandb.Settings(init_timeout=30),
         )
-        try:
-            run: Any = begin()
-        except wandb.errors.Error as error:  # no training is worth less than its log
-            why = str(error).splitlines()[0]
-            later = "it is logged offline: `wandb sync` sends it later"
-            print(f"Weights & Biases cannot be reached ({why}); {later}")
-            wandb.teardown()  # it would say that the id is in use
-            run = begin(mode="offline")
-        run.define_metric("*", step_metric="train/tokens_seen")
-        self.run = run
+        self.run = self._opened(begin)
+        self.run.define_metric("*", step_metric="train/tokens_seen")
 
     def on_row(self, row: dict[str, Any]) -> None:
         if self.run is not None:
@@ -199,6 +191,27 @@ class WandbLogger(Observer):
     def on_end(self) -> None:
         if self.run is not None:
             self.run.finish()
+
+    def _opened(self, begin: Callable[..., Any]) -> Any:
+        """The run at the server; a new one where it was deleted there; else offline."""
+        import wandb
+
+        why, new = "", uuid.uuid4().hex[:8]
+        for name in [self.id, new] if self.known else [self.id]:
+            try:
+                run = begin(id=name)
+            except wandb.errors.Error as error:  # no training is worth less than a log
+                why = str(error).splitlines()[0]
+                wandb.teardown()  # it would say that the id is in use
+                continue
+            if name != self.id:
+                now = f"the run goes on there as a new one, {name}"
+                print(f"Weights & Biases did not take {self.id} again ({why}); {now}")
+                self.id = name
+            return run
+        later = "it is logged offline: `wandb sync` sends it later"
+        print(f"Weights & Biases did not take the run ({why}); {later}")
+        return begin(id=self.id, mode="offline")
 
 
 def _for_wandb(value: Any) -> Any:

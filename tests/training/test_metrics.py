@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import slm.training.metrics
-from slm.training.config import make_config
+from slm.errors import SlmError
+from slm.training.config import WandbConfig, make_config
 from slm.training.folder import read_metrics
-from slm.training.metrics import Dollars, MetricsFile, gradient_histograms
+from slm.training.metrics import Dollars, MetricsFile, WandbLogger, gradient_histograms
 from slm.training.run import train
 from slm.training.trainer import Trainer
 
@@ -225,8 +226,9 @@ def test_wandb_that_cannot_be_reached_does_not_end_a_run(tmp_path, config, quick
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "Weights & Biases cannot be reached" in done.stdout and done.stdout.endswith(
-        "True\n"
+    assert (
+        "Weights & Biases did not take the run" in done.stdout
+        and done.stdout.endswith("True\n")
     )
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     assert b"val/loss" in file.read_bytes()
@@ -270,3 +272,51 @@ def test_wandb_gets_the_rows_offline_and_resumes_under_the_same_id(
     assert any(b"val/loss" in file for file in files) and any(
         b"cost/usd" in file for file in files
     )
+
+
+def test_a_run_that_was_deleted_at_the_server_goes_on_there_as_a_new_one(
+    monkeypatch, config, capsys
+):
+    """The server answers 409 to its id, for days."""
+    import wandb
+
+    class Run:
+        def define_metric(self, *_, **__):
+            pass
+
+    asked = []
+
+    def init(id, mode=None, **options):
+        asked.append(id)
+        if id == "deleted1":
+            raise wandb.errors.CommError("409: the run was deleted")
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    logger = WandbLogger(config())
+    logger.load_state_dict({"id": "deleted1"})
+    logger.on_start(None)
+    assert asked[0] == "deleted1" and logger.state_dict() == {"id": asked[1]} != {
+        "id": "deleted1"
+    }
+    said = capsys.readouterr().out
+    assert "did not take deleted1 again (409: the run was deleted)" in said
+    assert f"as a new one, {asked[1]}" in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"project": "a/b"},
+        {"project": ""},
+        {"project": "x" * 129},
+        {"name": "x" * 129},
+        {"tags": ["x" * 65]},
+        {"tags": ["good", ""]},
+    ],
+)
+def test_what_the_server_would_refuse_is_refused_with_the_config(wrong):
+    with pytest.raises(SlmError, match=r"WandbConfig\.\w+ = .*: allowed (is|are) "):
+        WandbConfig(**wrong)
+    WandbConfig(project="x" * 128, name="a run", tags=["x" * 64])
