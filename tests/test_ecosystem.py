@@ -1,6 +1,7 @@
 """A saved folder as others see it: transformers' tokenizer, model and pipeline give slm's own ids and text."""
 
 import json
+import logging
 import random
 from pathlib import Path
 
@@ -133,12 +134,15 @@ def test_a_part_may_be_found_later_than_the_whole():
     assert merge_pairs(ranks) == [(b"a", b"bc"), (b"b", b"c")]
 
 
-def test_the_pipeline_writes_the_same_text(tokenizer, saved):
+def test_the_pipeline_writes_the_same_text(tokenizer, saved, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     assert {file.name for file in saved.iterdir()} == FILES
     model = GPT.from_pretrained(saved)
     for prompt in ("Once upon a time", "", "  def f(x):\n"):
         ours = generate(model, tokenizer, prompt, max_tokens=20, temperature=0)
         assert written(saved, prompt, max_new_tokens=20) == ours != prompt
+    told = {record.getMessage().split(" (")[0] for record in caplog.records}
+    assert told <= {"Both `max_new_tokens`"}  # the folder says where the context ends
 
 
 def test_it_ends_where_the_context_does(tmp_path):
@@ -215,8 +219,8 @@ def test_the_ids_that_a_config_tells(tokenizer, saved):
     end = tokenizer.eot_token
     for name in ("config.json", "generation_config.json"):
         said = json.loads((saved / name).read_text())
-        assert said["eos_token_id"] == said["bos_token_id"] == said["pad_token_id"]
-        assert said["eos_token_id"] == end
+        assert said["bos_token_id"] == said["eos_token_id"] == end
+    assert said["pad_token_id"] == end
     assert said["suppress_tokens"] == [end + 1, end + 2]
 
 

@@ -63,17 +63,14 @@ def told_of_generation(
         shape: The model's sizes by our names.
         tokenizer: What has `eot_token`, `n_vocab` and `decode`; None if it is unknown.
     """
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    config, generation = {}, {"max_length": shape["context_length"]}
-    if tokenizer is None:
-        ends = dict.fromkeys(ids)
-    else:
-        end = tokenizer.eot_token
-        ends = dict.fromkeys(ids, end)
+    end = None if tokenizer is None else tokenizer.eot_token
+    config: dict[str, Any] = {"bos_token_id": end, "eos_token_id": end}
+    generation = {**config, "pad_token_id": end, "max_length": shape["context_length"]}
+    if tokenizer is not None:
         config["prefix"] = tokenizer.decode([end])
         if padding := list(range(tokenizer.n_vocab, shape["vocab_size"])):
             generation["suppress_tokens"] = padding
-    return ends | config, ends | generation
+    return config, generation
 
 
 def write_pretrained(
