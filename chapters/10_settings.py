@@ -502,6 +502,13 @@ class WandbConfig:
         return tags
 
 
+# %% [markdown]
+# The machine is the last section. What it may ask for is what Modal lends, and that
+# stands in the table of GPUs:
+
+
+# %% tags=["hide-input"]
+#| export training/config
 @settings
 class ModalConfig:
     """The section `modal`, the rented machine."""
@@ -1030,6 +1037,10 @@ class WandbLogger(Observer):
 # refused again when it is sent: so a run that goes on is tried once more under a new
 # id, which the next checkpoint keeps. What the server would refuse in any case, such as
 # a project called `a/b`, the config refuses before data and model are made.
+
+
+# %% tags=["hide-input"]
+from course import add_to
 
 
 # %% tags=["hide-input"]
