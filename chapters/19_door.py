@@ -74,7 +74,7 @@ for code in ("pass", "import argparse", "import torch"):
 
 # %%
 #| export
-"""The one door of the package: `slm train`, `slm generate`, `slm cost`.
+"""The one door of the package: `slm train`, `slm generate`, `slm cost`, `slm data`.
 
     slm train configs/stories_cpu.yaml training.max_steps=200
 """
@@ -255,6 +255,40 @@ def _add_cost(commands: Any) -> None:
 
 
 # %% [markdown]
+# `slm data` shows the [token files](#prepare) of a cache. It deletes nothing unless it
+# is told to, and then only what is stale.
+
+
+# %%
+#| export
+def _data(arguments: argparse.Namespace) -> int:
+    from slm.data.dataset import token_files
+
+    files, removed = token_files(arguments.folder), 0
+    for file in files:
+        size, about = file.path.stat().st_size, file.about
+        removed += size if file.stale else 0
+        found = f"{about['documents']:,} documents, {about['tokens']:,} tokens, "
+        told = f"stale: {file.stale}" if file.stale else "in use"
+        print(f"{file.path}: {found if about else ''}{size / 1e6:,.1f} MB, {told}")
+        if file.stale and arguments.remove_stale:
+            file.remove()
+    what = "removed" if arguments.remove_stale else "stale; --remove-stale deletes them"
+    n = sum(bool(file.stale) for file in files)
+    print(f"{len(files)} token files; {n} ({removed / 1e6:,.1f} MB) {what}")
+    return 0
+
+
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="which token files lie in a cache")
+    folder = "the cache_dir (default: %(default)s)"
+    parser.add_argument("folder", nargs="?", default="data", metavar="DIR", help=folder)
+    delete = "delete those that a later one has replaced"
+    parser.add_argument("--remove-stale", action="store_true", help=delete)
+    parser.set_defaults(command=_data, more="")
+
+
+# %% [markdown]
 # ## The one place where errors are told
 #
 # `main` puts the blocks together, calls the command, and is the only place of the
@@ -281,9 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slm", description=about)
     version = f"slm {importlib.import_module('slm').__version__}"
     parser.add_argument("--version", action="version", version=version)
-    names = "train | generate | cost"
+    names = "train | generate | cost | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost):
+    for add in (_add_train, _add_generate, _add_cost, _add_data):
         add(commands)
     return parser
 

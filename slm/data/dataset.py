@@ -7,7 +7,9 @@ Exported from chapters/08_prepare.py; edit it there.
 """
 
 import hashlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,50 @@ def create_dataloader(
     rows = _rows(data, split, tokenizer, context_length)
     order = (shuffle, seed, rank, world_size, num_workers, pin_memory)
     return TokenLoader(rows, batch_size, *order)
+
+
+# What lies in the cache
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One token file of a cache, and why it is stale; an empty text if it is not."""
+
+    path: Path
+    about: dict[str, Any]
+    stale: str
+
+    def remove(self) -> None:
+        """Delete it, its sidecar and its lock."""
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        for file in (self.path.with_suffix(".json"), self.path, lock):
+            file.unlink(missing_ok=True)
+
+
+def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
+    """The finished token files of a folder, the latest first.
+
+    Raises:
+        SlmError: There is no such folder.
+    """
+    folder = user_path(cache_dir)
+    if not folder.is_dir():
+        raise SlmError(f"{cache_dir} is no folder, so no token files lie there.")
+    paths = sorted(folder.glob("*.tokens"), key=lambda path: -path.stat().st_mtime_ns)
+    found, latest = [], set()
+    for path in paths:
+        try:
+            about, stale = read_sidecar(path), ""
+        except SlmError as error:
+            found.append(TokenFile(path, {}, str(error)))
+            continue
+        made_of = {key: about.get(key) for key in _MADE_OF}
+        key = json.dumps([made_of, about["tokenizer"]["fingerprint"]], sort_keys=True)
+        if key in latest:
+            stale = "its source has changed since, and there is a later one"
+        latest.add(key)
+        found.append(TokenFile(path, about, stale))
+    return found
+
+
+_MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")

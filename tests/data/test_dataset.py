@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from slm import cli
 from slm.data import stories
 from slm.data.batches import TokenLoader
-from slm.data.dataset import TokenDataset, create_dataloader, make_loaders
+from slm.data.dataset import TokenDataset, create_dataloader, make_loaders, token_files
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 
@@ -255,3 +256,33 @@ def test_the_recorded_benchmark_is_whole() -> None:
     found = list(csv.reader(rows))
     assert {row[1] for row in found} == {"list", "map, per row", "slm"}
     assert {float(row[0]) for row in found if row[1] == "slm"} >= {10, 100, 1000}
+
+
+def test_stale_token_files_are_told_and_removed_only_on_request(
+    tmp_path: Path, cache: Path, prepared: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    texts = tmp_path / "own.txt"
+    made = []
+    for n in range(3):
+        texts.write_text("Once upon a time.\n\n" * (100 + n))
+        made.append(prepared(texts, cache_dir=cache))
+        os.utime(made[-1], ns=(10**18 + n, 10**18 + n))
+    other = prepared(texts, "validation", cache_dir=cache)
+    torn = cache / "torn.tokens"
+    torn.write_bytes(b"abc")
+    listed = {file.path: file.stale for file in token_files(cache)}
+    assert listed[made[2]] == listed[other] == ""
+    assert "there is a later one" in listed[made[0]] == listed[made[1]]
+    assert "torn.json does not exist" in listed[torn]
+
+    assert cli.main(["data", str(cache)]) == 0
+    said = capsys.readouterr().out
+    assert "5 token files; 3 (" in said and "--remove-stale deletes them" in said
+    assert all(path.exists() for path in (*made, other, torn))
+
+    assert cli.main(["data", str(cache), "--remove-stale"]) == 0
+    left = {path.name for path in cache.iterdir() if not path.name.startswith(".")}
+    kept = (made[2], other)
+    assert left == {p.name for path in kept for p in (path, path.with_suffix(".json"))}
+    assert cli.main(["data", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder" in capsys.readouterr().err
