@@ -268,9 +268,9 @@ def _data(arguments: argparse.Namespace) -> int:
     for file in files:
         size, about = file.path.stat().st_size, file.about
         removed += size if file.stale else 0
-        found = f"{about['documents']:,} documents, {about['tokens']:,} tokens, "
+        held = [f"{about[key]:,} {key}" for key in ("documents", "tokens") if about]
         told = f"stale: {file.stale}" if file.stale else "in use"
-        print(f"{file.path}: {found if about else ''}{size / 1e6:,.1f} MB, {told}")
+        print(f"{file.path}: {', '.join([*held, f'{size / 1e6:,.1f} MB', told])}")
         if file.stale and arguments.remove_stale:
             file.remove()
     what = "removed" if arguments.remove_stale else "stale; --remove-stale deletes them"
