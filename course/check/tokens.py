@@ -175,6 +175,7 @@ DECODE_STEPS = {
 }
 DECODE_MISTAKES = {
     "out = ''.join(part.decode(errors='replace') for part in parts)": f"You decode each token for itself. {JOIN}",
+    "out = ''.join('�' if '�' in (t := part.decode(errors='replace')) else t for part in parts)": f"You decode each token for itself, and make a mark of each that is not whole. {JOIN}",
     "out = ''.join(part.decode() for part in parts)": f"You decode each token for itself, and half a character stops you. {JOIN}",
     "out = ''.join(part.decode(errors='ignore') for part in parts)": f"You decode each token for itself, and drop what is no character. {JOIN}",
     "out = ''.join(chr(i) if i < 256 else token[i].decode(errors='replace') for i in ids)": f"You turn each id below 256 into a character of its own; it is a byte. {JOIN}",
