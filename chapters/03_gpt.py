@@ -409,9 +409,9 @@ print("equal:", count_parameters(shape) == gpt2.count_parameters())
 #
 # ### Exercise 2: the loss by hand
 #
-# Mean cross entropy in nats from logits `(N, V)` and targets `(N,)`, where a target of
-# -100 (`IGNORE`) does not count. It must survive logits of 1,000, and a gradient must
-# flow back to the logits.
+# Without `F.cross_entropy`: mean cross entropy in nats from logits `(N, V)` and targets
+# `(N,)`, where a target of -100 (`IGNORE`) does not count; at least one of them counts.
+# It must survive logits of 1,000, and a gradient must flow back to the logits.
 
 
 # %% tags=["exercise"]

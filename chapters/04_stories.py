@@ -144,7 +144,8 @@ for seed in range(3):
 # given the weights of the lines (positive, of any sum) and a number $0 \le u < 1$,
 # return the index of the line that is taken. The line with weight $w_i$ must be taken
 # for exactly the share $w_i / \sum w$ of all $u$, and the lines follow each other in
-# their order.
+# their order: $u = 0$ takes the first, and a $u$ on the border of two the second of
+# them.
 
 
 # %% tags=["exercise"]
@@ -993,18 +994,19 @@ for mistake in ({"MOOD": ["naps|sings"]}, {"VERY": [(0, "")]}, {"MOOD": ["{CAT}"
 # %% [markdown]
 # ## Exercise 2: a plot of your own
 #
-# Add one more to the stories. It begins with a space, speaks of `{hero}`, and may draw
-# and call whatever the other rules offer: `{friend=HERO-hero}` (anyone but the hero),
-# `{toy=TOY}`, `{DAY}`, `{SAD}`. The check also says what it did to the *entropy*, the
-# surprise of a story to a reader who knows the odds. It may well fall although there
-# are more stories: the new plot takes probability from the others, and if it leaves
-# less to chance than they do, the mean surprise can go down ([the floor](#floor)
-# computes it).
+# Add one more to the stories, or several. Return new rules, and leave those that you
+# get as they are: other cells tell stories from them. A plot begins with a space,
+# speaks of `{hero}`, and may draw and call whatever the other rules offer:
+# `{friend=HERO-hero}` (anyone but the hero), `{toy=TOY}`, `{DAY}`, `{SAD}`. The check
+# also says what it did to the *entropy*, the surprise of a story to a reader who knows
+# the odds. It may well fall although there are more stories: the new plot takes
+# probability from the others, and if it leaves less to chance than they do, the mean
+# surprise can go down ([the floor](#floor) computes it).
 
 
 # %% tags=["exercise"]
 def my_plot(rules: dict) -> dict:
-    """The rules with one plot more."""
+    """New rules: those given, with a plot more."""
     raise NotImplementedError("your turn")
 
 

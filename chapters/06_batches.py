@@ -104,8 +104,8 @@ print(f"{N} tokens: {(N - 1) // T} rows of {T}, {(N - 1) % T} targets left over"
 # ## Exercise 1: rows
 #
 # Cut `(N,)` tokens into all full rows of `T`, with targets. Return `x` and `y`, both
-# `(R, T)`. (The folded cell above the picture cuts rows too, as a list; do it without
-# looking, for the first time.)
+# `(R, T)`. (The folded cell above the picture cuts rows too, as a list; try it first
+# without looking there.)
 
 
 # %% tags=["exercise"]
@@ -520,8 +520,9 @@ print("restarted with the same one:", seen(drawn(0), drawn(0)))
 #
 # Return the rows of one step, `B` numbers below `n_rows`. Steps 0, 1, 2, … together
 # must deal out every row once per epoch, in another order in each; a batch may reach
-# into the next epoch. Two seeds must never share an order. The result depends on the
-# arguments alone.
+# into the next epoch, and one that is larger than an epoch into several. Two seeds, or
+# two epochs, may have the same order by luck only, as when there are few rows. The
+# result depends on the arguments alone.
 
 
 # %% tags=["exercise"]

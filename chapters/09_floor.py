@@ -634,7 +634,7 @@ lines_figure(lines)
 # ### Exercise 2: two models
 #
 # Of two models one has a loss of 0.29 nats per token with its tokenizer, the other 0.21
-# with another. # The first makes 250 tokens of a text of 1,000 bytes, the second makes
+# with another. The first makes 250 tokens of a text of 1,000 bytes, the second makes
 # 400 of it. Which one predicts the text better? Write the function that decides it: a
 # loss in nats per token as bits per byte of the text, given how many tokens and how
 # many bytes the same text has.

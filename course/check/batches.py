@@ -19,8 +19,10 @@ CUT = "Drop them: R = (N - 1) // T, and cut R·T inputs and as many targets."
 STRIP = {
     "copy": "Your targets are the inputs themselves. A model that copies would be perfect: move y by one.",
     "back": "Your targets are the tokens *before* the inputs: y is moved the wrong way, or x and y are returned in the wrong order.",
+    "back, round": "Your targets are the tokens *before* the inputs: roll(1) turns a strip the other way. Cut y out of the strip, one token further on.",
     "two": "Your targets are two tokens ahead. Move y by one.",
     "next row": "Your targets are a whole row ahead. Move y by one token, not by T.",
+    "row ahead": "Your targets are the rows behind the inputs' own. Move y by one token, not by T.",
     "in row": "You move y inside each row, so a row's last target is its own first token. It is the first token of the next row: cut y out of the strip, one token further on.",
     "round": "You turn the cut inputs round, so the very last target is the strip's first token. Cut y out of the strip, one token further on.",
     "shorter": "Your rows have T - 1 inputs and targets: x and y are cut out of one row of T. A row is T inputs, and takes T + 1 tokens.",
@@ -34,14 +36,15 @@ STRIP = {
     "pairs short": "You take one row too few, however many tokens there are: (N - 1) // T fit.",
     "overlap": "Your rows overlap: one begins at each token, so every token is learned T times. Begin one every T tokens.",
     "gap": "Your rows begin T + 1 tokens apart, so the token between two rows is never an input. Begin one every T tokens: a row's last target is the next row's first input.",
-    "half": "Your rows begin every T // 2 tokens. Begin one every T tokens.",
     "T rows": "You cut T rows of R tokens, view(T, R). R rows of T tokens are asked for: view(R, T).",
     "down": "You fill the tokens down the columns. A row is T tokens that follow each other: view(R, T).",
     "turned": "Your result is (T, R), with the rows as columns. It should be (R, T).",
     "from the end": "You count rows from the strip's end, so the tokens that are left over are dropped at its beginning. Begin at token 0.",
-    "second": "Your first row begins at token 1; it begins at token 0.",
     "zeros": "You fill up a last row that is not full, with 0 as targets. What fills no row is left out.",
+    "padded": "You fill up the strip with zeros, so the last row has targets that are no tokens. What fills no row is left out.",
     "ignored": "You fill up a last row that is not full, with -100 as targets. What fills no row is left out.",
+    "T = 8": "Your rows have 8 tokens, whatever T is. Use T.",
+    "no rows": "You return the whole strip, x and y in one dimension each. Cut both into R rows of T: view(R, T).",
     "flat": "You join x and y into one tensor. Return the two as a pair: return x, y.",
     "stacked": "You stack x and y into one tensor. Return the two as a pair: return x, y.",
     "only x": "You return x alone. Return both: return x, y.",
@@ -60,7 +63,11 @@ STRIP = {
 
 def shifted(tokens: Tensor, T: int, wrong: frozenset[str] = frozenset()) -> Any:
     """The reference: (N,) → x and y, (R, T) each; with any of STRIP made."""
-    N, ahead = len(tokens), 2 if "two" in wrong else T if "next row" in wrong else 1
+    T = 8 if "T = 8" in wrong else T
+    N, whole = len(tokens), wrong & {"next row", "row ahead"}
+    ahead = 2 if "two" in wrong else T if whole else 1
+    if "no rows" in wrong:
+        return tokens[:-1], tokens[1:]
     if "leftovers" in wrong:
         return tokens[:-1].view(-1, T), tokens[1:].view(-1, T)
     if "whole strip" in wrong:
@@ -74,22 +81,23 @@ def shifted(tokens: Tensor, T: int, wrong: frozenset[str] = frozenset()) -> Any:
     if "too many fails" in wrong:
         R = N // T
         return tokens[: R * T].view(R, T), tokens[1 : R * T + 1].view(R, T)
-    steps = {"overlap": 1, "gap": T + 1, "half": max(1, T // 2)}
+    steps = {"overlap": 1, "gap": T + 1}
     step = next((size for key, size in steps.items() if key in wrong), T)
-    first = int("second" in wrong)
-    R, filled = (N - ahead - T - first) // step + 1, tokens
-    if wrong & {"zeros", "ignored"}:
+    R, filled = (N - ahead - T) // step + 1, tokens
+    if wrong & {"zeros", "ignored", "padded"}:
         R, filled = -(-(N - 1) // step), torch.cat([tokens, tokens.new_zeros(2 * T)])
     if "too many" in wrong:
         R, filled = N // T, torch.cat([tokens, tokens])
     R = N // T - 1 if "floor less one" in wrong else R
+    R -= "row ahead" in wrong and N % T == 0
     R -= "pairs short" in wrong or ("one short" in wrong and (N - 1) % T == 0)
-    first += N - 1 - R * T if "from the end" in wrong else 0
+    first = N - 1 - R * T if "from the end" in wrong else 0
     places = first + torch.arange(R)[:, None] * step + torch.arange(T)  # (R, T)
     x, y = filled[places], filled[(places + ahead) % len(filled)]
     if wrong & {"zeros", "ignored"}:
         x[places >= N - 1] = 0
         y[places >= N - 1] = IGNORE if "ignored" in wrong else 0
+    y = tokens[places - 1] if "back, round" in wrong else y
     y = x if "copy" in wrong else x.roll(-1, dims=1) if "in row" in wrong else y
     y = x.flatten().roll(-1).view(R, T) if "round" in wrong else y
     if wrong & {"zero last", "-100 last"}:
@@ -171,13 +179,6 @@ ORDER = {
     "sum": f"You seed with seed + epoch, so epoch 1 of seed 0 is epoch 0 of seed 1. {BOTH}",
     "product": f"You seed with seed * epoch, so seed 0 has one order for all epochs, and all seeds share epoch 0. {BOTH}",
     "xor": f"You seed with seed ^ epoch, so epoch 1 of seed 0 is epoch 0 of seed 1. {BOTH}",
-    "power": f"You seed with a power of seed and epoch, which many pairs share. {BOTH}",
-    "difference": f"You seed with the difference of seed and epoch, which many pairs share. {BOTH}",
-    "tens": f"You seed with 10 * seed + epoch, so epoch 10 of seed 0 is epoch 0 of seed 1. {BOTH}",
-    "hundreds": f"You seed with 100 * seed + epoch, so epoch 100 of seed 0 is epoch 0 of seed 1. {BOTH}",
-    "thousands": f"You seed with 1000 * seed + epoch, so epoch 1,000 of seed 0 is epoch 0 of seed 1. {BOTH}",
-    "digits": f"You write the digits of seed and epoch one behind the other: seed 0, epoch 10 and seed 1, epoch 0 both give 10. {BOTH}",
-    "by n": f"You seed with seed * n_rows + epoch, so epoch n_rows of seed 0 is epoch 0 of seed 1. {BOTH}",
     "two orders": "You have two orders only, for even and for odd epochs. Each epoch has an order of its own.",
     "no seed": "You do not use the seed: every seed has the same order.",
     "rolled": "You turn one permutation round by some places for each epoch, so a row always has the same neighbours. Shuffle anew for each epoch.",
@@ -202,13 +203,6 @@ def dealt(n_rows: int, B: int, seed: int, step: int, wrong: frozenset[str] = fro
         "sum": lambda e: (seed + e,),
         "product": lambda e: (seed * e,),
         "xor": lambda e: (seed ^ e,),
-        "power": lambda e: (seed**e % (1 << 32),),
-        "difference": lambda e: (abs(seed - e),),
-        "tens": lambda e: (10 * seed + e,),
-        "hundreds": lambda e: (100 * seed + e,),
-        "thousands": lambda e: (1000 * seed + e,),
-        "digits": lambda e: (int(f"{seed}{abs(e)}"),),
-        "by n": lambda e: (seed * n_rows + e,),
         "two orders": lambda e: (seed, e % 2),
         "no seed": lambda e: (e,),
         "global": lambda e: (np.random.randint(1 << 30), e),

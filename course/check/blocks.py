@@ -30,7 +30,6 @@ NORM = {
     "sum": SQUARES,
     "length": "You divide by the token's length (as F.normalize does), the root of the *sum* of squares. Divide by the root of their mean, the variance.",
     "no root": "You divide by the variance; divide by its square root.",
-    "two roots": "You take the root twice: the standard deviation is a root already.",
     "times": "You multiply by the standard deviation. Divide by it.",
     "mean not squared": "You subtract the mean from the mean of x². Its square is to be subtracted: mean(x²) - mean².",
     "as it is": "You stretch and shift x as it comes: nothing is normalised.",
@@ -55,8 +54,6 @@ NORM = {
     "gamma on both": "You multiply beta by gamma as well: stretch first, then shift.",
     "minus beta": "You subtract beta. Add it.",
     "adds both": "You add gamma. Multiply by it: gamma stretches, beta shifts.",
-    "divides": "You divide by gamma. Multiply by it.",
-    "one plus gamma": "You multiply by 1 + gamma. Multiply by gamma.",
     "before": "You stretch and shift x before it is normalised. Normalise first.",
 }
 AXES = {
@@ -95,7 +92,6 @@ def _norm(
     power = 1 if "no root" in wrong else 0.5
     apart = centred.abs().mean(axis, keepdim=True) + eps
     roots = {"eps outside": square**power + eps, "absolute": apart}
-    roots |= {"two roots": (square.sqrt() + eps).sqrt()}
     root = chosen(wrong, roots, (square + eps) ** power)
     if "math.sqrt" in wrong:
         math.sqrt(square + eps)
@@ -115,8 +111,7 @@ def _norm(
         gamma, beta = beta, gamma
     if "gamma on both" in wrong:
         return gamma * (out + beta)
-    stretched = {"no gamma": out, "one plus gamma": (1 + gamma) * out}
-    stretched |= {"divides": out / gamma, "adds both": out + gamma}
+    stretched = {"no gamma": out, "adds both": out + gamma}
     out = chosen(wrong, stretched, gamma * out)
     return chosen(wrong, {"no beta": out, "minus beta": out - beta}, out + beta)
 
@@ -300,16 +295,12 @@ PARTS = (_Norm(1.5, 0.3), _Attention(), _Norm(0.6, -0.4), _FeedForward())
 class _Wiring(Diagnosis):
     """What is not known is told as the formula that the learner's block computes, or by the parts that it never calls."""
 
-    def explain(self, fn: Callable[..., Any]) -> str | None:
-        self.fn = fn
-        return super().explain(fn)
-
-    def symptom(self, theirs: Sequence[Outcome]) -> str:
+    def symptom(self, fn: Callable[..., Any], theirs: Sequence[Outcome]) -> str:
         writers = [lambda y, n=name: _Written(f"{n}({y.text})") for name in NAMES]
         with contextlib.suppress(Exception):  # something else than sums of parts
-            formula = self.fn(_Written("x"), *writers).text
+            formula = fn(_Written("x"), *writers).text
             return f"Your block computes {formula}. It should be y + feed_forward(norm_2(y)) with y = x + attention(norm_1(x))."
-        said, called = super().symptom(theirs), set()
+        said, called = super().symptom(fn, theirs), set()
 
         def watched(name: str, part: Part) -> Part:
             def noted(y: Tensor) -> Tensor:
@@ -319,7 +310,7 @@ class _Wiring(Diagnosis):
             return noted
 
         with contextlib.suppress(Exception):
-            self.fn(_stream(3, 4), *map(watched, NAMES, PARTS))
+            fn(_stream(3, 4), *map(watched, NAMES, PARTS))
             if never := [name for name in NAMES if name not in called]:
                 said = f"Your block never calls {', '.join(never)}. {said}"
         return said
@@ -414,7 +405,7 @@ def _whole(value: Any) -> int:
 class _Depth(Diagnosis):
     """What is not known is told with the size of a block that the answers fit."""
 
-    def symptom(self, theirs: Sequence[Outcome]) -> str:
+    def symptom(self, fn: Callable[..., Any], theirs: Sequence[Outcome]) -> str:
         D = self.probes[0][1]
         told = [
             (budget, got.value)
@@ -427,7 +418,7 @@ class _Depth(Diagnosis):
         fits = [n for n in range(1, 4000) if all(b // n == d for b, d in told)]
         size = 12 * D * D + 13 * D
         if len(told) < 3 or not fits or size in fits:
-            return super().symptom(theirs)
+            return super().symptom(fn, theirs)
         some = f"{fits[0]:,}" + (f" to {fits[-1]:,}" if len(fits) > 1 else "")
         return f"Your answers for width {D} fit a block of {some} parameters; it has {size:,}. Go through its parts: four D × D matrices in attention, two D × 4D in the feed-forward network, a bias for each, two norms of 2D."
 

@@ -227,8 +227,9 @@ def _set_difference(missing: Iterable[Any], extra: Iterable[Any], what: str) -> 
 def regularity(got: Sequence[Any], wanted: Sequence[Any]) -> str:
     """What holds for all results together, such as one factor everywhere. Only what is seen; an empty string else."""
     if len(wanted) > 2 and all(same(one, got[0]) for one in got):
-        if any(map(same, got, wanted)):
-            return " Yours is the same for every input that was tried, right here and wrong there."
+        some = ", right here and wrong there" if any(map(same, got, wanted)) else ""
+        if not all(same(one, wanted[0]) for one in wanted):
+            return f" Yours is the same for every input that was tried{some}."
     lengths = {len(x) if isinstance(x, list | tuple) else 0 for x in (*got, *wanted)}
     if 0 not in lengths:
         if all(same([*a], [*b][::-1]) for a, b in zip(got, wanted, strict=True)):
@@ -497,7 +498,7 @@ class Diagnosis:
                 wanted = [self.simulated(found[0], i) for i in range(len(theirs))]
                 known = [o.changed for o in wanted] == [o.changed for o in theirs]
                 return self.named(found) + ("" if known else self.changes(theirs))
-        return self.symptom(theirs)
+        return self.symptom(fn, theirs)
 
     def judge(self, fn: Callable[..., Any]) -> None:
         """Assert that `fn` does what the reference does."""
@@ -520,8 +521,20 @@ class Diagnosis:
         names = {name: None for outcome in theirs for name in outcome.changed}
         return "".join(" " + CHANGED.format(name) for name in names)
 
-    def symptom(self, theirs: Sequence[Outcome]) -> str:
+    def unsteady(self, fn: Callable[..., Any], theirs: Sequence[Outcome]) -> str:
+        """What to say where a second call with the same arguments gives another result."""
+        for probe, got in zip(self.probes, theirs, strict=True):
+            again = self.run(fn, probe)
+            steady = self.same(got.value, again.value)
+            told = (got.error, again.error, got.notes) != (None, None, None)
+            if not steady and not told:
+                return f"{self.show(probe)}: two calls with the same arguments give different results. Something random is in your function (a draw of its own, dropout, a new layer), or it keeps something from one call to the next (a global, a list as a default)."
+        return ""
+
+    def symptom(self, fn: Callable[..., Any], theirs: Sequence[Outcome]) -> str:
         """A mistake that is not known: a wrong kind first, then the first probe where the outcome differs."""
+        if said := self.unsteady(fn, theirs):
+            return said
         right = [self.simulated((), i) for i in range(len(theirs))]
         wrong = [
             i

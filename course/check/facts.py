@@ -36,7 +36,7 @@ class Facts(Diagnosis):
         super().__init__(answer, mistakes, probes, observe=observe, **options)
         self.says = says
 
-    def symptom(self, theirs: Sequence[Outcome]) -> str:
+    def symptom(self, fn: Callable[..., Any], theirs: Sequence[Outcome]) -> str:
         """The first fact, in the order of `says`, that is not as it should be."""
         for i, got in enumerate(theirs):
             if got.error is not None:

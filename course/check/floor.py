@@ -32,11 +32,14 @@ ENTROPY_MISTAKES = {
     "weights = [0.0] * (n - 1) + odds[-1:]": "You go on with the choices of the last option only: that part stands behind the loop, not in it.",
     "end = sum(own) + max(rest)": "You go on with the option behind which most is left open. Each option counts, with its probability.",
     "end = own[0] + odds[0] * rest[0]": "You stop after the first option: the `return` stands in the loop over the options.",
+    "end = own[-1] + odds[-1] * rest[-1]": "Only the last option is left in your sum: add each one up, += and not =.",
+    "end = sum(p * (r - len(b) * log(p)) for p, r, b in zip(odds, rest, below))": "You count -ln p of an option once for each choice in it, and never where it holds texts only. It costs that once, whatever it holds.",
     "end = max((p, r - log(p)) for p, r in zip(odds, rest))[1]": "You follow the likeliest option only: that is the surprise of one story, not the mean over all.",
+    "end = sum(r - log(p) for p, r in zip(odds, rest)) / n": "You take the plain mean of what the options cost. Each occurs with its own probability.",
     "end = entropy(choice.grammar)": "You return the entropy of the choice's whole grammar. Asked is that from this choice on.",
     "end = course()": "You return the entropy of the course's stories, whatever choice you are given.",
     "odds = [1 / n] * n": "You treat all options as equally likely. Their probabilities are in choice.options.",
-    "rest = [0.0] * n": "You count the choice itself only. Its options hold further choices: add their entropies.",
+    "rest = [0.0] * n": "You count the choice itself only. Its options hold further choices, all items that are no `str`, of whatever class: add their entropies.",
     "rest = [sum(map(alone, some)) for some in below]": "You look one level down only. The choices below hold choices, too: call your function on them.",
     "rest = [sum(map(unseen, some)) for some in below]": "You count a choice once, however often one comes to it. Each time that it is made it costs again.",
     "rest = [prod(map(again, some)) for some in below]": "You multiply the entropies of an option's choices. Surprises add up.",
@@ -73,9 +76,8 @@ def _entropy(choice: Choice, wrong: Set[str] = frozenset(), seen: set[Choice] | 
     return carried_out(STEPS, wrong, **names)["end"]
 
 
-Way = tuple[
-    tuple[int, int], ...
-]  # from the start: which option, and which of its items
+# from the start: which option, and which of its items
+Way = tuple[tuple[int, int], ...]
 
 
 def _from(fn: Callable[..., float], rules: dict[str, Lines], way: Way) -> tuple[Any, None]:  # fmt: skip
@@ -140,6 +142,8 @@ BITS_MISTAKES = {  # by what is computed
     "loss * n / b / log(2, 10)": "You divide by log10(2). The loss is in nats, so the natural logarithm of 2 is needed: math.log(2).",
     "loss * n / b / 2": "You divide by 2. A bit is ln 2 nats: divide by math.log(2).",
     "log(loss, 2) * n / b": "You take the logarithm of the loss. It is a logarithm already, in nats: divide by math.log(2).",
+    "loss * n / b / 8": "You divide by 8, the bits of a byte. The text is counted in bytes, and the model's surprise in nats: a bit of it is ln 2 nats, so divide by math.log(2) instead.",
+    "exp(loss) * n / b": "You take the exponential of the loss first. The loss itself is what a token costs, in nats: divide by math.log(2).",
     "exp(loss) * n / b / ln2": "You take the exponential of the loss first. The loss itself is what a token costs, in nats.",
     "2 ** loss * n / b": "You raise 2 to the loss. The loss itself is what a token costs, in nats: divide by math.log(2).",
     "loss * (n // b) / ln2": "The tokens for a byte are made a whole number (// or int). Leave them as they are: /.",
@@ -151,16 +155,8 @@ BITS_MISTAKES = {  # by what is computed
     "loss * n / b / 0.7": "You take 0.7 for ln 2. That is too rough to compare models by: math.log(2).",
     "loss * n / b / 0.69": "You take 0.69 for ln 2. That is too rough to compare models by: math.log(2).",
     "loss * n / b / 0.693": "You take 0.693 for ln 2. That is too rough to compare models by: math.log(2).",
-    "round(loss * n / b / ln2, 2)": "You round to two places. Return the number as it is.",
-    "round(loss * n / b / ln2, 3)": "You round to three places. Return the number as it is.",
-    "round(loss * n / b / ln2, 4)": "You round to four places. Return the number as it is.",
 }  # fmt: skip
-_NAMES: dict[str, Any] = {
-    "ln2": math.log(2),
-    "log": math.log,
-    "exp": math.exp,
-    "round": round,
-}
+_NAMES: dict[str, Any] = {"ln2": math.log(2), "log": math.log, "exp": math.exp}
 
 
 def _bits(loss: float, n_tokens: int, n_bytes: int, wrong: frozenset[str] = frozenset()) -> float:  # fmt: skip

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from course.check.diagnose import Diagnosis, same, whole
+from course.check.diagnose import Diagnosis, whole
 from course.check.steps import carried_out
-from course.check.verdict import call, exercise
+from course.check.verdict import _a, call, exercise
 from course.check.watched import used
 from slm.data import floor
 from slm.data.grammar import SLOT, Grammar, Items, Lines
@@ -31,15 +31,15 @@ STEPS = {
 PICK_MISTAKES = {
     "by = 1": "You compare u with the weights as they are. They need not sum to 1: divide them by their sum, or multiply u by it.",
     "by = n": "You divide the weights by their number. They should sum to 1: divide by their sum.",
-    "by = max(w)": "You divide the weights by the largest. They should sum to 1: divide by their sum.",
     "sums = w": "You compare u with each line's own share. It must be compared with the running sum of the shares up to that line.",
     "w = [exp(weights[i]) for i in order]": "You take the weights' exponentials, as a softmax does with logits. Weights are shares as they are: divide by their sum.",
     "end = int(u * n)": "You draw all lines equally often. A line of twice the weight must be taken twice as often.",
     "end = w.index(max(w))": "You always take the heaviest line. It is only taken the most often.",
-    "end = min(range(n), key=lambda i: abs(w[i] / sum(w) - u))": "You take the line whose share is nearest to u. The line is the first whose running sum exceeds u.",
     "end = order[place] - 1": "You return the index before the right one: the line that is taken is the first whose running sum exceeds u.",
     "end = order[place] + 1": "You return the index after the right one: indices begin at 0, and the line that is taken is the first whose running sum exceeds u.",
     "end = min(order[place] + 1, n - 1)": "You return the index after the right one, but never one behind the last: the line that is taken is the first whose running sum exceeds u.",
+    "end = 0 if u == 0 else next((i + 1 for i, s in enumerate(sums) if u * by <= s), n)": "You count on before you look: once a line's weight lifts the running sum above u, that line is the one, not the next. Only u = 0 comes out right.",
+    "end = 0 if u * by < w[0] else 1": "Your loop ends with the first line: an `else` returns there. Where u is not below the running sum, go on to the next line.",
     "end = weights[place]": "You return the line's weight. Its index is asked for.",
     "order = list(range(n))[::-1]": f"You go through the lines from the last to the first. {ORDER}",
     "order = sorted(range(n), key=lambda i: -weights[i])": f"You go through the lines by weight, heaviest first. {ORDER}",
@@ -47,7 +47,7 @@ PICK_MISTAKES = {
     "w = sorted(weights, reverse=True)": f"You sort the weights, heaviest first, and return an index into the sorted list. {SORTED}",
     "w = sorted(weights)": f"You sort the weights, lightest first, and return an index into the sorted list. {SORTED}",
     "place = next((i for i, s in enumerate(sums) if (1 - u) * by < s), n - 1)": "You use 1 - u, or the sum that is left and not the one that is reached. The line is the first whose running sum exceeds u.",
-    "place = next((i for i, s in enumerate(sums) if u * by <= s), n - 1)": "A u that lies exactly on a border goes to the line before it. With u = 0 and a share of [0, p) for the first line, it belongs to the one behind: u < sum, not u <= sum.",
+    "place = next((i for i, s in enumerate(sums) if u * by <= s), n - 1)": "A u that lies exactly on a border goes to the line before it. It belongs to the one behind (with weights 1 and 3, u = 0.25 takes the second line): u < sum, not u <= sum.",
     "place = next((i for i, s in enumerate(sums) if u * by > s), n - 1)": "You compare the wrong way round: the line is the first whose running sum exceeds u, u < sum and not u > sum.",
     "place = next((i for i, s in enumerate(shares(w)) if u < s), -1)": f"For the largest u you return -1: {LEFT_OVER}",
     "end = dealt([int(x) for x in w])": "You make the weights whole numbers (int), and lines of a weight below 1 are never taken. Weights may be fractions: use running sums.",
@@ -89,15 +89,9 @@ PICK = Diagnosis(
 @exercise
 def pick(fn: Callable[[list[float], float], int]) -> str:
     """Check a `pick(weights, u)` that returns the index of the line which u takes."""
-    weights = [3.0, 1.0, 2.0]
-    first, *more = (call(fn, list(weights), 0.5) for _ in range(25))
-    other = next((index for index in more if not same(index, first)), first)
-    assert same(other, first), (
-        f"For the weights {weights} and u = 0.5 your function gives now {first}, now {other}: it draws a number of its own. u is the draw."
-    )
     PICK.judge(fn)
     searched = (bisect.bisect, bisect.bisect_left)
-    name = used(fn, weights, 0.5, ready_made=searched)
+    name = used(fn, [3.0, 1.0, 2.0], 0.5, ready_made=searched)
     assert not name, f"Right, but `{name}` did the search. Write it with a loop."
     return "Each line is taken for its share of all u, in their order."
 
@@ -112,7 +106,7 @@ def new_plot(fn: Callable[[Rules], Rules]) -> str:
     )
     assert rules is not None, "Your function returns nothing: return the dict of rules."
     assert isinstance(rules, Mapping), (
-        f"It returned {type(rules).__name__}; return a dict of rules."
+        f"The result is {_a(rules)}; return a dict of rules."
     )
     rules = copy.deepcopy(dict(rules))
     _form(rules)
@@ -143,7 +137,9 @@ def _form(rules: dict[str, Any]) -> None:
     )
     for key, lines in rules.items():
         assert isinstance(lines, list | tuple), (
-            f"The lines of {key} are a {type(lines).__name__}; put them into a list."
+            f"The lines of {key} are {_a(lines)}; put them into a list."
+            + " (`append` and `extend` return None: [*rules['PLOT'], line].)"
+            * (lines is None)
         )
         letters = [line for line in lines if isinstance(line, str) and len(line) == 1]
         assert len(letters) < 4, (
@@ -175,7 +171,12 @@ def _added(rules: dict[str, Any], grammar: Grammar) -> set[str]:
     assert added or not twice, (
         "You add a plot that is there already. Write one of your own."
     )
-    assert added, "PLOT has the lines that it had: no plot was added."
+    grown = [key for key in RULES if len(rules[key]) > len(RULES[key])]
+    assert added, (
+        "PLOT has the lines that it had: no plot was added."
+        + f" The rule {grown and grown[0]} has a new line; plots are the lines of PLOT."
+        * bool(grown)
+    )
     ratios = [now[text] / weight for text, weight in old.items()]
     assert max(ratios) < 1.001 * min(ratios), (
         "The old plots have other weights than before, so old stories come more or less often. Take their lines over as they are, pairs of weight and text."
@@ -208,9 +209,13 @@ def _reads_well(rules: dict[str, Any], grammar: Grammar, added: set[str]) -> Non
     assert ("hero", "HERO") not in [slot[:2] for slot in slots], (
         "Your plot draws a hero of its own ({hero=HERO}), and the story goes on with another one. Its hero is known: write {hero}."
     )
-    speaks = any(slot[0].lower() == "hero" and not slot[1] for slot in slots)
+    speaks = any(slot[0] in ("hero", "Hero") and not slot[1] for slot in slots)
+    other = "{HERO} draws any line of the rule. " * (
+        "HERO" in [slot[0] for slot in slots]
+    )
     assert speaks, (
-        "Your plot does not name its hero. Write {hero}, and {hero.he}: what was drawn at the start is remembered."
+        f"Your plot does not name its hero. {other}"
+        "Write {hero}, and {hero.he}: what was drawn at the start is remembered. (In an f-string the braces are lost: write a plain text.)"
     )
     ends = [text for line in added for text in _ends(grammar, line)]
     run_on = next((text[-20:] for text in ends if text[-1:] not in '.!?"}'), None)

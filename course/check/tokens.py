@@ -9,7 +9,7 @@ from typing import Any
 from course.check.diagnose import CHANGED, Diagnosis, WrongKind
 from course.check.steps import carried_out
 from course.check.verdict import call, exercise
-from slm.data.tokenizer import Pair, merge
+from slm.data.tokenizer import Pair, get_tokenizer, merge
 
 Words = dict[tuple[bytes, ...], int]
 Ranks = dict[bytes, int]
@@ -175,6 +175,7 @@ DECODE_STEPS = {
 }
 DECODE_MISTAKES = {
     "out = ''.join(part.decode(errors='replace') for part in parts)": f"You decode each token for itself. {JOIN}",
+    "out = ''.join('�' if '�' in (t := part.decode(errors='replace')) else t for part in parts)": f"You decode each token for itself, and make a mark of each that is not whole. {JOIN}",
     "out = ''.join(part.decode() for part in parts)": f"You decode each token for itself, and half a character stops you. {JOIN}",
     "out = ''.join(part.decode(errors='ignore') for part in parts)": f"You decode each token for itself, and drop what is no character. {JOIN}",
     "out = ''.join(chr(i) if i < 256 else token[i].decode(errors='replace') for i in ids)": f"You turn each id below 256 into a character of its own; it is a byte. {JOIN}",
@@ -184,9 +185,8 @@ DECODE_MISTAKES = {
     "out = data.decode(errors='ignore')": f'{ODD} are left out of your text (errors="ignore"). They should show as "�": errors="replace".',
     "out = data.decode(errors='replace').replace('�', '?')": f'{ODD} become "?" with you. They should become "�", as errors="replace" writes it.',
     "out = data.decode(errors='backslashreplace')": f'{ODD} become an escape such as \\xf0 with you (errors="backslashreplace"). They should become "�": errors="replace".',
-    "out = data.decode(errors='surrogateescape')": f'{ODD} become halves of a surrogate pair (errors="surrogateescape"). They should become "�": errors="replace".',
     "out = '�' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte turns your whole text into a mark. The rest can be read: errors="replace".',
-    "out = '' if '�' in data.decode(errors='replace') else data.decode()": 'One odd byte empties your whole text. The rest can be read: errors="replace".',
+    "out = stories(ids)": "You decode with the chapter's tokenizer. Other ranks make other texts: use the ranks that you are given.",
     "out = data": "You return bytes. Decode them: the result is a str.",
     "out = str(data)": "You return what Python prints for bytes (b'…'). Decode them instead of calling str on them.",
     "out = data.decode(errors='replace').strip()": "White space at the ends of your text is gone. A token brings its own space, and it belongs to the text.",
@@ -206,7 +206,8 @@ DECODE_MISTAKES = {
 
 def _decode(ids: list[int], ranks: Ranks, wrong: frozenset[str] = frozenset()) -> Any:
     """The text of ids, with any of DECODE_MISTAKES made."""
-    return carried_out(DECODE_STEPS, wrong, ids=ids, ranks=ranks)["out"]
+    names = {"stories": lambda ids: get_tokenizer("stories").decode(ids)}
+    return carried_out(DECODE_STEPS, wrong, ids=ids, ranks=ranks, **names)["out"]
 
 
 _BYTES = {bytes([byte]): byte for byte in range(256)}
