@@ -33,20 +33,32 @@ course.start()
     dtype = choose_dtype(device)  # torch.bfloat16 where the hardware is made for it
 """
 
+import bisect
 import contextlib
+import dataclasses
 import datetime
 import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slm.errors import SlmError
 from slm.gpus import peak_tflops
+from slm.model.config import count_memory
+from slm.training.config import RunConfig
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 # %% tags=["hide-input"]
 #| export training/optim
@@ -822,6 +834,224 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["device"] is not None and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state["device"])
+
+
+# %% [markdown]
+# ## Is there room?
+#
+# [The GPT](#gpt) knows what a step holds in memory. A run that needs more than there is
+# fails late, after its text is prepared and its model is drawn, and it may take other
+# programs down with it: an operating system promises memory that it does not have, and
+# ends some process when too many promises are kept. So a run asks first.
+#
+# What a process can have is the least of several limits. The machine has so much
+# memory; a container's *control group* may allow less; `ulimit -v` limits the addresses
+# that the process uses, whether there is memory behind them or not. Each is compared
+# with what it counts: the first two with the memory that this process holds, the last
+# with its addresses. What *other* programs hold is not taken off, since nobody knows
+# how long they keep it. A GPU says itself what is free.
+#
+# What fits must never be refused. So the need is counted low: a compiled model may
+# compute again what it does not keep, and before the first step's end the optimizer has
+# no averages. One thing that is no part of a step is certain: on a CPU every run ends
+# with a checkpoint, which is copied before it is written. For a model with many weights
+# and a small batch that moment, with weights and averages twice, is the peak. A run
+# that goes on from a checkpoint needs no more than one that starts: the file is mapped,
+# and its numbers are read into tensors that are there already.
+#
+# How low is the count? Whole runs of small models, each in a process of its own, took 3
+# to 15 percent more than was counted for them, and some 250 MB of addresses (100 MB of
+# memory) for the libraries that PyTorch loads on the way and for the stacks and heaps
+# of threads. The first is the room that single operations need for themselves.
+#
+# The count leaves out what Python, threads and kernels need besides. So a batch size is
+# *proposed* only if it leaves them something, and memory can still run out. A GPU's
+# allocator has an error class for that, the CPU's raises a `RuntimeError` as many other
+# things do. Then it is asked once more, for as many bytes as the work needs: if it
+# refuses these too, the memory is full; if it grants them, it was another error.
+
+
+# %%
+#| export
+PROC, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
+
+
+def _read(path: Path) -> str:
+    """A file's text; empty where it cannot be read, as on other systems."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """The limits, in bytes, of this process's control groups and those above them."""
+    for line in _read(PROC / "cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)  # version 2 names no kinds
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root = CGROUPS / "memory" if kinds else CGROUPS
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            name = "memory.limit_in_bytes" if kinds else "memory.max"
+            limit = _read(folder / name)
+            if limit.isdecimal():  # not "max"
+                yield int(limit)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device; None where nobody says.
+
+    On CUDA what is free, and what PyTorch holds in reserve. Elsewhere the least of
+    physical memory and control group, less what is resident, and `ulimit -v`, less the
+    addresses in use.
+    """
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device)
+        unused = reserved - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    page, limits = 4096, list(_cgroup_limits())
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not everywhere
+        page = os.sysconf("SC_PAGE_SIZE")
+        limits.append(os.sysconf("SC_PHYS_PAGES") * page)
+    # pages of addresses and of memory; on other systems nothing is taken off
+    pages = (_read(PROC / "statm") or "0 0").split()
+    rooms = [limit - int(pages[1]) * page for limit in limits]
+    if resource is not None:
+        addresses = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if addresses != resource.RLIM_INFINITY:
+            rooms.append(addresses - int(pages[0]) * page)
+    return max(0, min(rooms)) if rooms else None
+
+
+# %% [markdown]
+# `room` is asked before work that needs so much memory, and then stands around it: it
+# refuses at once, and turns an allocation that fails all the same into a sentence.
+# `room_for_run` asks for a run, and finds the largest batch that fits.
+
+
+# %%
+#| export
+def in_words(size: int) -> str:
+    """A number of bytes: 12 MB, 3.40 GB, 2e+10 GB."""
+    if size < 10**9:
+        return f"{size / 1e6:.0f} MB"
+    gigabytes = Decimal(size) / 10**9  # of any size, as no float is
+    return f"{gigabytes:,.2f} GB" if size < 10**15 else f"{gigabytes:.0e} GB"
+
+
+def room(
+    device: torch.device, need: int, what: str, cure: str
+) -> contextlib.AbstractContextManager[None]:
+    """Refuse work that needs more memory than there is, at the call.
+
+    Args:
+        device: Where the work is done.
+        need: Bytes that it needs at least.
+        what: What needs them, in words.
+        cure: What to do, in words.
+
+    Returns:
+        A context for the work: if the memory ends inside, it raises an SlmError, too.
+
+    Raises:
+        SlmError: The memory does not suffice.
+    """
+    have, needs = free_memory(device), f"{what} needs at least {in_words(need)}"
+    if have is not None and need > have:
+        there = f"{in_words(have)} of memory can be had on {device}"
+        raise SlmError(f"{needs}, and {there}: {cure}")
+    return _full_memory_told(device, need, f"the memory is full; {needs}: {cure}")
+
+
+@contextlib.contextmanager
+def _full_memory_told(device: torch.device, need: int, sentence: str) -> Iterator[None]:
+    """Raise the sentence as an SlmError if an allocation fails inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # what failed still stands in the error's frames, so nothing is free again
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not full and type(error) is RuntimeError and device.type != "cuda":
+            full = _refuses(device, need)
+        if not full:
+            raise
+        raise SlmError(sentence) from error
+
+
+def _refuses(device: torch.device, size: int) -> bool:
+    """Whether the allocator refuses so many bytes now; they are not touched."""
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)
+    except (RuntimeError, TypeError):  # TypeError: more than any machine can address
+        return True
+    return False
+
+
+# %% [markdown]
+# For a run there is one more question, which batch would fit. The largest is searched
+# by halving, since the need grows with the batch; and among the numbers that divide the
+# step's rows, the largest that makes the same step from more micro-batches.
+
+
+# %%
+#| export
+def run_memory(
+    config: RunConfig, device: torch.device, batch_size: int, accumulate: bool
+) -> int:
+    """Bytes that a run with micro-batches of this size needs on a device, at least."""
+    t = config.training
+    dtype = str(choose_dtype(device, t.dtype, t.use_amp)).removeprefix("torch.")
+    where = (dtype, device.type, accumulate, t.optimizer)
+    step = count_memory(config.model, batch_size, *where)
+    saved = 0  # by the first process, from a copy on the CPU
+    if device.type != "cuda" and rank() == 0:
+        saved = 2 * (step.weights + step.optimizer)
+    if t.max_steps == 1:
+        step = dataclasses.replace(step, optimizer=0)
+    if t.compile and device.type == "cuda":
+        step = dataclasses.replace(step, activations=step.activations // 2)
+    return max(step.peak, saved)
+
+
+def _smaller_batch(config: RunConfig, device: torch.device, have: int) -> str:
+    """The largest batch that fits, and the largest that makes the same step, told."""
+    t = config.training
+    rows = t.batch_size * t.gradient_accumulation_steps
+    spare = have - max(have // 10, 2**28)  # leaves something for what is not counted
+
+    def largest(sizes: Sequence[int], accumulate: bool) -> int:
+        needs = functools.partial(run_memory, config, device, accumulate=accumulate)
+        if not sizes or needs(sizes[0]) > have:
+            return 0
+        return sizes[max(0, bisect.bisect_right(sizes, spare, key=needs) - 1)]
+
+    fits = largest(range(1, t.batch_size), t.gradient_accumulation_steps > 1)
+    if not fits:
+        row = f"row of model.context_length = {config.model.context_length} tokens"
+        return f"not even one {row} fits, so choose a smaller model"
+    divide = [n for n in range(1, fits + 1) if rows % n == 0 and rows // n <= PARTS]
+    told = f"the largest training.batch_size that fits is {fits}"
+    if same := largest(divide, True):
+        parts = f"with training.gradient_accumulation_steps = {rows // same}"
+        told += f"; {same} {parts} makes the same step"
+    return told
+
+
+PARTS = 100_000  # micro-batches a step that a config may ask for
+SMALLER_BATCH = "lower training.batch_size, raise training.gradient_accumulation_steps "
+SMALLER_BATCH += "by the same factor, and start it as another run (--run-dir, on Modal "
+SMALLER_BATCH += "--run)"
+
+
+def room_for_run(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """Refuse a run that the device cannot hold; as `room`."""
+    device, t, cure = choose_device(), config.training, SMALLER_BATCH
+    need = run_memory(config, device, t.batch_size, t.gradient_accumulation_steps > 1)
+    have = free_memory(device)
+    if have is not None and need > have:
+        cure = _smaller_batch(config, device, have)
+    return room(device, need, "this run", cure)
 
 
 # %% [markdown]

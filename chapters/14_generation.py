@@ -35,7 +35,7 @@ import codecs
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.errors import SlmError
+from slm.hardware import room
 from slm.model.gpt import GPT
 from slm.data.tokenizer import Tokenizer
 
@@ -574,6 +575,7 @@ def generate_tokens(
 
     Raises:
         ValueError: A prompt without a token; at the call, not at the first token.
+        SlmError: The memory does not hold so many tokens.
     """
     for row, prompt in enumerate(prompts):
         if not len(prompt):
@@ -582,9 +584,40 @@ def generate_tokens(
     sampling = sampling or Sampling()
     if not prompts or not sampling.max_tokens:
         return iter(())
-    return _positions(model, prompts, sampling)
+    shape, table = model.config, model.tables()[0]
+    longest = _longest(prompts, sampling, shape.context_length)
+    need = 8 * len(prompts) * longest  # bytes of the texts, then of keys and values
+    if sampling.use_cache:
+        kept = len(prompts) * min(longest, shape.context_length) * shape.n_layers
+        need += 2 * kept * shape.d_model * table.element_size()
+    cure = "ask for fewer texts, or a smaller max_tokens"
+    enough = room(model.device, need, f"{len(prompts)} × {longest} tokens", cure)
+    return _inside(enough, _positions(model, prompts, sampling))
 
 
+def _longest(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int) -> int:
+    """Positions of the longest text that can come of these prompts."""
+    longest = max(map(len, prompts))
+    if sampling.overflow == "stop":
+        return min(longest + sampling.max_tokens, max(context + 1, longest))
+    return longest + sampling.max_tokens
+
+
+def _inside(
+    enough: AbstractContextManager[None], steps: Iterator[list[int | None]]
+) -> Iterator[list[int | None]]:
+    """The steps, computed inside a context."""
+    with enough:
+        yield from steps
+
+
+# %% [markdown]
+# The loop itself. Texts and caches get their memory once, at the start, so how much
+# that is was known above, before the first token.
+
+
+# %%
+#| export
 @torch.inference_mode()
 def _positions(
     model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling
@@ -592,9 +625,7 @@ def _positions(
     """The loop of `generate_tokens`."""
     rows, context = range(len(prompts)), model.config.context_length
     ends = [len(prompt) + sampling.max_tokens for prompt in prompts]
-    longest = max(ends)
-    if sampling.overflow == "stop":
-        longest = min(longest, max(context + 1, *map(len, prompts)))
+    longest = _longest(prompts, sampling, context)
     # prompts, then zeros; a row that has ended keeps them, and its logits are not used
     text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     for row in rows:

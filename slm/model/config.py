@@ -17,6 +17,7 @@ from slm.errors import SlmError, settings
 # The shape
 
 IGNORE = -100  # a target that does not count
+MOST = 10**9  # of anything in a model's shape; more is a slip of the keyboard
 
 
 @settings
@@ -29,17 +30,23 @@ class GPTConfig:
     """
 
     vocab_size: int = Field(
-        ge=1, description="ids that the tables hold (V); at least the tokenizer's"
+        ge=1,
+        le=MOST,
+        description="ids that the tables hold (V); at least the tokenizer's",
     )
     context_length: int = Field(
-        ge=1, description="tokens that the model can look back on (T)"
+        ge=1, le=MOST, description="tokens that the model can look back on (T)"
     )
-    n_layers: int = Field(ge=1, description="blocks")
+    n_layers: int = Field(ge=1, le=MOST, description="blocks")
     n_heads: int = Field(
-        ge=1, description="attention heads of each block (H); divides d_model"
+        ge=1, le=MOST, description="attention heads of each block (H); divides d_model"
     )
-    d_model: int = Field(ge=1, description="channels of the residual stream (D)")
-    d_ff: int = Field(ge=1, description="channels inside the feed-forward network")
+    d_model: int = Field(
+        ge=1, le=MOST, description="channels of the residual stream (D)"
+    )
+    d_ff: int = Field(
+        ge=1, le=MOST, description="channels inside the feed-forward network"
+    )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of channels and weights dropped"
     )
@@ -114,8 +121,9 @@ class Memory:
     """Bytes on one device during a training step, by what they are for.
 
     Attributes:
-        weights: The parameters in float32 and, under autocast, the 16-bit copies of the
-            blocks' matrices.
+        weights: The parameters in float32.
+        copies: Of the blocks' matrices in 16 bits, which autocast keeps from forward to
+            backward.
         optimizer: AdamW's two averages of each parameter; with Muon one, for the
             matrices of the blocks.
         gradients: All at the end of the backward pass, that of the tied table twice.
@@ -126,6 +134,7 @@ class Memory:
     """
 
     weights: int
+    copies: int
     optimizer: int
     gradients: int
     earlier_gradients: int
@@ -138,7 +147,8 @@ class Memory:
 
         At the first all activations are alive, at the second all gradients.
         """
-        after_loss = self.earlier_gradients + self.activations + self.loss
+        kept = self.copies + self.activations
+        after_loss = self.earlier_gradients + kept + self.loss
         return self.weights + self.optimizer + max(after_loss, self.gradients)
 
 
@@ -156,8 +166,8 @@ def count_memory(
         config: The model.
         batch_size: Rows of `context_length` tokens in one pass (the micro-batch).
         dtype: "float32", or "bfloat16"/"float16" for autocast with float32 weights.
-        device: "cuda", or "cpu", where bfloat16 attention keeps its `(T, T)` weights
-            and the loss takes smaller chunks.
+        device: "cuda", or "cpu", where attention keeps `(T, T)` weights (with dropout,
+            and of short texts in bfloat16) and the loss takes smaller chunks.
         accumulate: Gradients of earlier micro-batches are alive with the activations.
         optimizer: "adamw", two averages per parameter, or "muon", one for the matrices
             of the blocks.
@@ -172,21 +182,27 @@ def count_memory(
     matrices, parameters = L * (4 * D * D + 2 * D * F), count_parameters(config)
     # bytes per token and block; the last two terms are sums of attention and norms
     per_block = 8 * D + 6 * b * D + 2 * b * F + 4 * H + 16
-    per_block += b * H * T if half and device == "cpu" else 0
-    per_block += 2 * D if config.dropout else 0
+    on_cpu, dropped = device == "cpu", bool(config.dropout)
+    if on_cpu and dtype == "bfloat16" and T <= 256:  # the rule of `causal_attention`
+        per_block += (3 if dropped else 1) * b * H * T
+    elif on_cpu and dropped:  # weights, mask and their product, in 32 bits
+        per_block += 12 * H * T
+    per_block += 2 * (b if on_cpu else 1) * D if dropped else 0
+    embedding = 4 + (4 if on_cpu else 1) * dropped  # bytes per channel
     output = V * D  # numbers in the output matrix, of which the loss makes the gradient
     logits = b * V * logit_rows(tokens, V, b, device)[0]
-    copies = min(2 * _loss_bytes(device)[1], 8 * tokens * V)
-    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits + copies
+    logits += min(_loss_bytes(device)[1], 4 * tokens * V) * half  # 32-bit copies
+    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits
     behind_it = 12 * tokens * D + 8 * output
     gradients = 4 * parameters
     return Memory(
-        weights=gradients + 2 * matrices * half,
+        weights=gradients,
+        copies=2 * matrices * half,
         optimizer=8 * parameters - (4 * matrices if optimizer == "muon" else 0),
         # for a moment the embedding's gradient exists twice: as input and as output
         gradients=gradients + 4 * output,
         earlier_gradients=gradients if accumulate else 0,
-        activations=tokens * (L * per_block + (4 + bool(config.dropout)) * D),
+        activations=tokens * (L * per_block + embedding * D),
         loss=max(in_the_loss, behind_it),
     )
 

@@ -29,8 +29,15 @@ from slm.data.dataset import make_loaders
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import make_folder, make_run_name, publish, user_path, write_text
-from slm.hardware import gather_from_ranks, process_group, rank, world_size
-from slm.model.config import GPTConfig
+from slm.hardware import (
+    gather_from_ranks,
+    process_group,
+    rank,
+    room,
+    room_for_run,
+    world_size,
+)
+from slm.model.config import GPTConfig, count_parameters
 from slm.model.gpt import GPT, sample_tokens
 from slm.training.checkpoint import Checkpointer, config_mismatch, load_latest
 from slm.training.config import RunConfig, changed_keys, load_config
@@ -70,7 +77,8 @@ def load_run(run_dir: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: The folder holds no run, or no weights yet.
-        SlmError: Its config or its checkpoints cannot be used.
+        SlmError: Its config or its checkpoints cannot be used, or the memory does not
+            hold its weights.
     """
     folder = RunFolder(user_path(run_dir))
     if not folder.config.is_file():
@@ -78,12 +86,15 @@ def load_run(run_dir: str | Path) -> Run:
         raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
     config = load_config(folder.config)
     config = dataclasses.replace(config, name=folder.path.name)
-    if folder.finished:
-        model = GPT.from_pretrained(folder.model)
-        tokenizer = get_tokenizer(folder.model)
-    else:
-        model = _unfinished_model(folder, config)
-        tokenizer = get_tokenizer(config.data.tokenizer)
+    weights = 4 * count_parameters(config.model)  # bytes
+    smaller = "free some, or take a smaller model"
+    with room(torch.device("cpu"), weights, f"the model in {run_dir}", smaller):
+        if folder.finished:
+            model = GPT.from_pretrained(folder.model)
+            tokenizer = get_tokenizer(folder.model)
+        else:
+            model = _unfinished_model(folder, config)
+            tokenizer = get_tokenizer(config.data.tokenizer)
     rows = read_metrics(run_dir)
     return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
 
@@ -186,12 +197,6 @@ def stop_signals(verbose: bool = False) -> Iterator[list[float]]:
 
 # Failing
 
-OUT_OF_MEMORY = "the GPU's memory is full; lower training.batch_size, raise "
-OUT_OF_MEMORY += (
-    "training.gradient_accumulation_steps by the same factor, and start it "
-)
-OUT_OF_MEMORY += "as another run (--run-dir, on Modal --run)"
-
 
 @contextlib.contextmanager
 def failure_file() -> Iterator[None]:
@@ -200,14 +205,9 @@ def failure_file() -> Iterator[None]:
     It holds `{"error": a sentence, "retry": whether another attempt may succeed}`. Of
     several processes, the first that fails is the cause, and the others its victims.
 
-    Raises:
-        SlmError: The GPU's memory is full; every other error as it is.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        note_failure(SlmError(OUT_OF_MEMORY))
-        raise SlmError(OUT_OF_MEMORY) from error
     except Exception as error:
         note_failure(error)
         raise
@@ -418,7 +418,7 @@ def train(
     Raises:
         SlmError: The folder holds a run with another config or is in use, tokenizer and
             model do not fit, the text cannot be had, the loss became nan or infinite,
-            the GPU's memory is full, or a checkpoint could not be read or written.
+            the memory does not suffice, or a checkpoint could not be read or written.
     """
     if run_dir == "":
         cure = "name the run's folder, or leave it out for runs/<name of the config>"
@@ -434,8 +434,10 @@ def train(
             return finished_run(folder, tells)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
+        enough = room_for_run(config)  # refuses what the memory cannot hold
         tokenizer, first = fitting_tokenizer(config), rank() == 0
-        with only_process(folder.path) if first else contextlib.nullcontext():
+        lock = only_process(folder.path) if first else contextlib.nullcontext()
+        with lock, enough:
             refuse_changes(config, folder)  # again: from here on nobody else writes
             # whichever process comes first tokenises, the others wait for it
             t, context_length = config.training, config.model.context_length

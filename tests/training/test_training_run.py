@@ -417,18 +417,13 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, config):
         (CheckpointError("full", retry=True), {"error": "full", "retry": True}),
         (OSError("no disk"), {"error": "no disk", "retry": True}),
         (RuntimeError("odd"), {"error": "RuntimeError: odd", "retry": True}),
-        (
-            torch.OutOfMemoryError("CUDA out of memory"),
-            {"error": slm.training.run.OUT_OF_MEMORY, "retry": False},
-        ),
     ],
     ids=lambda part: type(part).__name__,
 )
 def test_a_failure_is_told_to_the_launcher(tmp_path, monkeypatch, error, told):
     path = tmp_path / "failure.json"
     monkeypatch.setenv("SLM_FAILURE_FILE", str(path))
-    full = isinstance(error, torch.OutOfMemoryError)  # by what the config asks for
-    with pytest.raises(SlmError if full else type(error)), failure_file():
+    with pytest.raises(type(error)), failure_file():
         raise error
     assert json.loads(path.read_text()) == told
 
