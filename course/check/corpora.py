@@ -101,7 +101,7 @@ def cut(text: str, wrong: frozenset[str] = frozenset()) -> Any:
     return text[:at] if "text" in wrong else at
 
 
-TEXTS = ["onetwo", "one two three", "one\ntwo", "one two  ", "one  two", " one", "a 1 ", "one two. ", "a b", "one .", "one tw\u00f6\nthree", "\u00e9t\u00e9 \u00fc", "a  b\n\nc \n", "Yes. No. Then 3\nor 4 of them! ", "the  ", " \nx", "  x", "", "b"]  # fmt: skip
+TEXTS = ["onetwo", "one two three", "one\ntwo", "one two  ", "one  two", " one", "a 1 ", "one two. ", "a b", "one .", "one tw\u00f6\nthree", "\u00e9t\u00e9 \u00fc", "a  b\n\nc \n", "Yes. No. Then 3\nor 4 of them! ", "the  ", "a characteristically", " \nx", "  x", "", "b"]  # fmt: skip
 LAST_SAFE_CUT = Diagnosis(cut, CUT, [(text,) for text in TEXTS], lambda text: f"For {text!r}", read=whole)  # fmt: skip
 
 

@@ -74,6 +74,7 @@ MIN_P = {
     "squared": "You square the threshold.",
     "strict": "You remove a token that is *exactly* min_p times as likely as the best; 'at least' keeps it: >=.",
     "inverted": "You keep what should be removed, and remove the rest: the comparison is the wrong way round.",
+    "inverted, equal": "You keep what should be removed, and remove the rest: the comparison is the wrong way round.",
     "top-p": "You add probabilities up, which is top-p. Min-p compares each token with the likeliest.",
     "only one": "You keep only the likeliest token.",
     "all": "You remove nothing.",
@@ -109,8 +110,8 @@ def min_p_answer(p: Tensor, min_p: float, wrong: frozenset[str] = frozenset()) -
         p = p.sort(-1, descending=True).values
     limit = LIMITS[next((m for m in LIMITS if m in wrong), "right")](p, min_p)
     kept = p > limit if "strict" in wrong else p >= limit
-    if "inverted" in wrong:
-        kept = p < limit
+    if wrong & {"inverted", "inverted, equal"}:
+        kept = p < limit if "inverted" in wrong else p <= limit
     if "top-p" in wrong:
         ordered, order = p.sort(-1, descending=True)
         kept = torch.empty_like(kept).scatter(
@@ -322,6 +323,7 @@ CACHE = {
     "axis 1": "You join along the heads. Time is axis 2 of (B, H, T, K).",
     "axis 3": "You join along the channels. Time is axis 2 of (B, H, T, K).",
     "one out": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
+    "one out once": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
     "turned": "You turn the order of time around. The oldest stands first.",
     "cut before": "You cut what was there before and join then, so there are too many. Join first, then cut.",
     "one more": "You keep one position too many.",
@@ -336,6 +338,7 @@ CACHE = {
     "values twice": "You keep the values as keys, too.",
     "swapped": "You return values and keys; keys come first.",
     "front": "You put the new positions in front. Time runs on: they belong behind the old ones.",
+    "front, the end": "You put the new positions in front, and keep the end, the oldest. Time runs on: they belong behind the old ones.",
     "ring": "You write the new positions over the oldest and hand them out as they lie, so they are not in the order of time.",
     "zeros": "You begin with a buffer of zeros and hand out places that nothing was written to.",
     "only new": "You return only what was just given. What came before belongs in front of it.",
@@ -399,15 +402,16 @@ def cache_answer(
             old = None
         if "cut before" in wrong and old is not None:
             old = old[:, :, -size:]
-        if "one out" in wrong and old is not None and old.size(2) >= size:
-            old = old[:, :, 1:]
+        if wrong & {"one out", "one out once"} and old is not None:
+            full_now = old.size(2) >= size if "one out" in wrong else old.size(2) == size
+            old = old[:, :, 1:] if full_now else old
         if "None" in wrong:
             whole = torch.cat([old, new], dim=2)  # type: ignore[list-item]
         else:
-            pair = [new, old] if "front" in wrong else [old, new]
+            pair = [new, old] if wrong & {"front", "front, the end"} else [old, new]
             whole = new if old is None else join(pair, dim=joined)  # type: ignore[arg-type]
         uncut = (
-            wrong & {"cut before", "one out"}
+            wrong & {"cut before", "one out", "one out once"}
             or ("keys uncut", "values uncut")[index] in wrong
         )
         result = whole if uncut else cut(whole, new.size(2), started)

@@ -21,6 +21,7 @@ MISTAKES = {
     "forgets": "You begin at step 1 whatever load() says. It gives the step of the newest checkpoint; go on behind it.",
     "again": "You begin with the step that the checkpoint has seen. It is done; the next one is load() + 1.",
     "skips": "You leave out the step behind the checkpoint: when 4 are done, the next one is 5.",
+    "left": "You do as many steps as are left, and count them from 1 again. They go on behind the checkpoint: load() + 1 to steps.",
     "short": "You stop before the last step: range(…, steps) ends at steps - 1.",
     "long": "You do one step too many: steps is the last one.",
     "zero": "You count the steps from 0. They are 1 to steps.",
@@ -47,7 +48,9 @@ MISTAKES = {
     "finally": "You save in a `finally`, which runs when a step was stopped, too: that step is not done then.",
     "finally, done": "You save in a `finally`, which runs when a step was stopped, too, when no checkpoint is due.",
     "finally, too": "You save in a `finally` besides: twice at the end, and, when a step was stopped, a step that is not done.",
+    "finally, once": "You save in a `finally`, which runs when a step was stopped, too: that step is not done then.",
     "except": "You save when a step was stopped: that step is not done then.",
+    "except, done": "You save when a step was stopped, and no checkpoint is due then.",
     "swallows": "You catch the error of a step that failed and go on with the next, so a step is missing.",
     "swallows, saves": "You catch the error of a step that failed and go on as if it were done.",
     "swallows all": "You catch whatever ends the process and return as if all were done. Let it through.",
@@ -66,7 +69,7 @@ MISTAKES = {
 }
 
 
-FINALLY = {"finally", "finally, done", "finally, too", "except"}
+FINALLY = {"finally", "finally, done", "finally, too", "finally, once", "except", "except, done"}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -153,6 +156,8 @@ def answer(
     done = 0 if "forgets" in wrong else found or 0
     first = done + 1 + ("skips" in wrong and done > 0) - ("again" in wrong and done > 0)
     last = steps - ("short" in wrong) + ("long" in wrong)
+    if "left" in wrong:
+        first, last = 1, steps - done
     if "blocks, rest" in wrong:
         last = done + (steps - done) // every * every
     if "blocks, over" in wrong:
@@ -176,9 +181,11 @@ def answer(
             multiple = False
         if "only first" in wrong:
             multiple = step == every
+        if "finally, once" in wrong:
+            return multiple and step < steps
         if "last but one" in wrong:
             return multiple or step == steps - 1
-        end = step == (last if wrong & {"blocks, over"} else steps)
+        end = step == (last if wrong & {"blocks, over", "left"} else steps)
         return (
             multiple
             or "each" in wrong
@@ -221,8 +228,8 @@ def answer(
         if "swallows all" not in wrong:
             raise
     finally:
-        if wrong & FINALLY and not (ended and "except" in wrong):
-            save(done if "finally, done" in wrong else step)
+        if wrong & FINALLY and not (ended and wrong & {"except", "except, done"}):
+            save(done if wrong & {"finally, done", "except, done"} else step)
 
 
 def show(steps: int, every: int, kills: tuple[str, ...], saved: int | None) -> str:

@@ -166,6 +166,7 @@ ADAMW = {
     "absolute": "Your v averages the gradient's absolute value. It should average its *square*.",
     "m squared": "Your v averages the square of m. It should average the square of the gradient.",
     "mean square": "You give all weights one v, of the mean of the squares. Each weight has its own.",
+    "constants": "You average with betas of your own, 0.9 and 0.999. Use beta1 and beta2.",
     "uphill": "You go uphill: subtract the step.",
     "uncorrected": "You correct neither average. They start at zero and are too small at first: divide by 1 - beta**t.",
     "m uncorrected": "You do not correct m; it starts at zero, too: divide it by 1 - beta1**t.",
@@ -203,6 +204,8 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
     if "rebinds" in wrong:
         return
     g, b1, b2 = grad, beta1, beta2
+    if "constants" in wrong:
+        b1, b2, eps = 0.9, 0.999, 1e-8
     if "betas swapped" in wrong:
         b1, b2 = b2, b1
     if "fresh" in wrong:
@@ -310,6 +313,11 @@ def adamw(fn: Callable[..., None]) -> str:
 SHARE = "Weight each part by its share of the targets that are not -100."
 PARTS = {
     "alike": f"Every part counts the same in your sum, though they hold different numbers of targets. {SHARE}",
+    "alike, some": f"You leave out the parts without targets, and every other part counts the same, though they hold different numbers of them. {SHARE}",
+    "all targets": "You divide by the number of all targets, those that are -100 included. Divide by the number of those that count.",
+    "inverted": "Your weights are upside down: the targets of the batch by those of the part. Divide the other way.",
+    "floor": "Your shares are whole numbers (//): 0, where no part holds all the targets. Use /.",
+    "stops early": "Your range ends one text early, so a last part that begins with the last text is missing: range(0, len(x), rows).",
     "unweighted": f"You add the parts' gradients without weights: three means make three times the gradient. {SHARE}",
     "by rows": "Targets that do not count have a say in your weights, as where texts, inputs or all targets are counted. Count the targets that are not -100.",
     "one by one": "You give every text the same weight, one by one. Texts hold different numbers of targets: count those that are not -100.",
@@ -352,6 +360,8 @@ def accumulated(model: GPT, x: Tensor, y: Tensor, rows: int, wrong: frozenset[st
     parts = [(x, y)] if "whole batch" in wrong else parts
     if "short missing" in wrong:
         parts = [part for part in parts if len(part[0]) == rows]
+    if "stops early" in wrong and (len(x) - 1) % rows == 0:
+        parts = parts[:-1]
     parts = parts[1:] if "first missing" in wrong else parts
     parts = parts[:-1] if "last missing" in wrong else parts
 
@@ -363,6 +373,10 @@ def accumulated(model: GPT, x: Tensor, y: Tensor, rows: int, wrong: frozenset[st
     for part_x, part_y in parts:
         weights: dict[str, Callable[[], float]] = {
             "alike": lambda: 1 / len(parts),
+            "alike, some": lambda y=part_y: float(count(y) > 0) / sum(count(other) > 0 for _, other in parts),  # type: ignore[misc]
+            "all targets": lambda part=part_y: count(part) / y.numel(),  # type: ignore[misc]
+            "inverted": lambda part=part_y: (count(y) or math.nan) / (count(part) or math.nan),  # type: ignore[misc]
+            "floor": lambda part=part_y: count(part) // count(y),  # type: ignore[misc]
             "unweighted": lambda: 1.0,
             "zeroed, whole": lambda: 1.0,
             "by rows": lambda part=part_x: len(part) / len(x),  # type: ignore[misc]
