@@ -74,7 +74,7 @@ MIN_P = {
     "squared": "You square the threshold.",
     "strict": "You remove a token that is *exactly* min_p times as likely as the best; 'at least' keeps it: >=.",
     "inverted": "You keep what should be removed, and remove the rest: the comparison is the wrong way round.",
-    "inverted, equal": "You keep what should be removed, and remove the rest: the comparison is the wrong way round.",
+    "inverted, equal": "You keep what is at most as likely as the threshold, and remove the rest. It is the other way round: >=.",
     "top-p": "You add probabilities up, which is top-p. Min-p compares each token with the likeliest.",
     "only one": "You keep only the likeliest token.",
     "all": "You remove nothing.",
@@ -323,7 +323,7 @@ CACHE = {
     "axis 1": "You join along the heads. Time is axis 2 of (B, H, T, K).",
     "axis 3": "You join along the channels. Time is axis 2 of (B, H, T, K).",
     "one out": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
-    "one out once": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
+    "one out once": "You drop one position when there are exactly `capacity`, and then join, however many are new. Join first, then cut to the last `capacity`.",
     "turned": "You turn the order of time around. The oldest stands first.",
     "cut before": "You cut what was there before and join then, so there are too many. Join first, then cut.",
     "one more": "You keep one position too many.",
@@ -403,7 +403,9 @@ def cache_answer(
         if "cut before" in wrong and old is not None:
             old = old[:, :, -size:]
         if wrong & {"one out", "one out once"} and old is not None:
-            full_now = old.size(2) >= size if "one out" in wrong else old.size(2) == size
+            full_now = (
+                old.size(2) >= size if "one out" in wrong else old.size(2) == size
+            )
             old = old[:, :, 1:] if full_now else old
         if "None" in wrong:
             whole = torch.cat([old, new], dim=2)  # type: ignore[list-item]

@@ -289,7 +289,9 @@ def _attempt(
                 if "again" in wrong:
                     continue
                 if wrong & {"returns", "returns steps", "returns None"}:
-                    return pick(wrong, {"returns steps": steps, "returns None": None}, step)
+                    return pick(
+                        wrong, {"returns steps": steps, "returns None": None}, step
+                    )
                 if "goes on" not in wrong:
                     raise
             finally:

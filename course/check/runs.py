@@ -48,7 +48,7 @@ MISTAKES = {
     "finally": "You save in a `finally`, which runs when a step was stopped, too: that step is not done then.",
     "finally, done": "You save in a `finally`, which runs when a step was stopped, too, when no checkpoint is due.",
     "finally, too": "You save in a `finally` besides: twice at the end, and, when a step was stopped, a step that is not done.",
-    "finally, once": "You save in a `finally`, which runs when a step was stopped, too: that step is not done then.",
+    "finally, once": "You save the last step in a `finally`, which runs when a step was stopped, too: that one is not done then.",
     "except": "You save when a step was stopped: that step is not done then.",
     "except, done": "You save when a step was stopped, and no checkpoint is due then.",
     "swallows": "You catch the error of a step that failed and go on with the next, so a step is missing.",
