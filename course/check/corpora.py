@@ -25,7 +25,6 @@ CUT = {
     "behind last space": "You cut behind the last space. The tokenizer keeps a space with the word that follows: cut before it.",
     "end counts": "You take the last white space, at the very end of the text, too. There it may go on in the next block: a visible character must follow.",
     "behind": "You cut behind the space. The tokenizer keeps it with the word that follows: cut before it.",
-    "one early": "Your cut comes one character early.",
     "spaces only": "You look for spaces only. A newline that a visible character follows is a safe place, too.",
     "newlines only": "You look for newlines only. A space that a visible character follows is a safe place, too.",
     "first place": "You return the first safe place. The last one is asked for.",
@@ -94,7 +93,7 @@ def cut(text: str, wrong: frozenset[str] = frozenset()) -> Any:
         at = found[-1 if "first place" in wrong else 0]
         if "run start" in wrong:
             at = len(text[: at + 1].rstrip()) or N
-        at = at + 1 if "behind" in wrong else at - 1 if "one early" in wrong else at
+        at = at + 1 if "behind" in wrong else at
         at = N - at if "remainder" in wrong else at
     if "bytes" in wrong:
         return len(text[:at].encode())

@@ -43,7 +43,6 @@ def _bill(*probe: float, wrong: Wrong = RIGHT) -> tuple[float, float]:
         "host for an hour": seconds * gpu + 3600 * host,
         "host hourly": seconds * gpu + hours * host,
         "hourly": hours * (gpu + host),
-        "per minute": seconds / 60 * (gpu + host),
         "seconds as hours": seconds * (gpu + host) * 3600,
         "twice": hours * (gpu + host),
     }
@@ -81,7 +80,6 @@ BILL = Diagnosis(
         "host for an hour": "The cores and the memory are paid for one hour, however long the run is. They are billed as long as the GPU is.",
         "host hourly": "The prices of cores and memory are per second too, and you multiply them by hours.",
         "hourly": "Prices are per second, and you multiply them by hours.",
-        "per minute": "Prices are per second, and you multiply them by minutes.",
         "turned": "The pair is the wrong way round: first the hours, then the dollars.",
     },
     [
@@ -228,7 +226,6 @@ def _best_buy(
     chosen = {
         "cheapest gpu": [cheapest],
         "fastest gpu": [fastest],
-        "worst ratio": [min(gpus, key=worth.__getitem__)],
         "first gpu": [*gpus][:1],
         "last gpu": [*gpus][-1:],
     }
@@ -287,7 +284,6 @@ BEST_BUY = Diagnosis(
         "fastest gpu": "You chose the fastest GPU. Another one does more work for a dollar, and nobody set a time limit.",
         "cheapest apart": "You choose the GPU apart from the model, by the lowest price per hour. What counts is FLOPs for a dollar.",
         "fastest apart": "You choose the GPU apart from the model, the fastest. What counts is FLOPs for a dollar.",
-        "worst ratio": "You chose the GPU that does the least for a dollar.",
         "first gpu": "You try only the first GPU.",
         "last gpu": "You try only the last GPU.",
         "first model": "You try only the first model: is there a `return` inside the loop?",

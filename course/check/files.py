@@ -48,7 +48,6 @@ MISTAKES = {
     "dict": "You return a dictionary. A set of keys is asked for.",
     "bool": "You return whether something is wrong. The set of the keys is asked for.",
     "example": "You check the two keys of the example, whatever allowed holds.",
-    "same range": "You use one key's range for all. Each key has its own: allowed[key].",
     "removes": "You take the keys that are not known out of the values that you were handed. Whoever holds them still needs them: work on a copy.",
 }  # fmt: skip
 
@@ -61,7 +60,7 @@ def mistakes(values: dict[str, Any], allowed: dict[str, tuple[int, int]], wrong:
     found: list[str] = []
 
     def odd(key: str) -> bool:
-        low, high = allowed["layers" if "same range" in wrong else key]
+        low, high = allowed[key]
         value = values[key]
         if "None passes" in wrong and value is None:
             return False

@@ -32,7 +32,6 @@ MISTAKES = {
     "no last": "You do not save after the last step, unless it is a multiple of every.",
     "each": "You save after every step. It is due after every `every` steps, and after the last.",
     "only last": "You save only once, at the end, so a kill loses everything.",
-    "only first": "You save only after the first `every` steps and after the last. It is due at every multiple of it.",
     "never": "You never save: after every `every` steps, and after the last, save(step).",
     "numbers": "You save the number of the checkpoint. It says how many steps are done: save(step).",
     "and": "You save only where both hold, a multiple of every *and* the last step. Either is enough: or.",
@@ -61,7 +60,6 @@ MISTAKES = {
     "last but one": "You save after step steps - 1 instead of the last.",
     "saves the loaded": "You save the step that you have just loaded: a checkpoint of it is there.",
     "gives up": "You return if there is a checkpoint. It says how far the job is, not that it is finished.",
-    "do twice": "You do every step twice.",
     "does nothing": "You never call do(step).",
 } | {
     how: f"On the first start there is no checkpoint: load() is None, and `{how}` does not work with it."
@@ -179,8 +177,6 @@ def answer(
             multiple = step // every == 0
         if wrong & {"only last", "never"}:
             multiple = False
-        if "only first" in wrong:
-            multiple = step == every
         if "finally, once" in wrong:
             return multiple and step < steps
         if "last but one" in wrong:
@@ -203,7 +199,7 @@ def answer(
             if "save first" in wrong and due(named):
                 keep(named)
             try:
-                for _ in range(("does nothing" not in wrong) + ("do twice" in wrong)):
+                if "does nothing" not in wrong:
                     do(step)
             except Exception:
                 if "tries again" in wrong:

@@ -29,15 +29,10 @@ RATES = {
     "no fall": "Nothing falls: over the last `fall` steps a straight line should take the rate to 0.",
     "to a tenth": "Your fall ends at a tenth of the peak. It should end at 0.",
     "turned": "Your fall is the wrong way round: it jumps down and rises to the peak.",
-    "turned at the top": "Your fall is the wrong way round: it jumps to 0 where the peak should be left, and rises to the peak.",
-    "drop": "Your rate stays at the peak and drops to 0 at once. A straight line should take it there.",
     "no warm-up": "Your warm-up is missing: a straight line up to the peak at step warmup - 1.",
     "inverse": "Your warm-up is peak / (step + 1), which begins at the peak. It rises: peak * (step + 1) / warmup.",
-    "flat warm-up": "Your warm-up stays at peak / warmup. It rises by as much at every step: peak * (step + 1) / warmup.",
     "cosine up": "Your warm-up is a cosine. It should be a straight line.",
     "no peak": "You leave out the peak: all three parts are multiplied by it.",
-    "no peak up": "In the warm-up you leave out the peak.",
-    "no peak down": "In the fall you leave out the peak.",
     "no level": f"Nothing keeps your rate at the peak in the level part: it goes above it. {LINES} The smallest of 1, rise and fall counts.",
     "max": "You take the largest of the three parts. The smallest counts.",
     "product": "You multiply rise and fall without a 1 as the upper bound of each.",
@@ -70,7 +65,6 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
             0.5 * (1 - math.cos(math.pi * min(1, (step + 1) / warmup)))
         ),
         "inverse": lambda: 1 / (step + 1),
-        "flat warm-up": lambda: 1 / warmup,
         "whole up": lambda: (step + 1) // warmup,
         "whole": lambda: (step + 1) // warmup,
     }
@@ -83,17 +77,14 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
         "from warm-up": lambda: left / (steps - warmup),
         "at fall": lambda: left / (steps - 1 - fall) if step >= fall else 1.0,
         "no fall": lambda: 1.0,
-        "drop": lambda: float(left > 0),
         "to a tenth": lambda: 0.1 + 0.9 * left / fall,
         "turned": lambda: 1 - left / fall if left < fall else 1.0,
-        "turned at the top": lambda: 1 - left / fall if left <= fall else 1.0,
         "whole down": lambda: left // fall,
         "whole": lambda: left // fall,
     }
     up = next((ups[key] for key in ups if key in wrong), lambda: (step + 1) / warmup)
     down = next((downs[key] for key in downs if key in wrong), lambda: left / fall)
-    rise = min(up(), math.inf if "flat warm-up" not in wrong or step < warmup else 1.0)
-    rise = 1.0 if wrong & {"inverse", "flat warm-up"} and step >= warmup else rise
+    rise = 1.0 if "inverse" in wrong and step >= warmup else up()
     if "no level" in wrong:
         return peak * min(rise, down())
     if "max" in wrong:
@@ -103,9 +94,7 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
     share = min(1.0, rise, 1.0 if step < warmup and "from warm-up" in wrong else down())
     if "none level" in wrong and share == 1 and warmup <= step < steps - 1 - fall:
         return None
-    bare = "no peak" in wrong or ("no peak up" in wrong and step < warmup)
-    bare = bare or ("no peak down" in wrong and left < fall)
-    value = share if bare else peak * share
+    value = share if "no peak" in wrong else peak * share
     return round(value, 4) if "rounded" in wrong else value
 
 
@@ -187,7 +176,6 @@ ADAMW = {
     "decay alone": "You shrink p by decay. It should shrink by lr * decay, so that the schedule governs both.",
     "grows": "Your p grows by the decay. It should shrink: 1 - lr * decay.",
     "times": "You multiply p by lr * decay, so that hardly anything is left. Multiply by 1 - lr * decay.",
-    "constant": "You subtract lr * decay itself. It is a share of p: p.mul_(1 - lr * decay).",
     "late": f"You shrink p after the step, so the step shrinks as well. {SHRINK}",
     "no decay": f"You leave out the decay. {SHRINK}",
     "rebinds": "Nothing that you were handed has changed: `p = …` only gives the name p to a new tensor. Change the tensors themselves: p.copy_(…), p.sub_(…), p[:] = ….",
@@ -211,14 +199,12 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
     if "fresh" in wrong:
         p.mul_(1 - lr * decay).sub_(lr * g / (g.abs() + eps))
         return
-    shrinks = {"l2": 1.0, "late": 1.0, "no decay": 1.0, "constant": 1.0, "decay alone": 1 - decay, "grows": 1 + lr * decay, "times": lr * decay}  # fmt: skip
+    shrinks = {"l2": 1.0, "late": 1.0, "no decay": 1.0, "decay alone": 1 - decay, "grows": 1 + lr * decay, "times": lr * decay}  # fmt: skip
     start = p.clone() if "m and v only" in wrong else None
     kept = (m.clone(), v.clone()) if "p only" in wrong else None
     if "l2" in wrong:
         g = g + decay * p
     p.mul_(next((shrinks[key] for key in shrinks if key in wrong), 1 - lr * decay))
-    if "constant" in wrong:
-        p.sub_(lr * decay)
     if "no underscore" in wrong:
         return
     b2 = b1 if "beta1 twice" in wrong else b2
