@@ -1115,8 +1115,8 @@ print(f"{told} of {len(fields)} misspelt keys are answered with the right one")
 #
 # `my_override(sections, "training.max_steps=200")` returns sections in which that one
 # key is changed. The value is read as YAML (`yaml.safe_load` will do here), a section
-# that is missing or empty is made, and the sections that were handed in stay as they
-# are, because somebody still holds them.
+# that is missing or empty (YAML reads `data:` alone as `{"data": None}`) is made, and
+# the sections that were handed in stay as they are, because somebody still holds them.
 
 # %% tags=["exercise"]
 from course import check

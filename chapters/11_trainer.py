@@ -214,7 +214,8 @@ step_figure()
 # Every parameter's `.grad` is empty. Leave in it the gradient of the mean loss over the
 # *whole* batch, but never have more than `rows` texts in memory at once, from their
 # forward pass to their backward pass. Targets that are `IGNORE` (-100) do not count,
-# and parts may hold different numbers of them, even none.
+# and parts may hold different numbers of those that do, even none: `model.loss` is 0
+# then.
 
 
 # %% tags=["exercise"]

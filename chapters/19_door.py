@@ -593,7 +593,8 @@ check.exit_codes(tells_everything)
 # **2. A name when it is needed.** Write the heart of a lazy package: `lazy(addresses)`
 # returns a function that gives the object of a name, from a dictionary of names and
 # modules. It imports a module when one of its names is first asked for and not before,
-# and raises an AttributeError that tells the name if there is none.
+# and raises an AttributeError that tells the name if there is none. An error while a
+# module is imported comes through.
 
 # %% tags=["exercise"]
 from typing import Any

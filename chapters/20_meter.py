@@ -1192,8 +1192,8 @@ exercises.most_dollars(lambda timeout, retries, rate: timeout / 3600 * rate)
 # **2. Once more?** Decide whether a further attempt may begin. Each earlier attempt is
 # `(first, last, taken)`: the step of the newest checkpoint when it began and when it
 # ended, and whether the machine was taken away. No, if the last three that count came
-# to no new checkpoint. One whose machine was taken away does not count, but a new
-# checkpoint of any attempt ends the row.
+# to no new checkpoint. One whose machine was taken away does not count; but if it came
+# to a new checkpoint, those before it count no more, as after any other.
 
 
 # %% tags=["exercise"]

@@ -919,8 +919,8 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 #
 # **1. A budget that refuses.** Among the GPUs that need at most `max_hours` for the
 # run, choose the one on which it costs least. If it costs more than `max_dollars`,
-# raise a ValueError that says what it costs; a dearer or a later one is no choice
-# either. If no GPU is in time, raise a ValueError, too.
+# raise a ValueError that says what it costs, even if one that takes too long is
+# cheaper. If no GPU is in time, raise a ValueError, too.
 
 # %% tags=["exercise"]
 from course import check as exercises

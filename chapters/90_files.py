@@ -176,8 +176,8 @@ for name, steps in recipes.items():
 # ## Exercise 1: whole or not there
 #
 # Write `text` to `path` so that a reader finds the old file or the new one, whenever
-# the process is killed or the power fails. After a kill, the next call must work. Use
-# `os` and `open` only.
+# the process is killed or the power fails; and once your function has returned, the new
+# one. After a kill, the next call must work. Use `os` and `open` only.
 
 
 # %% tags=["exercise"]

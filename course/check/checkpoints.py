@@ -59,6 +59,10 @@ def _resume(save: Save, load: Load, step: int, n_layers: int) -> None:
     assert not odd, (
         f"The dictionary holds {odd}; use tensors, numbers and texts, which a checkpoint can hold safely."
     )
+    pickled = [x for x in _leaves(state) if isinstance(x, bytes) and b"torch.nn" in x]
+    assert not pickled, (
+        "A whole model stands in the dictionary, in the bytes of pickle; it can be read only while its code stays as it is. Put in what it knows: a copy of its state_dict()."
+    )
     taken = copy.deepcopy(state)
     expected = _train(model, optimizer, range(step, step + 3))
     moved = [key for key in taken if not same(state.get(key), taken[key], 0, 0)]

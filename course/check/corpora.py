@@ -25,7 +25,6 @@ CUT = {
     "behind last space": "You cut behind the last space. The tokenizer keeps a space with the word that follows: cut before it.",
     "end counts": "You take the last white space, at the very end of the text, too. There it may go on in the next block: a visible character must follow.",
     "behind": "You cut behind the space. The tokenizer keeps it with the word that follows: cut before it.",
-    "one early": "Your cut comes one character early.",
     "spaces only": "You look for spaces only. A newline that a visible character follows is a safe place, too.",
     "newlines only": "You look for newlines only. A space that a visible character follows is a safe place, too.",
     "first place": "You return the first safe place. The last one is asked for.",
@@ -94,14 +93,14 @@ def cut(text: str, wrong: frozenset[str] = frozenset()) -> Any:
         at = found[-1 if "first place" in wrong else 0]
         if "run start" in wrong:
             at = len(text[: at + 1].rstrip()) or N
-        at = at + 1 if "behind" in wrong else at - 1 if "one early" in wrong else at
+        at = at + 1 if "behind" in wrong else at
         at = N - at if "remainder" in wrong else at
     if "bytes" in wrong:
         return len(text[:at].encode())
     return text[:at] if "text" in wrong else at
 
 
-TEXTS = ["onetwo", "one two three", "one\ntwo", "one two  ", "one  two", " one", "a 1 ", "one two. ", "a b", "one .", "one tw\u00f6\nthree", "\u00e9t\u00e9 \u00fc", "a  b\n\nc \n", "Yes. No. Then 3\nor 4 of them! ", "the  ", " \nx", "  x", "", "b"]  # fmt: skip
+TEXTS = ["onetwo", "one two three", "one\ntwo", "one two  ", "one  two", " one", "a 1 ", "one two. ", "a b", "one .", "one tw\u00f6\nthree", "\u00e9t\u00e9 \u00fc", "a  b\n\nc \n", "Yes. No. Then 3\nor 4 of them! ", "the  ", "a characteristically", " \nx", "  x", "", "b"]  # fmt: skip
 LAST_SAFE_CUT = Diagnosis(cut, CUT, [(text,) for text in TEXTS], lambda text: f"For {text!r}", read=whole)  # fmt: skip
 
 
@@ -128,8 +127,6 @@ SPLIT = {
     "copies lost": "You throw copies away: a text that came twice comes out once. Both stay, on one side.",
     "train all": "Your train holds validation's documents as well. Each document belongs to one side.",
     "swapped": "Your sides are swapped: train comes first, and validation gets `fraction`.",
-    "tenth": "You hold out a tenth, whatever `fraction` says.",
-    "fifth": "You hold out a fifth, whatever `fraction` says.",
     "tenths": "You round `fraction` to tenths: 0.35 becomes 0.4, and 0.05 nothing. Read the hash as a number between 0 and 1.",
     "tenths down": "You round `fraction` down to tenths: 0.35 becomes 0.3, and 0.05 nothing. Read the hash as a number between 0 and 1.",
     "percent": "You round `fraction` to hundredths: of 0.004 nothing is left. Read the hash as a number between 0 and 1.",
@@ -165,7 +162,7 @@ def split(texts: list[str], fraction: float, wrong: frozenset[str] = frozenset()
     if "copies lost" in wrong:
         given = list(dict.fromkeys(given))
     chance = np.random.RandomState(0)
-    tenths = {"tenths": round(10 * fraction) / 10, "tenths down": int(10 * fraction) / 10, "percent": round(100 * fraction) / 100, "tenth": 0.1, "fifth": 0.2}  # fmt: skip
+    tenths = {"tenths": round(10 * fraction) / 10, "tenths down": int(10 * fraction) / 10, "percent": round(100 * fraction) / 100}  # fmt: skip
     limit = next((tenths[key] for key in tenths if key in wrong), fraction)
     by_place: dict[str, Callable[[int], bool]] = {
         "last part": lambda i: i >= N - int(N * limit),
@@ -318,7 +315,7 @@ SPLIT_DOCUMENTS = Facts(
         "grown": lambda got: f"When documents are added, some old ones change sides. {TEXT_ALONE}",
         "swapped": lambda got: SPLIT["swapped"],
         "alike": lambda got: f"400 different texts {'of one length' if got == 'length' else 'with the same ' + got} all go to one side. Let all of the text decide.",
-        "share": lambda got: f"With fraction = {max(got)}, validation gets about {got[max(got)]:.2f} of the documents.",
+        "share": lambda got: f"You hold out about {max(got.values()):.0%} of the documents, whatever `fraction` says." if len(got) > 2 and len({*got.values()}) == 1 else f"With fraction = {max(got)}, validation gets about {got[max(got)]:.2f} of the documents.",
     },
     pairs=False,
 )  # fmt: skip

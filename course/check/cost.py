@@ -25,7 +25,9 @@ def _bill(*probe: float, wrong: Wrong = RIGHT) -> tuple[float, float]:
     hours = seconds / 3600
     if wrong & {"whole hours", "whole hours, all"}:
         hours = math.ceil(hours)
-    if "whole hours, all" in wrong:
+    if "hours down" in wrong:
+        hours //= 1
+    if wrong & {"whole hours, all", "hours down"}:
         seconds = hours * 3600
     host = cores * core + gibs * gib
     bills = {
@@ -41,7 +43,6 @@ def _bill(*probe: float, wrong: Wrong = RIGHT) -> tuple[float, float]:
         "host for an hour": seconds * gpu + 3600 * host,
         "host hourly": seconds * gpu + hours * host,
         "hourly": hours * (gpu + host),
-        "per minute": seconds / 60 * (gpu + host),
         "seconds as hours": seconds * (gpu + host) * 3600,
         "twice": hours * (gpu + host),
     }
@@ -66,6 +67,7 @@ BILL = Diagnosis(
         "binary": "A TFLOP is 10¹² FLOPs, not 2⁴⁰: powers of two count memory.",
         "whole hours": "You round the time up to whole hours. Seconds are billed, and hours may have a fraction.",
         "whole hours, all": "You round the time up to whole hours, and bill these. Seconds are billed: no rounding.",
+        "hours down": "You round the time down to whole hours, and bill these. Seconds are billed: no rounding.",
         "only gpu": "Only the GPU is paid for. The cores and the memory beside it are on the bill too.",
         "one each": "One core and one GiB are paid for; the container has several.",
         "no memory": "The memory is missing on the bill.",
@@ -78,13 +80,12 @@ BILL = Diagnosis(
         "host for an hour": "The cores and the memory are paid for one hour, however long the run is. They are billed as long as the GPU is.",
         "host hourly": "The prices of cores and memory are per second too, and you multiply them by hours.",
         "hourly": "Prices are per second, and you multiply them by hours.",
-        "per minute": "Prices are per second, and you multiply them by minutes.",
         "turned": "The pair is the wrong way round: first the hours, then the dollars.",
     },
     [
         (3.6e16, 10.0, 0.5, 0.001, 2.0, 0.0001, 8.0, 0.00001),  # two hours
         (3.7e17, 121.0, 0.35, 0.000222, 4.0, 0.0000131, 16.0, 0.00000222),
-        (4e18, 989.0, 0.4, 0.001097, 1.0, 0.0000131, 1.0, 0.00000222),
+        (2e19, 989.0, 0.4, 0.001097, 1.0, 0.0000131, 1.0, 0.00000222),
     ],
     lambda flops, peak, mfu, gpu, cores, core, gibs, gib: (
         f"For {flops:.3g} FLOPs at {mfu:.0%} of {peak:g} TFLOP/s, with ${gpu:g} a second for the GPU, {cores:g} "
@@ -117,7 +118,7 @@ def _steps(*probe: float, wrong: Wrong = RIGHT) -> int:
     if "both hours" in wrong:
         timeout /= 3600
     paces = {"fast": fast, "middle": (fast + slow) / 2, "half": fast + slow / 2}
-    pace = pick(wrong, paces | {"sum": fast + slow}, slow)
+    pace = pick(wrong, paces | {"sum": fast + slow, "multiplied": 1 / slow}, slow)
     by_time = timeout / pick(wrong, {"fast time": fast}, pace)
     by_money = money / pick(wrong, {"fast money": fast}, pace)
     which = {
@@ -150,6 +151,7 @@ STEPS = Diagnosis(
         "middle": "You plan with the middle. Half of all runs would break the promise.",
         "half": "fast + slow / 2 halves only slow. And the middle would be no promise either: plan with the slow end.",
         "sum": "You let each step take fast + slow seconds. A step takes slow seconds at most.",
+        "multiplied": "You multiply the seconds by those of a step. How many steps fit in: divide.",
         "hours": "dollars / dollars_per_hour are *hours*, and you compare them with seconds.",
         "both hours": "Both limits are in hours, and you divide them by the seconds of a step.",
         "minutes": "You turn the hours that the money lasts into minutes. An hour has 3600 seconds.",
@@ -205,6 +207,8 @@ def _best_buy(
             "times price": money * price * 3600,
         }
         done = pick(wrong, lasts, money / price * 3600) * speed
+        if "tera" in wrong:
+            done *= 1e12
         each = {
             "6N": 6 * n,
             "2N": 2 * n,
@@ -222,7 +226,6 @@ def _best_buy(
     chosen = {
         "cheapest gpu": [cheapest],
         "fastest gpu": [fastest],
-        "worst ratio": [min(gpus, key=worth.__getitem__)],
         "first gpu": [*gpus][:1],
         "last gpu": [*gpus][-1:],
     }
@@ -281,7 +284,6 @@ BEST_BUY = Diagnosis(
         "fastest gpu": "You chose the fastest GPU. Another one does more work for a dollar, and nobody set a time limit.",
         "cheapest apart": "You choose the GPU apart from the model, by the lowest price per hour. What counts is FLOPs for a dollar.",
         "fastest apart": "You choose the GPU apart from the model, the fastest. What counts is FLOPs for a dollar.",
-        "worst ratio": "You chose the GPU that does the least for a dollar.",
         "first gpu": "You try only the first GPU.",
         "last gpu": "You try only the last GPU.",
         "first model": "You try only the first model: is there a `return` inside the loop?",
@@ -299,6 +301,7 @@ BEST_BUY = Diagnosis(
         "model turned": "The two numbers of a model have changed places: parameters come first, then FLOPs per token.",
         "gpu turned": "The two numbers of a GPU have changed places: FLOP/s come first, then dollars per hour.",
         "law turned": "The arguments of `law` have changed places: parameters come first, then tokens.",
+        "tera": "You take a GPU's speed for TFLOP/s. It is in FLOP/s: no 10¹².",
         "hours": "dollars / price are hours, and a GPU's speed is per second: times 3600.",
         "per second": "You divide the hours by 3600. To get seconds, multiply.",
         "no price": "You leave out what a GPU costs: as if a dollar bought an hour of any.",

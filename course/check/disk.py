@@ -39,7 +39,8 @@ class Watch:
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in ("open", "os.rename", "os.remove", "shutil.copyfile"):
             return
-        named = [Path(os.fsdecode(a)).absolute() if isinstance(a, str | bytes | os.PathLike) else None for a in arguments[:2]]  # fmt: skip
+        beside = self.path.parent if event == "os.rename" and arguments[2] >= 0 else ""
+        named = [Path(beside, os.fsdecode(a)).absolute() if isinstance(a, str | bytes | os.PathLike) else None for a in arguments[:2]]  # fmt: skip
         if event == "open" and named[0] == self.path:
             mode, flags = str(arguments[1] or ""), arguments[2]
             if set(mode) & set("wax") or flags & os.O_TRUNC:
@@ -205,6 +206,9 @@ def replaces(fn: Callable[..., None], old: bytes, new: bytes, given: Callable[[b
         after = tried(fn, path, given(new))
         assert not isinstance(after, BaseException), (
             f"A call that was killed leaves its temporary file, and with it there the next call stops ({type(after).__name__}). Open it with 'w', which begins anew."
+        )
+        assert path.read_bytes() != old + new, (
+            "A call that was killed leaves its temporary file, and the next call gives that the name `path`, whatever is in it. Write it anew each time."
         )
         assert path.read_bytes() == new, (
             "A call that was killed leaves its temporary file, and the next call goes on behind what is in it (open with 'a'). Open it with 'w', which begins anew."

@@ -255,6 +255,7 @@ UNKNOWN = {
         ("KeyError", "a KeyError (the dictionary's own)"),
         ("NameError", "a NameError"),
         ("ImportError", "an ImportError"),
+        ("ModuleNotFoundError", "a ModuleNotFoundError"),
         ("ValueError", "a ValueError"),
         ("AssertionError", "an AssertionError"),
         ("SystemExit", "a SystemExit, which ends Python itself,"),
@@ -307,7 +308,7 @@ def lazy_answer(
             error = AttributeError("" if "nameless" in wrong else name)
             if "returned" in wrong:
                 return error
-            if "search" in wrong:
+            if wrong & {"search", "in order"}:
                 load_all()
             raise error
         if "last" in wrong:
@@ -399,4 +400,12 @@ LAZILY = Diagnosis(
 def lazy(fn: Callable[[dict[str, str]], Callable[[str], Any]]) -> str:
     """Check a `lazy(addresses: name -> module) -> find(name)`."""
     LAZILY.judge(fn)
+    try:
+        call(call(fn, {"first": "_lazy_missing"}), "first")
+    except AttributeError:
+        raise AssertionError(
+            "A module that cannot be imported gives an AttributeError in yours, as if its name were unknown: you catch too much. Let the ImportError through, or nobody finds out what is broken."
+        ) from None
+    except ImportError:
+        pass
     return "Nothing is loaded before it is asked for, and a wrong name is told."

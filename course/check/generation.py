@@ -25,11 +25,9 @@ LIMITS: dict[str, Callable[[Any, float], Any]] = {
     "divided": lambda p, m: p.amax(-1, keepdim=True) / m,
     "rest": lambda p, m: (1 - m) * p.amax(-1, keepdim=True),
     "mean": lambda p, m: m * p.mean(-1, keepdim=True),
-    "median": lambda p, m: m * p.median(-1, keepdim=True).values,
     "constant": lambda p, m: 0.1 * p.amax(-1, keepdim=True),
     "no axis": lambda p, m: m * p.amax(-1),
     "pair": lambda p, m: m * p.max(-1),
-    "squared": lambda p, m: (m * p.amax(-1, keepdim=True)) ** 2,
 }
 
 
@@ -51,12 +49,10 @@ SCALES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         ~kept, -torch.inf
     ).softmax(-1),
     "-inf": lambda p, left, kept: normal(p.masked_fill(~kept, -torch.inf)),
-    "root": lambda p, left, kept: torch.nn.functional.normalize(left, dim=-1),
     "only kept": lambda p, left, kept: normal(p[kept]),
     "equal": lambda p, left, kept: normal(kept),
     "mask": lambda p, left, kept: kept,
     "zeros and ones": lambda p, left, kept: kept.float(),
-    "log": lambda p, left, kept: normal(left).log(),
 }
 MIN_P = {
     "itself": "You compare with min_p itself. The threshold is relative: min_p times the row's largest probability.",
@@ -67,13 +63,12 @@ MIN_P = {
     "divided": "You divide the largest probability by min_p. It is a share of it: min_p *times* the largest.",
     "rest": "You take 1 - min_p of the largest probability; it is min_p of it.",
     "mean": "You compare with the row's mean. It is the largest that counts.",
-    "median": "You compare with the row's median. It is the largest that counts.",
     "constant": "Your threshold is 0.1 of the largest, whatever min_p is.",
     "no axis": "You drop the axis of the maximum, (B,) against (B, V), so the numbers do not belong to their rows: amax(-1, keepdim=True).",
     "pair": "max(-1) gives a pair, values and indices. Take amax(-1, keepdim=True), or max(…).values.",
-    "squared": "You square the threshold.",
     "strict": "You remove a token that is *exactly* min_p times as likely as the best; 'at least' keeps it: >=.",
     "inverted": "You keep what should be removed, and remove the rest: the comparison is the wrong way round.",
+    "inverted, equal": "You keep what is at most as likely as the threshold, and remove the rest. It is the other way round: >=.",
     "top-p": "You add probabilities up, which is top-p. Min-p compares each token with the likeliest.",
     "only one": "You keep only the likeliest token.",
     "all": "You remove nothing.",
@@ -86,13 +81,11 @@ MIN_P = {
     "softmax": "You apply a softmax to what is left, zeros included: exp(0) is 1, so what was removed comes back. Divide by the sum.",
     "softmax of the rest": "You apply a softmax to probabilities, which levels them out. They are probabilities already: divide by their sum.",
     "-inf": "You remove tokens by -inf, which is for logits. A probability that is removed is 0.",
-    "root": "You divide by the root of the sum of squares (normalize). Probabilities sum to one: divide by their sum.",
     "only kept": "You return only the probabilities that are kept, so nobody knows whose they are. What is removed stays in its place, as 0.",
     "clamped": "You raise what is below the threshold to it (clamp). It is to be removed: 0.",
     "equal": "You make all that is left equally likely. It keeps its proportions: divide *them* by their sum.",
     "mask": "You return which tokens are kept, not their probabilities.",
     "zeros and ones": "You return 1 for each token that is kept, not its probability.",
-    "log": "You return logarithms of the probabilities.",
     "logits": "You apply a softmax to the probabilities first, as if they were logits.",
     "sorted": "You return the probabilities sorted. A token keeps its place in the vocabulary.",
     "row": "You return the first row only. All rows are asked for, (B, V).",
@@ -109,8 +102,8 @@ def min_p_answer(p: Tensor, min_p: float, wrong: frozenset[str] = frozenset()) -
         p = p.sort(-1, descending=True).values
     limit = LIMITS[next((m for m in LIMITS if m in wrong), "right")](p, min_p)
     kept = p > limit if "strict" in wrong else p >= limit
-    if "inverted" in wrong:
-        kept = p < limit
+    if wrong & {"inverted", "inverted, equal"}:
+        kept = p < limit if "inverted" in wrong else p <= limit
     if "top-p" in wrong:
         ordered, order = p.sort(-1, descending=True)
         kept = torch.empty_like(kept).scatter(
@@ -322,6 +315,7 @@ CACHE = {
     "axis 1": "You join along the heads. Time is axis 2 of (B, H, T, K).",
     "axis 3": "You join along the channels. Time is axis 2 of (B, H, T, K).",
     "one out": "You drop one position when it is full and then join, however many are new. Join first, then cut to the last `capacity`.",
+    "one out once": "You drop one position when there are exactly `capacity`, and then join, however many are new. Join first, then cut to the last `capacity`.",
     "turned": "You turn the order of time around. The oldest stands first.",
     "cut before": "You cut what was there before and join then, so there are too many. Join first, then cut.",
     "one more": "You keep one position too many.",
@@ -336,6 +330,7 @@ CACHE = {
     "values twice": "You keep the values as keys, too.",
     "swapped": "You return values and keys; keys come first.",
     "front": "You put the new positions in front. Time runs on: they belong behind the old ones.",
+    "front, the end": "You put the new positions in front, and keep the end, the oldest. Time runs on: they belong behind the old ones.",
     "ring": "You write the new positions over the oldest and hand them out as they lie, so they are not in the order of time.",
     "zeros": "You begin with a buffer of zeros and hand out places that nothing was written to.",
     "only new": "You return only what was just given. What came before belongs in front of it.",
@@ -399,15 +394,18 @@ def cache_answer(
             old = None
         if "cut before" in wrong and old is not None:
             old = old[:, :, -size:]
-        if "one out" in wrong and old is not None and old.size(2) >= size:
-            old = old[:, :, 1:]
+        if wrong & {"one out", "one out once"} and old is not None:
+            full_now = (
+                old.size(2) >= size if "one out" in wrong else old.size(2) == size
+            )
+            old = old[:, :, 1:] if full_now else old
         if "None" in wrong:
             whole = torch.cat([old, new], dim=2)  # type: ignore[list-item]
         else:
-            pair = [new, old] if "front" in wrong else [old, new]
+            pair = [new, old] if wrong & {"front", "front, the end"} else [old, new]
             whole = new if old is None else join(pair, dim=joined)  # type: ignore[arg-type]
         uncut = (
-            wrong & {"cut before", "one out"}
+            wrong & {"cut before", "one out", "one out once"}
             or ("keys uncut", "values uncut")[index] in wrong
         )
         result = whole if uncut else cut(whole, new.size(2), started)

@@ -1,6 +1,7 @@
 """Checks of the exercises on the launch: two references with switches, and the sentence for each."""
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def _choose_gpu(
     best = min(fits or in_time, key=way.__getitem__)
     if "late check" in wrong and gpus[best][0] > max_hours:
         raise ValueError("too late")
+    dear = [costs[name] for name in in_time if costs[name] > max_dollars]
+    if "any dear" in wrong and dear:
+        raise ValueError(f"costs ${dear[0]:g}")
     above = costs[best] > max_dollars
     if "below dollars" in wrong:
         above = costs[best] >= max_dollars
@@ -118,6 +122,7 @@ CHOOSE = Diagnosis(
         "no time": "You do not look at the time. A GPU that does not make it within max_hours is no choice.",
         "late check": "You choose first, and look at the time then. If the cheapest is too late, another one may be in time.",
         "no budget": "You do not look at the budget: what costs more than max_dollars must be refused.",
+        "any dear": "You refuse as soon as any GPU that is in time is above the budget. Another one may be below it: compare first, then look at the budget.",
         "below hours": "A run that takes exactly max_hours is in time: <=.",
         "below dollars": "A run that costs exactly max_dollars is within the budget: refuse only what costs more.",
         "none if late": "If no GPU is in time, you return None. Raise a ValueError.",
@@ -205,6 +210,8 @@ class _Cloud:
         return f"with the result {answer!r}"
 
 
+# many small files: in memory, where there is such a folder
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 ATTEMPTS = (
     "the first attempt",
     "the second attempt",
@@ -218,7 +225,7 @@ def _survives(
 ) -> tuple[dict[str, Any], None]:
     """What four attempts did: interrupted in step `lost`, started again, and twice more when all was done."""
     seen: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         cloud = _Cloud(Path(name) / "0", lost)
         for which in ATTEMPTS:
             end = cloud.attempt(fn, steps)
@@ -281,8 +288,10 @@ def _attempt(
                     commit()
                 if "again" in wrong:
                     continue
-                if "returns" in wrong:
-                    return None if "no result" in wrong else step
+                if wrong & {"returns", "returns steps", "returns None"}:
+                    return pick(
+                        wrong, {"returns steps": steps, "returns None": None}, step
+                    )
                 if "goes on" not in wrong:
                     raise
             finally:
@@ -338,6 +347,8 @@ ATTEMPT = Diagnosis(
         "every second": "You commit after every second step only. Commit after each, or a kill undoes some.",
         "again": "You catch the KeyboardInterrupt and try the step again. The container is being taken away: let it through.",
         "returns": "You catch the KeyboardInterrupt and return, as if all were well. Let it through, or nobody starts the run again.",
+        "returns steps": "You catch the KeyboardInterrupt and return `steps`, as if all were done. Let it through, or nobody starts the run again.",
+        "returns None": "You catch the KeyboardInterrupt and return None. Let it through, or nobody starts the run again.",
         "goes on": "You catch the KeyboardInterrupt and go on with the next step: the interrupted one is lost. Let it through.",
         "one late": "The next attempt begins one step too late: with a count of i, step i is the next.",
         "from 1": "You begin with work(1); the first step is work(0).",

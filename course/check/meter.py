@@ -26,6 +26,7 @@ def _most_dollars(
         "seconds": timeout,
         "minutes": timeout / 60,
         "twice": timeout / 3600**2,
+        "times": timeout * 3600,
         "up": math.ceil(timeout / 3600),
         "down": timeout // 3600,
     }
@@ -54,6 +55,7 @@ MOST = Diagnosis(
         "seconds": "The timeout is in seconds and the price is for an hour.",
         "minutes": "An hour has 3600 seconds, not 60.",
         "twice": "You divide by 3600 twice: the timeout is in hours then, and the price is for an hour already.",
+        "times": "You multiply the seconds by 3600. Divide: 7200 seconds are two hours.",
         "up": "You round up to whole hours. Seconds are billed: an hour and a half costs one and a half.",
         "down": "You round down to whole hours. Seconds are billed: an hour and a half costs one and a half.",
         "divides": "You divide by the price of an hour. Multiply.",
@@ -104,9 +106,11 @@ def _once_more(attempts: list[Attempt], wrong: Wrong = RIGHT) -> bool:
             new = pick(wrong, came, end > first)
             row.append((new, pick(wrong, counts, not taken), taken))
         before = first
-    if wrong & {"no three", "first three", "any new"}:
+    if wrong & {"no three", "first three", "any new", "all new"}:
         row = [x for x in row if x[0] or x[1]]
         part = pick(wrong, {"first three": row[:3], "any new": row}, row[-3:])
+        if "all new" in wrong:
+            return all(new for new, _, _ in part)
         few = len(row) < 3 and "no three" not in wrong
         return few or any(new or not counts for new, counts, _ in part)
     in_vain, most = 0, 0
@@ -117,6 +121,8 @@ def _once_more(attempts: list[Attempt], wrong: Wrong = RIGHT) -> bool:
             in_vain += 1
         most = max(most, in_vain)
     in_vain = pick(wrong, {"for ever": most}, in_vain)
+    if "exactly" in wrong:
+        return in_vain != 3
     limit = pick(wrong, {"four": 4, "two": 2}, 3)
     return bool(in_vain >= limit if "turned" in wrong else in_vain < limit)
 
@@ -149,8 +155,10 @@ ONCE_MORE = Diagnosis(
         "no three": "Fewer than three attempts count, and you already refuse: three must have been in vain.",
         "first three": "You look at the first three attempts. The last three decide.",
         "any new": "A new checkpoint long ago lets you begin for ever. Only the last three that count decide.",
+        "all new": "You ask for a new checkpoint of each of the last three. One of them is enough.",
         "empty": "You refuse where no attempt has been made yet. Then one may begin.",
         "four": "You allow a fourth attempt in vain: three are enough.",
+        "exactly": "You refuse after exactly three in vain, and begin again after four. Three or more: >=.",
         "two": "You refuse after two in vain: three are asked for.",
         "turned": "Your answer is the wrong way round: True means that a further attempt may begin.",
         "for ever": "Three in vain anywhere stop you for ever. A new checkpoint after them ends the row.",

@@ -21,6 +21,7 @@ MISTAKES = {
     "forgets": "You begin at step 1 whatever load() says. It gives the step of the newest checkpoint; go on behind it.",
     "again": "You begin with the step that the checkpoint has seen. It is done; the next one is load() + 1.",
     "skips": "You leave out the step behind the checkpoint: when 4 are done, the next one is 5.",
+    "left": "You do as many steps as are left, and count them from 1 again. They go on behind the checkpoint: load() + 1 to steps.",
     "short": "You stop before the last step: range(…, steps) ends at steps - 1.",
     "long": "You do one step too many: steps is the last one.",
     "zero": "You count the steps from 0. They are 1 to steps.",
@@ -31,7 +32,6 @@ MISTAKES = {
     "no last": "You do not save after the last step, unless it is a multiple of every.",
     "each": "You save after every step. It is due after every `every` steps, and after the last.",
     "only last": "You save only once, at the end, so a kill loses everything.",
-    "only first": "You save only after the first `every` steps and after the last. It is due at every multiple of it.",
     "never": "You never save: after every `every` steps, and after the last, save(step).",
     "numbers": "You save the number of the checkpoint. It says how many steps are done: save(step).",
     "and": "You save only where both hold, a multiple of every *and* the last step. Either is enough: or.",
@@ -47,7 +47,9 @@ MISTAKES = {
     "finally": "You save in a `finally`, which runs when a step was stopped, too: that step is not done then.",
     "finally, done": "You save in a `finally`, which runs when a step was stopped, too, when no checkpoint is due.",
     "finally, too": "You save in a `finally` besides: twice at the end, and, when a step was stopped, a step that is not done.",
+    "finally, once": "You save the last step in a `finally`, which runs when a step was stopped, too: that one is not done then.",
     "except": "You save when a step was stopped: that step is not done then.",
+    "except, done": "You save when a step was stopped, and no checkpoint is due then.",
     "swallows": "You catch the error of a step that failed and go on with the next, so a step is missing.",
     "swallows, saves": "You catch the error of a step that failed and go on as if it were done.",
     "swallows all": "You catch whatever ends the process and return as if all were done. Let it through.",
@@ -58,7 +60,6 @@ MISTAKES = {
     "last but one": "You save after step steps - 1 instead of the last.",
     "saves the loaded": "You save the step that you have just loaded: a checkpoint of it is there.",
     "gives up": "You return if there is a checkpoint. It says how far the job is, not that it is finished.",
-    "do twice": "You do every step twice.",
     "does nothing": "You never call do(step).",
 } | {
     how: f"On the first start there is no checkpoint: load() is None, and `{how}` does not work with it."
@@ -66,7 +67,7 @@ MISTAKES = {
 }
 
 
-FINALLY = {"finally", "finally, done", "finally, too", "except"}
+FINALLY = {"finally", "finally, done", "finally, too", "finally, once", "except", "except, done"}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -153,6 +154,8 @@ def answer(
     done = 0 if "forgets" in wrong else found or 0
     first = done + 1 + ("skips" in wrong and done > 0) - ("again" in wrong and done > 0)
     last = steps - ("short" in wrong) + ("long" in wrong)
+    if "left" in wrong:
+        first, last = 1, steps - done
     if "blocks, rest" in wrong:
         last = done + (steps - done) // every * every
     if "blocks, over" in wrong:
@@ -174,11 +177,11 @@ def answer(
             multiple = step // every == 0
         if wrong & {"only last", "never"}:
             multiple = False
-        if "only first" in wrong:
-            multiple = step == every
+        if "finally, once" in wrong:
+            return multiple and step < steps
         if "last but one" in wrong:
             return multiple or step == steps - 1
-        end = step == (last if wrong & {"blocks, over"} else steps)
+        end = step == (last if wrong & {"blocks, over", "left"} else steps)
         return (
             multiple
             or "each" in wrong
@@ -196,7 +199,7 @@ def answer(
             if "save first" in wrong and due(named):
                 keep(named)
             try:
-                for _ in range(("does nothing" not in wrong) + ("do twice" in wrong)):
+                if "does nothing" not in wrong:
                     do(step)
             except Exception:
                 if "tries again" in wrong:
@@ -221,8 +224,8 @@ def answer(
         if "swallows all" not in wrong:
             raise
     finally:
-        if wrong & FINALLY and not (ended and "except" in wrong):
-            save(done if "finally, done" in wrong else step)
+        if wrong & FINALLY and not (ended and wrong & {"except", "except, done"}):
+            save(done if wrong & {"finally, done", "except, done"} else step)
 
 
 def show(steps: int, every: int, kills: tuple[str, ...], saved: int | None) -> str:

@@ -58,9 +58,7 @@ MISTAKES = (
         "null skipped": "You do not set a value that is null. It is a value like any other: None.",
         "falsy skipped": "You do not set a value that counts as false, such as null, 0 or false. Each is a value like any other.",
         "others made": "You make empty dictionaries of other sections that are empty, too. Leave them as they are.",
-        "others dropped": "You drop other sections that are empty. Leave them as they are.",
         "key inside": "You put the whole dotted key into the section. Inside it the key is what stands behind the dot.",
-        "made empty": "You make a section that is not there and do not put the key into it.",
         "rest": "You take everything behind the dot for the key, with = and value. The key ends at the =.",
     }
     | {
@@ -129,8 +127,6 @@ def answer(
         with contextlib.suppress(ValueError, SyntaxError):
             read_value = value
             read_value = ast.literal_eval(value)
-    if "made empty" in wrong and not old:
-        return {**sections, name: {}}
     if "key inside" in wrong:
         field = key
     new = old if wrong & {"shallow", "in place"} else dict(old)
@@ -151,10 +147,9 @@ def answer(
     if "in place" in wrong:
         sections[name] = new
         return sections
-    others = {k: v for k, v in sections.items() if v or "others dropped" not in wrong}
     if "others made" in wrong:
-        others = {k: v or {} for k, v in others.items()}
-    return {**others, name: new}
+        sections = {k: v or {} for k, v in sections.items()}
+    return {**sections, name: new}
 
 
 GIVEN: Sections = {

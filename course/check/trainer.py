@@ -29,15 +29,10 @@ RATES = {
     "no fall": "Nothing falls: over the last `fall` steps a straight line should take the rate to 0.",
     "to a tenth": "Your fall ends at a tenth of the peak. It should end at 0.",
     "turned": "Your fall is the wrong way round: it jumps down and rises to the peak.",
-    "turned at the top": "Your fall is the wrong way round: it jumps to 0 where the peak should be left, and rises to the peak.",
-    "drop": "Your rate stays at the peak and drops to 0 at once. A straight line should take it there.",
     "no warm-up": "Your warm-up is missing: a straight line up to the peak at step warmup - 1.",
     "inverse": "Your warm-up is peak / (step + 1), which begins at the peak. It rises: peak * (step + 1) / warmup.",
-    "flat warm-up": "Your warm-up stays at peak / warmup. It rises by as much at every step: peak * (step + 1) / warmup.",
     "cosine up": "Your warm-up is a cosine. It should be a straight line.",
     "no peak": "You leave out the peak: all three parts are multiplied by it.",
-    "no peak up": "In the warm-up you leave out the peak.",
-    "no peak down": "In the fall you leave out the peak.",
     "no level": f"Nothing keeps your rate at the peak in the level part: it goes above it. {LINES} The smallest of 1, rise and fall counts.",
     "max": "You take the largest of the three parts. The smallest counts.",
     "product": "You multiply rise and fall without a 1 as the upper bound of each.",
@@ -70,7 +65,6 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
             0.5 * (1 - math.cos(math.pi * min(1, (step + 1) / warmup)))
         ),
         "inverse": lambda: 1 / (step + 1),
-        "flat warm-up": lambda: 1 / warmup,
         "whole up": lambda: (step + 1) // warmup,
         "whole": lambda: (step + 1) // warmup,
     }
@@ -83,17 +77,14 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
         "from warm-up": lambda: left / (steps - warmup),
         "at fall": lambda: left / (steps - 1 - fall) if step >= fall else 1.0,
         "no fall": lambda: 1.0,
-        "drop": lambda: float(left > 0),
         "to a tenth": lambda: 0.1 + 0.9 * left / fall,
         "turned": lambda: 1 - left / fall if left < fall else 1.0,
-        "turned at the top": lambda: 1 - left / fall if left <= fall else 1.0,
         "whole down": lambda: left // fall,
         "whole": lambda: left // fall,
     }
     up = next((ups[key] for key in ups if key in wrong), lambda: (step + 1) / warmup)
     down = next((downs[key] for key in downs if key in wrong), lambda: left / fall)
-    rise = min(up(), math.inf if "flat warm-up" not in wrong or step < warmup else 1.0)
-    rise = 1.0 if wrong & {"inverse", "flat warm-up"} and step >= warmup else rise
+    rise = 1.0 if "inverse" in wrong and step >= warmup else up()
     if "no level" in wrong:
         return peak * min(rise, down())
     if "max" in wrong:
@@ -103,9 +94,7 @@ def rate(step: int, peak: float, warmup: int, fall: int, steps: int, wrong: froz
     share = min(1.0, rise, 1.0 if step < warmup and "from warm-up" in wrong else down())
     if "none level" in wrong and share == 1 and warmup <= step < steps - 1 - fall:
         return None
-    bare = "no peak" in wrong or ("no peak up" in wrong and step < warmup)
-    bare = bare or ("no peak down" in wrong and left < fall)
-    value = share if bare else peak * share
+    value = share if "no peak" in wrong else peak * share
     return round(value, 4) if "rounded" in wrong else value
 
 
@@ -166,6 +155,7 @@ ADAMW = {
     "absolute": "Your v averages the gradient's absolute value. It should average its *square*.",
     "m squared": "Your v averages the square of m. It should average the square of the gradient.",
     "mean square": "You give all weights one v, of the mean of the squares. Each weight has its own.",
+    "constants": "You average with betas of your own, 0.9 and 0.999. Use beta1 and beta2.",
     "uphill": "You go uphill: subtract the step.",
     "uncorrected": "You correct neither average. They start at zero and are too small at first: divide by 1 - beta**t.",
     "m uncorrected": "You do not correct m; it starts at zero, too: divide it by 1 - beta1**t.",
@@ -186,7 +176,6 @@ ADAMW = {
     "decay alone": "You shrink p by decay. It should shrink by lr * decay, so that the schedule governs both.",
     "grows": "Your p grows by the decay. It should shrink: 1 - lr * decay.",
     "times": "You multiply p by lr * decay, so that hardly anything is left. Multiply by 1 - lr * decay.",
-    "constant": "You subtract lr * decay itself. It is a share of p: p.mul_(1 - lr * decay).",
     "late": f"You shrink p after the step, so the step shrinks as well. {SHRINK}",
     "no decay": f"You leave out the decay. {SHRINK}",
     "rebinds": "Nothing that you were handed has changed: `p = …` only gives the name p to a new tensor. Change the tensors themselves: p.copy_(…), p.sub_(…), p[:] = ….",
@@ -203,19 +192,19 @@ def adamw_step(p: Tensor, grad: Tensor, m: Tensor, v: Tensor, t: int, lr: float,
     if "rebinds" in wrong:
         return
     g, b1, b2 = grad, beta1, beta2
+    if "constants" in wrong:
+        b1, b2, eps = 0.9, 0.999, 1e-8
     if "betas swapped" in wrong:
         b1, b2 = b2, b1
     if "fresh" in wrong:
         p.mul_(1 - lr * decay).sub_(lr * g / (g.abs() + eps))
         return
-    shrinks = {"l2": 1.0, "late": 1.0, "no decay": 1.0, "constant": 1.0, "decay alone": 1 - decay, "grows": 1 + lr * decay, "times": lr * decay}  # fmt: skip
+    shrinks = {"l2": 1.0, "late": 1.0, "no decay": 1.0, "decay alone": 1 - decay, "grows": 1 + lr * decay, "times": lr * decay}  # fmt: skip
     start = p.clone() if "m and v only" in wrong else None
     kept = (m.clone(), v.clone()) if "p only" in wrong else None
     if "l2" in wrong:
         g = g + decay * p
     p.mul_(next((shrinks[key] for key in shrinks if key in wrong), 1 - lr * decay))
-    if "constant" in wrong:
-        p.sub_(lr * decay)
     if "no underscore" in wrong:
         return
     b2 = b1 if "beta1 twice" in wrong else b2
@@ -310,6 +299,11 @@ def adamw(fn: Callable[..., None]) -> str:
 SHARE = "Weight each part by its share of the targets that are not -100."
 PARTS = {
     "alike": f"Every part counts the same in your sum, though they hold different numbers of targets. {SHARE}",
+    "alike, some": f"You leave out the parts without targets, and every other part counts the same, though they hold different numbers of them. {SHARE}",
+    "all targets": "You divide by the number of all targets, those that are -100 included. Divide by the number of those that count.",
+    "inverted": "Your weights are upside down: the targets of the batch by those of the part. Divide the other way.",
+    "floor": "Your shares are whole numbers (//): 0, where no part holds all the targets. Use /.",
+    "stops early": "Your range ends one text early, so a last part that begins with the last text is missing: range(0, len(x), rows).",
     "unweighted": f"You add the parts' gradients without weights: three means make three times the gradient. {SHARE}",
     "by rows": "Targets that do not count have a say in your weights, as where texts, inputs or all targets are counted. Count the targets that are not -100.",
     "one by one": "You give every text the same weight, one by one. Texts hold different numbers of targets: count those that are not -100.",
@@ -352,6 +346,8 @@ def accumulated(model: GPT, x: Tensor, y: Tensor, rows: int, wrong: frozenset[st
     parts = [(x, y)] if "whole batch" in wrong else parts
     if "short missing" in wrong:
         parts = [part for part in parts if len(part[0]) == rows]
+    if "stops early" in wrong and (len(x) - 1) % rows == 0:
+        parts = parts[:-1]
     parts = parts[1:] if "first missing" in wrong else parts
     parts = parts[:-1] if "last missing" in wrong else parts
 
@@ -363,6 +359,10 @@ def accumulated(model: GPT, x: Tensor, y: Tensor, rows: int, wrong: frozenset[st
     for part_x, part_y in parts:
         weights: dict[str, Callable[[], float]] = {
             "alike": lambda: 1 / len(parts),
+            "alike, some": lambda y=part_y: float(count(y) > 0) / sum(count(other) > 0 for _, other in parts),  # type: ignore[misc]
+            "all targets": lambda part=part_y: count(part) / y.numel(),  # type: ignore[misc]
+            "inverted": lambda part=part_y: (count(y) or math.nan) / (count(part) or math.nan),  # type: ignore[misc]
+            "floor": lambda part=part_y: count(part) // count(y),  # type: ignore[misc]
             "unweighted": lambda: 1.0,
             "zeroed, whole": lambda: 1.0,
             "by rows": lambda part=part_x: len(part) / len(x),  # type: ignore[misc]
