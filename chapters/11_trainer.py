@@ -1316,9 +1316,9 @@ def count_seconds(self) -> None:
 # `gather_from_ranks` collects that from all, and `set_rng_state` lets each go on from
 # there.
 #
-# `mismatch` asks the other way round, whether a state belongs here at all. A run that
-# went on in another precision, with another text or with another number of processes
-# would look healthy and be another run.
+# The last entries go nowhere when a state is loaded. They say what it was reached with,
+# precision, tokenizer and texts, so that whoever reads it later can refuse one that
+# [does not belong here](#checkpoints).
 
 
 # %%
@@ -1346,7 +1346,7 @@ def state_dict(self) -> dict[str, Any]:
         "rng_state": gather_from_ranks(rng_state(self.device)),
         "pending": pending,
         "dtype": str(self.dtype),
-        "data": self.data_fingerprint(),
+        "data": self.data_fingerprints(),
     }
 
 
@@ -1370,26 +1370,15 @@ def load_state_dict(self, state: Mapping[str, Any]) -> None:
 
 
 @course.add_to(Trainer)
-def mismatch(self, state: Mapping[str, Any]) -> str:
-    """Why a state cannot be continued here, in words; "" if it can."""
-    if (before := state["dtype"]) != str(self.dtype):
-        both = f"{before}, here {self.dtype}"
-        cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
-        return f"belongs to a run with another precision ({both}; {cure})"
-    if state["data"] != self.data_fingerprint():
-        both = f"{state['data']}, here {self.data_fingerprint()}"
-        return f"belongs to a run with another text ({both})"
-    if (processes := len(state["rng_state"])) != world_size():
-        here = f"it can't go on with {world_size()}"
-        return f"was written by {processes} processes; {here}"
-    return ""
-
-
-@course.add_to(Trainer)
-def data_fingerprint(self) -> str | None:
-    """A hash of the training tokens, where they come from a token file."""
-    about = getattr(getattr(self.train_loader, "dataset", None), "about", None)
-    return about["tokens_sha256"][:16] if about else None
+def data_fingerprints(self) -> dict[str, str]:
+    """Hashes of tokenizer and texts, where the batches come from token files."""
+    found = {}
+    loaders = {"training text": self.train_loader, "validation text": self.val_loader}
+    for name, loader in loaders.items():
+        if about := getattr(getattr(loader, "dataset", None), "about", None):
+            found["tokenizer"] = about["tokenizer"]["fingerprint"]
+            found[name] = about["tokens_sha256"][:16]
+    return found
 
 
 # %% [markdown]

@@ -32,6 +32,10 @@ course.start()
     report("runs/stories_cpu")["val_loss"]
 """
 
+import ast
+import contextlib
+import hashlib
+import importlib.util
 import itertools
 import json
 import re
@@ -63,7 +67,7 @@ import torch
 
 from slm.errors import SlmError
 from slm.files import writing
-from slm.hardware import rank
+from slm.hardware import rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
 from slm.training.metrics import Observer
@@ -271,6 +275,63 @@ def report(run_dir: str | Path) -> dict[str, Any]:
 
 
 # %% [markdown]
+# What made the model? Two hashes answer. One is of the code, and not of the whole
+# package: a new line in a help text changes no run. What counts is the module that
+# trains and all that it imports, directly or through others, and that is read from the
+# import lines themselves; a list kept by hand would miss the next module. The other is
+# of the tokenizer, whose ids mean nothing without it.
+
+
+# %%
+#| export
+def modules_of_a_run() -> dict[str, bytes]:
+    """The package's modules that decide what a run computes, with their source.
+
+    `train`'s own, and all that it imports, directly or through others.
+    """
+    package = SlmError.__module__.partition(".")[0]
+    pending, sources = [f"{package}.training.run"], {}
+    while pending:
+        name = pending.pop()
+        spec = None
+        with contextlib.suppress(ModuleNotFoundError):  # a name inside a module
+            spec = importlib.util.find_spec(name)
+        if name in sources or spec is None or spec.origin is None:
+            continue
+        sources[name] = Path(spec.origin).read_bytes()
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "slm"
+            ):
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                pending += [str(node.module), *inside]
+    return sources
+
+
+def code_fingerprint() -> str:
+    """A hash over the code of a run; the run folder keeps it."""
+    ordered = [source for _, source in sorted(modules_of_a_run().items())]
+    return hashlib.sha256(b"".join(ordered)).hexdigest()[:16]
+
+
+def read_tokenizer(run_dir: str | Path) -> str | None:
+    """The fingerprint of the tokenizer that a run's model has learned; None if unknown.
+
+    Folders of earlier versions don't tell.
+    """
+    path, known = RunFolder(Path(run_dir)).environment, None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads(path.read_bytes()).get("tokenizer")
+    return known if isinstance(known, str) else None
+
+
+# %% tags=["nbval-check-output"]
+from slm.training.folder import modules_of_a_run
+
+known = modules_of_a_run()
+print("slm.training.optim" in known, "slm.cli" in known)
+
+# %% [markdown]
 # ## Saving in fifteen lines
 #
 # Before the hardening, the idea, in the plainest form that it has: save now and then,
@@ -457,7 +518,10 @@ with tempfile.TemporaryDirectory() as folder:
 # A damaged checkpoint is no reason to lose a run: the one before is a few minutes
 # older. So reading goes from the newest to the oldest, names each that cannot be used,
 # and takes the first that can. "Can be used" is more than "can be read": a file may lie
-# there that belongs to another run, and to go on with it would be worse than to stop.
+# there that belongs to another run, and to go on with it would be worse than to stop. A
+# run that went on in another precision, with another tokenizer or with another text
+# would look healthy and be another run; and with another *validation* text, its "best"
+# checkpoint would be the best of two measures.
 
 
 # %%
@@ -508,6 +572,34 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
         return "was not written by a trainer"
     changed = "; ".join(changed_keys(state["config"], config.as_dict()))
     return f"belongs to a run with another config: {changed}" if changed else ""
+
+
+def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
+    """Whether a trainer's state was reached with another tokenizer or text, in words.
+
+    What only one of the two knows is not compared.
+    """
+    data = state["data"]
+    if isinstance(data, str):  # of an earlier version
+        data = {"training text": data}
+    for name, before in (data or {}).items():
+        if (now := here.get(name, before)) != before:
+            return f"belongs to a run with another {name} ({before}, here {now})"
+    return ""
+
+
+def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
+    """Why a trainer's state can't be continued by this one, in words; "" if it can."""
+    if (before := state["dtype"]) != str(trainer.dtype):
+        both = f"{before}, here {trainer.dtype}"
+        cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
+        return f"belongs to a run with another precision ({both}; {cure})"
+    if other := data_mismatch(state, trainer.data_fingerprints()):
+        return other
+    if (processes := len(state["rng_state"])) != world_size():
+        here = f"it can't go on with {world_size()}"
+        return f"was written by {processes} processes; {here}"
+    return ""
 
 
 # %% tags=["nbval-check-output"]
@@ -763,7 +855,7 @@ def resume(self, trainer: Trainer) -> Path | None:
 
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, self.config)
-        return foreign or trainer.mismatch(state["trainer"])
+        return foreign or trainer_mismatch(state["trainer"], trainer)
 
     found = load_latest(self.folder, mismatch)
     if rank() == 0:  # what a killed process left

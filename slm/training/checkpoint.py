@@ -20,7 +20,7 @@ import torch
 
 from slm.errors import SlmError
 from slm.files import writing
-from slm.hardware import rank
+from slm.hardware import rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
 from slm.training.metrics import Observer
@@ -148,6 +148,34 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
         return "was not written by a trainer"
     changed = "; ".join(changed_keys(state["config"], config.as_dict()))
     return f"belongs to a run with another config: {changed}" if changed else ""
+
+
+def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
+    """Whether a trainer's state was reached with another tokenizer or text, in words.
+
+    What only one of the two knows is not compared.
+    """
+    data = state["data"]
+    if isinstance(data, str):  # of an earlier version
+        data = {"training text": data}
+    for name, before in (data or {}).items():
+        if (now := here.get(name, before)) != before:
+            return f"belongs to a run with another {name} ({before}, here {now})"
+    return ""
+
+
+def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
+    """Why a trainer's state can't be continued by this one, in words; "" if it can."""
+    if (before := state["dtype"]) != str(trainer.dtype):
+        both = f"{before}, here {trainer.dtype}"
+        cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
+        return f"belongs to a run with another precision ({both}; {cure})"
+    if other := data_mismatch(state, trainer.data_fingerprints()):
+        return other
+    if (processes := len(state["rng_state"])) != world_size():
+        here = f"it can't go on with {world_size()}"
+        return f"was written by {processes} processes; {here}"
+    return ""
 
 
 # Saving beside the training
@@ -311,7 +339,7 @@ class Checkpointer(Observer):
 
         def mismatch(state: dict[str, Any]) -> str:
             foreign = config_mismatch(state, self.config)
-            return foreign or trainer.mismatch(state["trainer"])
+            return foreign or trainer_mismatch(state["trainer"], trainer)
 
         found = load_latest(self.folder, mismatch)
         if rank() == 0:  # what a killed process left

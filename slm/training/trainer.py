@@ -383,7 +383,7 @@ class Trainer:
             "rng_state": gather_from_ranks(rng_state(self.device)),
             "pending": pending,
             "dtype": str(self.dtype),
-            "data": self.data_fingerprint(),
+            "data": self.data_fingerprints(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -403,24 +403,18 @@ class Trainer:
         self.pending = [torch.tensor(pair, device=self.device) for pair in pairs]
         set_rng_state(self.device, state["rng_state"][rank()])
 
-    def mismatch(self, state: Mapping[str, Any]) -> str:
-        """Why a state cannot be continued here, in words; "" if it can."""
-        if (before := state["dtype"]) != str(self.dtype):
-            both = f"{before}, here {self.dtype}"
-            cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
-            return f"belongs to a run with another precision ({both}; {cure})"
-        if state["data"] != self.data_fingerprint():
-            both = f"{state['data']}, here {self.data_fingerprint()}"
-            return f"belongs to a run with another text ({both})"
-        if (processes := len(state["rng_state"])) != world_size():
-            here = f"it can't go on with {world_size()}"
-            return f"was written by {processes} processes; {here}"
-        return ""
-
-    def data_fingerprint(self) -> str | None:
-        """A hash of the training tokens, where they come from a token file."""
-        about = getattr(getattr(self.train_loader, "dataset", None), "about", None)
-        return about["tokens_sha256"][:16] if about else None
+    def data_fingerprints(self) -> dict[str, str]:
+        """Hashes of tokenizer and texts, where the batches come from token files."""
+        found = {}
+        loaders = {
+            "training text": self.train_loader,
+            "validation text": self.val_loader,
+        }
+        for name, loader in loaders.items():
+            if about := getattr(getattr(loader, "dataset", None), "about", None):
+                found["tokenizer"] = about["tokenizer"]["fingerprint"]
+                found[name] = about["tokens_sha256"][:16]
+        return found
 
 
 # Validation
