@@ -67,7 +67,7 @@ import torch
 
 from slm.errors import SlmError
 from slm.files import writing
-from slm.hardware import rank, world_size
+from slm.hardware import gather_from_ranks, rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
 from slm.training.metrics import Observer
@@ -413,6 +413,11 @@ with tempfile.TemporaryDirectory() as folder:
 FORMAT = "slm checkpoint 3"
 
 
+# what PyTorch raises when it reads, or is given, another thing than it expects
+MISFITS: tuple[type[Exception], ...] = (RuntimeError, ValueError, KeyError, TypeError)
+MISFITS += (AttributeError, IndexError, EOFError)
+
+
 class CheckpointError(SlmError):
     """A checkpoint is damaged or of another kind; the message names the file."""
 
@@ -470,13 +475,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         what = "something besides tensors, numbers and texts; it is not loaded"
         raise CheckpointError(f"{path} holds {what}") from error
+    except MISFITS as error:  # another format of PyTorch's, or none
+        raise CheckpointError(f"{path} is not a checkpoint of ours") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         old = f" ({found}, not {FORMAT})" if found else ""
         cure = "go on with the version that wrote it, or start again in another folder"
         told = f"{path} was not written by this version of slm{old}; {cure}"
         raise CheckpointError(told)
-    state: dict[str, Any] = content["state"]
+    state: dict[str, Any] = content.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of ours: it has no state")
     return state
 
 
@@ -518,10 +527,7 @@ with tempfile.TemporaryDirectory() as folder:
 # A damaged checkpoint is no reason to lose a run: the one before is a few minutes
 # older. So reading goes from the newest to the oldest, names each that cannot be used,
 # and takes the first that can. "Can be used" is more than "can be read": a file may lie
-# there that belongs to another run, and to go on with it would be worse than to stop. A
-# run that went on in another precision, with another tokenizer or with another text
-# would look healthy and be another run; and with another *validation* text, its "best"
-# checkpoint would be the best of two measures.
+# there that belongs to another run, and to go on with it would be worse than to stop.
 
 
 # %%
@@ -536,7 +542,7 @@ def load_latest(
     Args:
         folder: Where the checkpoints are.
         mismatch: Says why a checkpoint that can be read can't be used, in words that
-            follow its name; "" if it can.
+            follow its name; "" if it can. It may use it, to find out.
 
     Raises:
         CheckpointError: There are checkpoints and none of them can be used; with the
@@ -566,12 +572,62 @@ def load_latest(
     return None
 
 
-def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
-    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
-    if "config" not in state:
-        return "was not written by a trainer"
-    changed = "; ".join(changed_keys(state["config"], config.as_dict()))
-    return f"belongs to a run with another config: {changed}" if changed else ""
+# %% tags=["nbval-check-output"]
+import io
+
+from slm.training.checkpoint import load_latest
+
+with tempfile.TemporaryDirectory() as folder:
+    for step in (100, 200, 300):
+        save_checkpoint(Path(folder) / f"step_{step:08d}.pt", {"step": step})
+    newest = list_checkpoints(folder)[0]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        path, state = load_latest(folder)
+    print(told.getvalue().replace(f"{folder}/", ""), end="")
+print(f"{path.name} is used, of step {state['step']}")
+
+# %% [markdown]
+# A checksum proves that a file holds what was written, and not that it is of use: a
+# script that edits checkpoints puts a right checksum on a wrong state. So the state is
+# looked at, too: each part must be there and of its kind, and every number finite. What
+# even that lets through, say a weight of another shape, shows when it is taken over,
+# and then the one before is tried as well. Only a fault of the device is no fault of
+# the file.
+
+
+# %%
+#| export training/checkpoint
+PARTS = {"config": dict, "trainer": dict, "observers": dict}
+TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
+TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
+TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": object}
+
+
+def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    """Whether each of these keys is there, with a value of its kind."""
+    return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
+
+
+def misfit(take_over: Callable[[], object]) -> str:
+    """Why a state that is taken over doesn't fit, in words; "" if it does."""
+    try:
+        take_over()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's fault, not the file's
+    except MISFITS as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"does not fit this model and optimizer: {why}"
+    return ""
+
+
+def is_finite(state: Any) -> bool:
+    """Whether all numbers in the tensors of dictionaries and lists are finite."""
+    if isinstance(state, torch.Tensor):
+        return bool(state.isfinite().all())
+    if isinstance(state, Mapping):
+        return all(map(is_finite, state.values()))
+    return not isinstance(state, list | tuple) or all(map(is_finite, state))
 
 
 def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
@@ -602,20 +658,27 @@ def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
     return ""
 
 
-# %% tags=["nbval-check-output"]
-import io
+# %% [markdown]
+# And it must belong to this run. A run that went on in another precision, with another
+# tokenizer or with another text would look healthy and be another run; and with another
+# *validation* text, its "best" checkpoint would be the best of two measures.
 
-from slm.training.checkpoint import load_latest
 
-with tempfile.TemporaryDirectory() as folder:
-    for step in (100, 200, 300):
-        save_checkpoint(Path(folder) / f"step_{step:08d}.pt", {"step": step})
-    newest = list_checkpoints(folder)[0]
-    newest.write_bytes(newest.read_bytes()[:-100])
-    with contextlib.redirect_stdout(io.StringIO()) as told:
-        path, state = load_latest(folder)
-    print(told.getvalue().replace(f"{folder}/", ""), end="")
-print(f"{path.name} is used, of step {state['step']}")
+# %%
+#| export training/checkpoint
+def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
+    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
+    if not (has_kinds(state, PARTS) and has_kinds(state["trainer"], TRAINER)):
+        return "was not written by a trainer"
+    try:
+        changed = "; ".join(changed_keys(state["config"], config.as_dict()))
+    except MISFITS:
+        return "holds a config that is none"
+    if changed:
+        return f"belongs to a run with another config: {changed}"
+    sound = state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
+    return "" if sound else "holds numbers that are not finite"
+
 
 # %% [markdown]
 # ## Saving beside the training
@@ -735,7 +798,8 @@ class Checkpointer(Observer):
 
 # %% [markdown]
 # Saving. Everything up to the copy happens in the loop, and on every process; the
-# writing in the thread, on the first.
+# writing in the thread, on the first. A run can diverge in the very step after which it
+# is stopped. Then there is nothing to save, and above all nothing old to delete.
 
 
 # %%
@@ -764,6 +828,9 @@ def save(self, trainer: Trainer) -> None:
 @course.add_to(Checkpointer)
 def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
     step = state["trainer"]["step"]
+    if not is_finite(state["trainer"]):  # the step before the stop has diverged
+        told = f"step {step} was not saved: its numbers are not finite"
+        raise CheckpointError(f"{told}; {self.last_good()}")
     try:
         save_checkpoint(checkpoint_path(self.folder, step), state)
     except OSError as error:
@@ -839,8 +906,8 @@ def last_good(self) -> str:
     """Which checkpoint a run that has failed can go on from, in words."""
     for path in list_checkpoints(self.folder):
         with contextlib.suppress(CheckpointError, OSError):  # a damaged one
-            load_checkpoint(path)
-            return f"the last good checkpoint is {path}"
+            if not config_mismatch(load_checkpoint(path), self.config):
+                return f"the last good checkpoint is {path}"
     return "there is no checkpoint yet"
 
 
@@ -855,25 +922,27 @@ def resume(self, trainer: Trainer) -> Path | None:
 
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, self.config)
-        return foreign or trainer_mismatch(state["trainer"], trainer)
+        foreign = foreign or trainer_mismatch(state["trainer"], trainer)
+        return foreign or misfit(lambda: self._take_over(state, trainer))
 
     found = load_latest(self.folder, mismatch)
+    steps = gather_from_ranks(found and trainer.step)
+    if len(set(steps)) > 1:
+        read = ", ".join(map(str, steps))
+        raise CheckpointError(f"the processes read checkpoints of steps {read}")
     if rank() == 0:  # what a killed process left
         for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
             part.unlink()
-    if found is None:
-        return None
-    path, state = found
-    try:
-        trainer.load_state_dict(state["trainer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        why = str(error).splitlines()[0]
-        told = f"{path} does not fit this model and optimizer: {why}"
-        raise CheckpointError(told) from error
+    return found and found[0]
+
+
+@course.add_to(Checkpointer)
+def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
+    """Give trainer and observers what is theirs."""
+    trainer.load_state_dict(state["trainer"])
     for name, observer in named_observers(trainer.observers).items():
         if name in state["observers"]:
             observer.load_state_dict(state["observers"][name])
-    return path
 
 
 # %% [markdown]

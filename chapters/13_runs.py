@@ -60,6 +60,7 @@ from slm.training.checkpoint import (
     config_mismatch,
     data_mismatch,
     load_latest,
+    misfit,
 )
 from slm.training.config import RunConfig, changed_keys, load_config
 from slm.training.folder import (
@@ -132,6 +133,14 @@ class Run:
         return losses[-1] if losses else None
 
 
+# %% [markdown]
+# A tokenizer that was put in the place of another is the one change that nothing else
+# would show: ids that were learned as one text and are written as another give garbage,
+# and no error.
+
+
+# %%
+#| export
 def load_run(run_dir: str | Path) -> Run:
     """Read a run folder; of an unfinished run, the newest checkpoint.
 
@@ -175,17 +184,18 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
 def _unfinished_model(
     folder: RunFolder, config: RunConfig, tokenizer: Tokenizer
 ) -> GPT:
+    model, here = empty_model(config.model), {"tokenizer": tokenizer.fingerprint}
+
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, config)
-        here = {"tokenizer": tokenizer.fingerprint}
-        return foreign or data_mismatch(state["trainer"], here)
+        foreign = foreign or data_mismatch(state["trainer"], here)
+        return foreign or misfit(
+            lambda: model.load_state_dict(state["trainer"]["model"])
+        )
 
-    found = load_latest(folder.checkpoints, mismatch)
-    if found is None:
+    if load_latest(folder.checkpoints, mismatch) is None:
         first = f"the first is written at step {config.training.checkpoint_every}"
         raise FileNotFoundError(f"{folder.path} has no checkpoint yet; {first}")
-    model = empty_model(config.model)
-    model.load_state_dict(found[1]["trainer"]["model"])
     return model
 
 
@@ -395,9 +405,8 @@ del os.environ["SLM_FAILURE_FILE"]
 # `environment.json` has the versions, the device, the type of the numbers, and a hash
 # of the code. It tells of the last start only: a run that went on elsewhere keeps no
 # trace there of where it began. The hash of the code is [the last
-# chapter's](#checkpoints). The tokenizer's fingerprint is compared with it whenever the
-# folder is used: ids that were learned as one text and are written as another give
-# garbage, and no error.
+# chapter's](#checkpoints). The tokenizer's fingerprint is what `load_run` and `train`
+# compare.
 #
 # `Samples` is the last observer: after each validation it lets the model write a text,
 # always from random numbers of its own, so that looking does not change the run.

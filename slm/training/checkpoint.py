@@ -20,7 +20,7 @@ import torch
 
 from slm.errors import SlmError
 from slm.files import writing
-from slm.hardware import rank, world_size
+from slm.hardware import gather_from_ranks, rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
 from slm.training.metrics import Observer
@@ -30,6 +30,11 @@ from slm.training.trainer import Trainer
 
 # It stands in every file; another layout of the state gets another number.
 FORMAT = "slm checkpoint 3"
+
+
+# what PyTorch raises when it reads, or is given, another thing than it expects
+MISFITS: tuple[type[Exception], ...] = (RuntimeError, ValueError, KeyError, TypeError)
+MISFITS += (AttributeError, IndexError, EOFError)
 
 
 class CheckpointError(SlmError):
@@ -89,13 +94,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         what = "something besides tensors, numbers and texts; it is not loaded"
         raise CheckpointError(f"{path} holds {what}") from error
+    except MISFITS as error:  # another format of PyTorch's, or none
+        raise CheckpointError(f"{path} is not a checkpoint of ours") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         old = f" ({found}, not {FORMAT})" if found else ""
         cure = "go on with the version that wrote it, or start again in another folder"
         told = f"{path} was not written by this version of slm{old}; {cure}"
         raise CheckpointError(told)
-    state: dict[str, Any] = content["state"]
+    state: dict[str, Any] = content.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of ours: it has no state")
     return state
 
 
@@ -112,7 +121,7 @@ def load_latest(
     Args:
         folder: Where the checkpoints are.
         mismatch: Says why a checkpoint that can be read can't be used, in words that
-            follow its name; "" if it can.
+            follow its name; "" if it can. It may use it, to find out.
 
     Raises:
         CheckpointError: There are checkpoints and none of them can be used; with the
@@ -142,12 +151,36 @@ def load_latest(
     return None
 
 
-def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
-    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
-    if "config" not in state:
-        return "was not written by a trainer"
-    changed = "; ".join(changed_keys(state["config"], config.as_dict()))
-    return f"belongs to a run with another config: {changed}" if changed else ""
+PARTS = {"config": dict, "trainer": dict, "observers": dict}
+TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
+TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
+TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": object}
+
+
+def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    """Whether each of these keys is there, with a value of its kind."""
+    return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
+
+
+def misfit(take_over: Callable[[], object]) -> str:
+    """Why a state that is taken over doesn't fit, in words; "" if it does."""
+    try:
+        take_over()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's fault, not the file's
+    except MISFITS as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"does not fit this model and optimizer: {why}"
+    return ""
+
+
+def is_finite(state: Any) -> bool:
+    """Whether all numbers in the tensors of dictionaries and lists are finite."""
+    if isinstance(state, torch.Tensor):
+        return bool(state.isfinite().all())
+    if isinstance(state, Mapping):
+        return all(map(is_finite, state.values()))
+    return not isinstance(state, list | tuple) or all(map(is_finite, state))
 
 
 def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
@@ -176,6 +209,20 @@ def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
         here = f"it can't go on with {world_size()}"
         return f"was written by {processes} processes; {here}"
     return ""
+
+
+def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
+    """Why a checkpoint's state is not one of a run with this config; "" if it is."""
+    if not (has_kinds(state, PARTS) and has_kinds(state["trainer"], TRAINER)):
+        return "was not written by a trainer"
+    try:
+        changed = "; ".join(changed_keys(state["config"], config.as_dict()))
+    except MISFITS:
+        return "holds a config that is none"
+    if changed:
+        return f"belongs to a run with another config: {changed}"
+    sound = state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
+    return "" if sound else "holds numbers that are not finite"
 
 
 # Saving beside the training
@@ -278,6 +325,9 @@ class Checkpointer(Observer):
 
     def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
         step = state["trainer"]["step"]
+        if not is_finite(state["trainer"]):  # the step before the stop has diverged
+            told = f"step {step} was not saved: its numbers are not finite"
+            raise CheckpointError(f"{told}; {self.last_good()}")
         try:
             save_checkpoint(checkpoint_path(self.folder, step), state)
         except OSError as error:
@@ -325,8 +375,8 @@ class Checkpointer(Observer):
         """Which checkpoint a run that has failed can go on from, in words."""
         for path in list_checkpoints(self.folder):
             with contextlib.suppress(CheckpointError, OSError):  # a damaged one
-                load_checkpoint(path)
-                return f"the last good checkpoint is {path}"
+                if not config_mismatch(load_checkpoint(path), self.config):
+                    return f"the last good checkpoint is {path}"
         return "there is no checkpoint yet"
 
     def resume(self, trainer: Trainer) -> Path | None:
@@ -339,22 +389,22 @@ class Checkpointer(Observer):
 
         def mismatch(state: dict[str, Any]) -> str:
             foreign = config_mismatch(state, self.config)
-            return foreign or trainer_mismatch(state["trainer"], trainer)
+            foreign = foreign or trainer_mismatch(state["trainer"], trainer)
+            return foreign or misfit(lambda: self._take_over(state, trainer))
 
         found = load_latest(self.folder, mismatch)
+        steps = gather_from_ranks(found and trainer.step)
+        if len(set(steps)) > 1:
+            read = ", ".join(map(str, steps))
+            raise CheckpointError(f"the processes read checkpoints of steps {read}")
         if rank() == 0:  # what a killed process left
             for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
                 part.unlink()
-        if found is None:
-            return None
-        path, state = found
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            why = str(error).splitlines()[0]
-            told = f"{path} does not fit this model and optimizer: {why}"
-            raise CheckpointError(told) from error
+        return found and found[0]
+
+    def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
+        """Give trainer and observers what is theirs."""
+        trainer.load_state_dict(state["trainer"])
         for name, observer in named_observers(trainer.observers).items():
             if name in state["observers"]:
                 observer.load_state_dict(state["observers"][name])
-        return path

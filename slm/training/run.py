@@ -34,6 +34,7 @@ from slm.training.checkpoint import (
     config_mismatch,
     data_mismatch,
     load_latest,
+    misfit,
 )
 from slm.training.config import RunConfig, changed_keys, load_config
 from slm.training.folder import (
@@ -116,17 +117,18 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
 def _unfinished_model(
     folder: RunFolder, config: RunConfig, tokenizer: Tokenizer
 ) -> GPT:
+    model, here = empty_model(config.model), {"tokenizer": tokenizer.fingerprint}
+
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, config)
-        here = {"tokenizer": tokenizer.fingerprint}
-        return foreign or data_mismatch(state["trainer"], here)
+        foreign = foreign or data_mismatch(state["trainer"], here)
+        return foreign or misfit(
+            lambda: model.load_state_dict(state["trainer"]["model"])
+        )
 
-    found = load_latest(folder.checkpoints, mismatch)
-    if found is None:
+    if load_latest(folder.checkpoints, mismatch) is None:
         first = f"the first is written at step {config.training.checkpoint_every}"
         raise FileNotFoundError(f"{folder.path} has no checkpoint yet; {first}")
-    model = empty_model(config.model)
-    model.load_state_dict(found[1]["trainer"]["model"])
     return model
 
 
