@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from slm.data.batches import TokenLoader
 from slm.errors import SlmError
 from slm.files import writing
 from slm.hardware import gather_from_ranks, rank, world_size
@@ -197,18 +198,37 @@ def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
     return ""
 
 
+def data_fingerprints(trainer: Trainer) -> dict[str, str]:
+    """Hashes of tokenizer and texts, where the batches come from token files."""
+    found = {}
+    loaders = {
+        "training text": trainer.train_loader,
+        "validation text": trainer.val_loader,
+    }
+    for name, loader in loaders.items():
+        if about := getattr(getattr(loader, "dataset", None), "about", None):
+            found["tokenizer"] = about["tokenizer"]["fingerprint"]
+            found[name] = about["tokens_sha256"][:16]
+    return found
+
+
 def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
     """Why a trainer's state can't be continued by this one, in words; "" if it can."""
     if (before := state["dtype"]) != str(trainer.dtype):
         both = f"{before}, here {trainer.dtype}"
         cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
         return f"belongs to a run with another precision ({both}; {cure})"
-    if other := data_mismatch(state, trainer.data_fingerprints()):
+    if other := data_mismatch(state, data_fingerprints(trainer)):
         return other
-    if (processes := len(state["rng_state"])) != world_size():
-        here = f"it can't go on with {world_size()}"
-        return f"was written by {processes} processes; {here}"
-    return ""
+    began, here = state.get("processes", len(state["rng_state"])), world_size()
+    if began == here:
+        return ""
+    if not isinstance(trainer.train_loader, TokenLoader):
+        only = f"only a TokenLoader's batches can be shared by {here}"
+        return f"was begun by {began} processes; {only}"
+    rows = trainer.batch_size * trainer.training.gradient_accumulation_steps * began
+    few = f"was begun by {began} processes, whose steps have {rows} rows"
+    return f"{few}; {here} can't share them equally" if rows % here else ""
 
 
 def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
@@ -315,7 +335,7 @@ class Checkpointer(Observer):
         told = {name: each.state_dict() for name, each in observers}
         state = {
             "config": self.config.as_dict(),
-            "trainer": trainer.state_dict(),
+            "trainer": trainer.state_dict() | {"data": data_fingerprints(trainer)},
             "observers": told,
         }
         if rank() != 0:
@@ -400,7 +420,17 @@ class Checkpointer(Observer):
         if rank() == 0:  # what a killed process left
             for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
                 part.unlink()
-        return found and found[0]
+        if found is None:
+            return None
+        path, state = found
+        before, now = len(state["trainer"]["rng_state"]), world_size()
+        if before != now and trainer.verbose:
+            same = (
+                "each step keeps its rows, but sums are rounded in another order, and"
+            )
+            other = f"{same} dropout, if any, draws others: not equal to the last bit"
+            print(f"{path} was written by {before} processes, here are {now}; {other}")
+        return path
 
     def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
         """Give trainer and observers what is theirs."""

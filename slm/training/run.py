@@ -348,13 +348,10 @@ def make_trainer(
         torch.manual_seed(seed + 1 + rank())
     trainer = Trainer(model, *loaders, config, observers=observers, verbose=verbose)
     if trainer.verbose:
-        t, begun = config.training, "continuing" if continuing else "starting"
+        begun = "continuing" if continuing else "starting"
         precision = str(trainer.dtype).removeprefix("torch.")
         what = f"{model.count_parameters():,} parameters on {trainer.device}"
         print(f"{begun} {folder.path}: {what} in {precision}")
-        per_batch = loaders[0].tokens_per_batch * t.gradient_accumulation_steps
-        tokens = f"{per_batch * world_size():,} tokens"
-        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
     return trainer
 
 
@@ -375,6 +372,11 @@ def train_and_save(
         describe(folder, trainer, tokenizer)
     if trainer.verbose and resumed is not None:
         print(f"going on after step {trainer.step:,}, from {resumed}")
+    if trainer.verbose:
+        t, T = trainer.training, trainer.config.model.context_length
+        rows = trainer.batch_size * t.gradient_accumulation_steps * trainer.began_with
+        tokens = f"{rows * T:,} tokens"
+        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
     with stop_signals(trainer.verbose) as signals, checkpointer:
         trainer.train(stop=lambda: bool(signals))
     config, model = trainer.config, trainer.model
