@@ -652,7 +652,7 @@ def map_ahead(
 class TokenLoader:
     """Batches of rows, for ever, in an order that is a function of (seed, step).
 
-    That holds as long as rows, batch size and number of processes stay what they are.
+    That holds as long as the rows of a step, over all processes, stay as many.
     Rows are dealt out in a new order each epoch, and a batch may hold the end of one
     epoch and the start of the next, so no row is left out. With `world_size` processes
     a global batch has `batch_size * world_size` rows, and rank r takes the r-th
@@ -698,10 +698,17 @@ class TokenLoader:
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         cuda = torch.cuda.is_available()
         self.pin_memory = cuda if pin_memory is None else pin_memory
-        # B·T, of this process; and the steps after which each row has been seen
-        self.tokens_per_batch = batch_size * dataset.context_length
-        self.steps_per_epoch = -(-len(dataset) // (batch_size * world_size))
         self.step = 0
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """B·T, of this process."""
+        return self.batch_size * self.dataset.context_length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps after which each row has been seen."""
+        return -(-len(self.dataset) // (self.batch_size * self.world_size))
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of a step: `(B,)`."""
@@ -722,18 +729,15 @@ class TokenLoader:
         x, y = self.dataset.rows(indices)
         return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches from the present step on, without end."""
-        steps = itertools.count(self.step)
-        for batch in map_ahead(self.batch, steps, self.num_workers):
-            self.step += 1
-            yield batch
-
 
 # %% [markdown]
-# Two more of its abilities: one pass over everything, and where it stands. The position
-# is the whole state. A loader that gets it goes on where the other one stopped, with
-# other threads or on another machine.
+# Three more of its abilities: going on for ever, one pass over everything, and where it
+# stands. The position is the whole state. A loader that gets it goes on where the other
+# one stopped, with other threads or on another machine.
+#
+# Even with another number of processes. A step's rows follow one another in the order,
+# so what counts is how many there are. `share_rows` divides them anew: each process
+# takes more batches, or smaller ones, and the steps keep their rows.
 
 # %%
 from course import add_to
@@ -742,12 +746,39 @@ from course import add_to
 # %%
 #| export
 @add_to(TokenLoader)
-def epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each row once over all ranks, in order; the last batch may be shorter."""
+def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches from the present step on, without end."""
+    steps = itertools.count(self.step)
+    for batch in map_ahead(self.batch, steps, self.num_workers):
+        self.step += 1
+        yield batch
+
+
+@add_to(TokenLoader)
+def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each row once over all ranks, in order; the last batch may be shorter.
+
+    Args:
+        most: Only the first so many rows.
+    """
     R, B = len(self.dataset), self.batch_size
+    R = R if most is None else min(R, most)
     firsts = range(self.rank * B, R, B * self.world_size)
     groups = (np.arange(first, min(first + B, R)) for first in firsts)
     return map_ahead(self._fetch, groups, self.num_workers)
+
+
+def share_rows(rows: int, processes: int, most: int) -> tuple[int, int] | None:
+    """How each process does its share of a step: rows of a batch, number of batches.
+
+    The largest batch of at most `most` rows that all are filled with; None if the
+    processes cannot have equally many rows.
+    """
+    own, rest = divmod(rows, processes)
+    if rest:
+        return None
+    size = next(size for size in range(min(most, own), 0, -1) if own % size == 0)
+    return size, own // size
 
 
 @add_to(TokenLoader)

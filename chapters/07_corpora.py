@@ -747,6 +747,10 @@ class DataConfig:
         0, ge=0, le=256, description="threads that prepare batches ahead"
     )
 
+    def __post_init__(self) -> None:
+        if split_name(self.train_split) == split_name(self.val_split):
+            raise ValueError(f"val_split = {self.val_split!r} is trained on already")
+
 
 # %% tags=["nbval-check-output"]
 try:

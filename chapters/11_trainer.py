@@ -86,6 +86,7 @@ from slm.training.config import TrainingConfig
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,7 +97,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.data.batches import TokenLoader
+from slm.data.batches import TokenLoader, share_rows
 from slm.model.config import IGNORE
 from slm.errors import SlmError
 from slm.model.gpt import GPT
@@ -1125,10 +1126,9 @@ class Trainer:
         self.device = choose_device() if device is None else torch.device(device)
         self.model = model.to(self.device)
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.observers = list(observers)
+        self.observers, self.verbose = list(observers), verbose and rank() == 0
         if use_wandb and rank() == 0:
             self.observers.append(WandbLogger(config))
-        self.verbose = verbose and rank() == 0
 
         t, kind = self.training, self.device.type
         self.dtype = choose_dtype(self.device, t.dtype, t.use_amp)
@@ -1142,13 +1142,15 @@ class Trainer:
             ids = [self.device.index] if kind == "cuda" else None
             self.loss = DistributedDataParallel(self.loss, device_ids=ids)
 
+        self.batch_size = getattr(train_loader, "batch_size", 0)
+        self.share(world_size())
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
         self.skipped_steps = 0  # by float16, because a gradient overflowed
         self.val_loss: float | None = None  # the last one
         self.metrics: list[dict[str, Any]] = []
         self.pending: list[Tensor] = []  # loss and gradient norm since the last row
-        self.stopping = False  # whether a process was asked to stop
-        self._clock = time.perf_counter()
+        # whether a process was asked to stop; when the last seconds were counted
+        self.stopping, self._clock = False, time.perf_counter()
 
 
 # %% [markdown]
@@ -1187,7 +1189,7 @@ def train_step(
     rate = learning_rate(self.step, self.training)
     for group in self.param_groups():
         group["lr"] = rate
-    n = self.training.gradient_accumulation_steps
+    n = self.parts
     parts = [next(batches) for _ in range(n)]
     counts = [int((y != IGNORE).sum()) for _, y in parts]
     totals = [sum(counts), sum(x.numel() for x, _ in parts), int(stop)]
@@ -1310,14 +1312,14 @@ def validate(self) -> float:
     """
     if self.val_loader is None:
         raise ValueError("validate() needs a val_loader; this trainer was given None")
-    batches = iter(self.val_loader)
+    most = self.training.eval_batches
+    batches: Iterator[Any] = itertools.islice(self.val_loader, most)
     if isinstance(self.val_loader, TokenLoader):
-        batches = self.val_loader.epoch_batches()
+        rows = self.val_loader.batch_size * self.began_with
+        batches = self.val_loader.epoch_batches(most and most * rows)
     totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
     with evaluating(self.model):
-        for i, (x, y) in enumerate(batches):
-            if i == self.training.eval_batches:
-                break
+        for x, y in batches:
             count = int((y != IGNORE).sum())
             with self.autocast():
                 loss = self.model.loss(x.to(self.device), y.to(self.device))
@@ -1391,7 +1393,7 @@ def is_due(self, *every: int) -> bool:
 def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
     """The training batches from this step on, started again whenever they end."""
     if isinstance(self.train_loader, TokenLoader):
-        done = self.step * self.training.gradient_accumulation_steps
+        done = self.step * self.parts
         state = {"seed": self.train_loader.seed, "step": done}
         self.train_loader.load_state_dict(state)
     while True:
@@ -1547,9 +1549,10 @@ def count_seconds(self) -> None:
 # `gather_from_ranks` collects that from all, and `set_rng_state` lets each go on from
 # there.
 #
-# `mismatch` asks the other way round, whether a state belongs here at all. A run that
-# went on in another precision, with another text or with another number of processes
-# would look healthy and be another run.
+# The number of processes may have changed, since a machine with eight GPUs comes back
+# as one with four. `share` keeps the rows of each step, and those that the validation
+# takes, as they were when the run began. What cannot stay is the last bit: sums are
+# rounded in another order, and of random numbers there are fewer or new ones.
 
 
 # %%
@@ -1577,7 +1580,7 @@ def state_dict(self) -> dict[str, Any]:
         "rng_state": gather_from_ranks(rng_state(self.device)),
         "pending": pending,
         "dtype": str(self.dtype),
-        "data": self.data_fingerprint(),
+        "processes": self.began_with,
     }
 
 
@@ -1597,30 +1600,23 @@ def load_state_dict(self, state: Mapping[str, Any]) -> None:
     self.seconds, self.skipped_steps = state["seconds"], state["skipped_steps"]
     pairs = state["pending"]
     self.pending = [torch.tensor(pair, device=self.device) for pair in pairs]
-    set_rng_state(self.device, state["rng_state"][rank()])
+    self.share(state.get("processes", len(state["rng_state"])))
+    if rank() < len(state["rng_state"]):
+        set_rng_state(self.device, state["rng_state"][rank()])
 
 
 @course.add_to(Trainer)
-def mismatch(self, state: Mapping[str, Any]) -> str:
-    """Why a state cannot be continued here, in words; "" if it can."""
-    if (before := state["dtype"]) != str(self.dtype):
-        both = f"{before}, here {self.dtype}"
-        cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
-        return f"belongs to a run with another precision ({both}; {cure})"
-    if state["data"] != self.data_fingerprint():
-        both = f"{state['data']}, here {self.data_fingerprint()}"
-        return f"belongs to a run with another text ({both})"
-    if (processes := len(state["rng_state"])) != world_size():
-        here = f"it can't go on with {world_size()}"
-        return f"was written by {processes} processes; {here}"
-    return ""
-
-
-@course.add_to(Trainer)
-def data_fingerprint(self) -> str | None:
-    """A hash of the training tokens, where they come from a token file."""
-    about = getattr(getattr(self.train_loader, "dataset", None), "about", None)
-    return about["tokens_sha256"][:16] if about else None
+def share(self, processes: int) -> None:
+    """Divide the rows of a step of so many processes among those that are here."""
+    self.began_with = processes
+    self.parts = self.training.gradient_accumulation_steps  # of a step, in each
+    if isinstance(self.train_loader, TokenLoader):
+        rows = self.batch_size * self.training.gradient_accumulation_steps * processes
+        shares = share_rows(rows, world_size(), self.batch_size)
+        if shares is None:
+            few = f"{world_size()} processes can't share {rows} rows equally"
+            raise ValueError(f"began with {processes} processes; {few}")
+        self.train_loader.batch_size, self.parts = shares
 
 
 # %% [markdown]

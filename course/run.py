@@ -315,7 +315,7 @@ def _is_current(folder: Path) -> bool:
     """Whether a run folder is one that the present code and config would write."""
     from slm.errors import SlmError
     from slm.training.config import load_config
-    from slm.training.run import code_fingerprint
+    from slm.training.folder import code_fingerprint
 
     environment, config = folder / "environment.json", folder / "config.yaml"
     if not environment.exists() or not config.exists():

@@ -271,7 +271,7 @@ def test_unknown_chapter(copy):
 def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder as the present code and config write it."""
     from slm.training.config import load_config
-    from slm.training.run import code_fingerprint
+    from slm.training.folder import code_fingerprint
 
     source = ROOT / "configs" / "stories_cpu.yaml"
     monkeypatch.setattr("course.run.ROOT", tmp_path)

@@ -244,7 +244,7 @@ def map_ahead(
 class TokenLoader:
     """Batches of rows, for ever, in an order that is a function of (seed, step).
 
-    That holds as long as rows, batch size and number of processes stay what they are.
+    That holds as long as the rows of a step, over all processes, stay as many.
     Rows are dealt out in a new order each epoch, and a batch may hold the end of one
     epoch and the start of the next, so no row is left out. With `world_size` processes
     a global batch has `batch_size * world_size` rows, and rank r takes the r-th
@@ -290,10 +290,17 @@ class TokenLoader:
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         cuda = torch.cuda.is_available()
         self.pin_memory = cuda if pin_memory is None else pin_memory
-        # B·T, of this process; and the steps after which each row has been seen
-        self.tokens_per_batch = batch_size * dataset.context_length
-        self.steps_per_epoch = -(-len(dataset) // (batch_size * world_size))
         self.step = 0
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """B·T, of this process."""
+        return self.batch_size * self.dataset.context_length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps after which each row has been seen."""
+        return -(-len(self.dataset) // (self.batch_size * self.world_size))
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of a step: `(B,)`."""
@@ -321,9 +328,14 @@ class TokenLoader:
             self.step += 1
             yield batch
 
-    def epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each row once over all ranks, in order; the last batch may be shorter."""
+    def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each row once over all ranks, in order; the last batch may be shorter.
+
+        Args:
+            most: Only the first so many rows.
+        """
         R, B = len(self.dataset), self.batch_size
+        R = R if most is None else min(R, most)
         firsts = range(self.rank * B, R, B * self.world_size)
         groups = (np.arange(first, min(first + B, R)) for first in firsts)
         return map_ahead(self._fetch, groups, self.num_workers)
@@ -335,3 +347,16 @@ class TokenLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where another loader stood; the next iterator starts there."""
         self.seed, self.step = state["seed"], state["step"]
+
+
+def share_rows(rows: int, processes: int, most: int) -> tuple[int, int] | None:
+    """How each process does its share of a step: rows of a batch, number of batches.
+
+    The largest batch of at most `most` rows that all are filled with; None if the
+    processes cannot have equally many rows.
+    """
+    own, rest = divmod(rows, processes)
+    if rest:
+        return None
+    size = next(size for size in range(min(most, own), 0, -1) if own % size == 0)
+    return size, own // size

@@ -196,7 +196,8 @@ def read_weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, T
         shapes: For each parameter of the model, by our names, the shape that it has.
 
     Raises:
-        SlmError: The file is damaged, or does not hold exactly these parameters.
+        SlmError: The file is damaged, or does not hold exactly these parameters, each
+            of finite numbers.
     """
     try:
         stored = load_file(path)
@@ -212,6 +213,9 @@ def read_weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, T
             found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
             holds = f"{path} holds {found} for {theirs}"
             raise SlmError(f"{holds}; its config asks for {wanted}")
+        if not (weight.is_floating_point() and bool(weight.isfinite().all())):
+            kinds = "numbers that are not finite, or whole numbers"
+            raise SlmError(f"{path} holds {kinds}, in {theirs}: no model can use them")
         weights[name] = weight.T if transposed else weight
     output, table = (
         stored.pop("lm_head.weight", None),

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+from slm.data.batches import TokenLoader
 from slm.errors import SlmError
 from slm.files import writing
-from slm.hardware import rank
+from slm.hardware import gather_from_ranks, rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
 from slm.training.metrics import Observer
@@ -30,6 +31,11 @@ from slm.training.trainer import Trainer
 
 # It stands in every file; another layout of the state gets another number.
 FORMAT = "slm checkpoint 3"
+
+
+# what PyTorch raises when it reads, or is given, another thing than it expects
+MISFITS: tuple[type[Exception], ...] = (RuntimeError, ValueError, KeyError, TypeError)
+MISFITS += (AttributeError, IndexError, EOFError)
 
 
 class CheckpointError(SlmError):
@@ -89,13 +95,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         what = "something besides tensors, numbers and texts; it is not loaded"
         raise CheckpointError(f"{path} holds {what}") from error
+    except MISFITS as error:  # another format of PyTorch's, or none
+        raise CheckpointError(f"{path} is not a checkpoint of ours") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         old = f" ({found}, not {FORMAT})" if found else ""
         cure = "go on with the version that wrote it, or start again in another folder"
         told = f"{path} was not written by this version of slm{old}; {cure}"
         raise CheckpointError(told)
-    state: dict[str, Any] = content["state"]
+    state: dict[str, Any] = content.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a checkpoint of ours: it has no state")
     return state
 
 
@@ -112,7 +122,7 @@ def load_latest(
     Args:
         folder: Where the checkpoints are.
         mismatch: Says why a checkpoint that can be read can't be used, in words that
-            follow its name; "" if it can.
+            follow its name; "" if it can. It may use it, to find out.
 
     Raises:
         CheckpointError: There are checkpoints and none of them can be used; with the
@@ -142,12 +152,97 @@ def load_latest(
     return None
 
 
+PARTS = {"config": dict, "trainer": dict, "observers": dict}
+TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
+TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
+TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": object}
+
+
+def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    """Whether each of these keys is there, with a value of its kind."""
+    return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
+
+
+def misfit(take_over: Callable[[], object]) -> str:
+    """Why a state that is taken over doesn't fit, in words; "" if it does."""
+    try:
+        take_over()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's fault, not the file's
+    except MISFITS as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"does not fit this model and optimizer: {why}"
+    return ""
+
+
+def is_finite(state: Any) -> bool:
+    """Whether all numbers in the tensors of dictionaries and lists are finite."""
+    if isinstance(state, torch.Tensor):
+        return bool(state.isfinite().all())
+    if isinstance(state, Mapping):
+        return all(map(is_finite, state.values()))
+    return not isinstance(state, list | tuple) or all(map(is_finite, state))
+
+
+def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
+    """Whether a trainer's state was reached with another tokenizer or text, in words.
+
+    What only one of the two knows is not compared.
+    """
+    data = state["data"]
+    if isinstance(data, str):  # of an earlier version
+        data = {"training text": data}
+    for name, before in (data or {}).items():
+        if (now := here.get(name, before)) != before:
+            return f"belongs to a run with another {name} ({before}, here {now})"
+    return ""
+
+
+def data_fingerprints(trainer: Trainer) -> dict[str, str]:
+    """Hashes of tokenizer and texts, where the batches come from token files."""
+    found = {}
+    loaders = {
+        "training text": trainer.train_loader,
+        "validation text": trainer.val_loader,
+    }
+    for name, loader in loaders.items():
+        if about := getattr(getattr(loader, "dataset", None), "about", None):
+            found["tokenizer"] = about["tokenizer"]["fingerprint"]
+            found[name] = about["tokens_sha256"][:16]
+    return found
+
+
+def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
+    """Why a trainer's state can't be continued by this one, in words; "" if it can."""
+    if (before := state["dtype"]) != str(trainer.dtype):
+        both = f"{before}, here {trainer.dtype}"
+        cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
+        return f"belongs to a run with another precision ({both}; {cure})"
+    if other := data_mismatch(state, data_fingerprints(trainer)):
+        return other
+    began, here = state.get("processes", len(state["rng_state"])), world_size()
+    if began == here:
+        return ""
+    if not isinstance(trainer.train_loader, TokenLoader):
+        only = f"only a TokenLoader's batches can be shared by {here}"
+        return f"was begun by {began} processes; {only}"
+    rows = trainer.batch_size * trainer.training.gradient_accumulation_steps * began
+    few = f"was begun by {began} processes, whose steps have {rows} rows"
+    return f"{few}; {here} can't share them equally" if rows % here else ""
+
+
 def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
     """Why a checkpoint's state is not one of a run with this config; "" if it is."""
-    if "config" not in state:
+    if not (has_kinds(state, PARTS) and has_kinds(state["trainer"], TRAINER)):
         return "was not written by a trainer"
-    changed = "; ".join(changed_keys(state["config"], config.as_dict()))
-    return f"belongs to a run with another config: {changed}" if changed else ""
+    try:
+        changed = "; ".join(changed_keys(state["config"], config.as_dict()))
+    except MISFITS:
+        return "holds a config that is none"
+    if changed:
+        return f"belongs to a run with another config: {changed}"
+    sound = state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
+    return "" if sound else "holds numbers that are not finite"
 
 
 # Saving beside the training
@@ -240,7 +335,7 @@ class Checkpointer(Observer):
         told = {name: each.state_dict() for name, each in observers}
         state = {
             "config": self.config.as_dict(),
-            "trainer": trainer.state_dict(),
+            "trainer": trainer.state_dict() | {"data": data_fingerprints(trainer)},
             "observers": told,
         }
         if rank() != 0:
@@ -250,6 +345,9 @@ class Checkpointer(Observer):
 
     def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
         step = state["trainer"]["step"]
+        if not is_finite(state["trainer"]):  # the step before the stop has diverged
+            told = f"step {step} was not saved: its numbers are not finite"
+            raise CheckpointError(f"{told}; {self.last_good()}")
         try:
             save_checkpoint(checkpoint_path(self.folder, step), state)
         except OSError as error:
@@ -297,8 +395,8 @@ class Checkpointer(Observer):
         """Which checkpoint a run that has failed can go on from, in words."""
         for path in list_checkpoints(self.folder):
             with contextlib.suppress(CheckpointError, OSError):  # a damaged one
-                load_checkpoint(path)
-                return f"the last good checkpoint is {path}"
+                if not config_mismatch(load_checkpoint(path), self.config):
+                    return f"the last good checkpoint is {path}"
         return "there is no checkpoint yet"
 
     def resume(self, trainer: Trainer) -> Path | None:
@@ -311,22 +409,32 @@ class Checkpointer(Observer):
 
         def mismatch(state: dict[str, Any]) -> str:
             foreign = config_mismatch(state, self.config)
-            return foreign or trainer.mismatch(state["trainer"])
+            foreign = foreign or trainer_mismatch(state["trainer"], trainer)
+            return foreign or misfit(lambda: self._take_over(state, trainer))
 
         found = load_latest(self.folder, mismatch)
+        steps = gather_from_ranks(found and trainer.step)
+        if len(set(steps)) > 1:
+            read = ", ".join(map(str, steps))
+            raise CheckpointError(f"the processes read checkpoints of steps {read}")
         if rank() == 0:  # what a killed process left
             for part in self.folder.glob("step_[0-9]*.pt.[0-9]*.tmp"):
                 part.unlink()
         if found is None:
             return None
         path, state = found
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            why = str(error).splitlines()[0]
-            told = f"{path} does not fit this model and optimizer: {why}"
-            raise CheckpointError(told) from error
+        before, now = len(state["trainer"]["rng_state"]), world_size()
+        if before != now and trainer.verbose:
+            same = (
+                "each step keeps its rows, but sums are rounded in another order, and"
+            )
+            other = f"{same} dropout, if any, draws others: not equal to the last bit"
+            print(f"{path} was written by {before} processes, here are {now}; {other}")
+        return path
+
+    def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
+        """Give trainer and observers what is theirs."""
+        trainer.load_state_dict(state["trainer"])
         for name, observer in named_observers(trainer.observers).items():
             if name in state["observers"]:
                 observer.load_state_dict(state["observers"][name])
-        return path

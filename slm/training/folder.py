@@ -5,6 +5,10 @@
 Exported from chapters/12_checkpoints.py; edit it there.
 """
 
+import ast
+import contextlib
+import hashlib
+import importlib.util
 import itertools
 import json
 import re
@@ -175,3 +179,44 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "dollars": sum(attempt["dollars"] for attempt in attempts),
         "budget": last.get("budget"),
     }
+
+
+def modules_of_a_run() -> dict[str, bytes]:
+    """The package's modules that decide what a run computes, with their source.
+
+    `train`'s own, and all that it imports, directly or through others.
+    """
+    package = SlmError.__module__.partition(".")[0]
+    pending, sources = [f"{package}.training.run"], {}
+    while pending:
+        name = pending.pop()
+        spec = None
+        with contextlib.suppress(ModuleNotFoundError):  # a name inside a module
+            spec = importlib.util.find_spec(name)
+        if name in sources or spec is None or spec.origin is None:
+            continue
+        sources[name] = Path(spec.origin).read_bytes()
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "slm"
+            ):
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                pending += [str(node.module), *inside]
+    return sources
+
+
+def code_fingerprint() -> str:
+    """A hash over the code of a run; the run folder keeps it."""
+    ordered = [source for _, source in sorted(modules_of_a_run().items())]
+    return hashlib.sha256(b"".join(ordered)).hexdigest()[:16]
+
+
+def read_tokenizer(run_dir: str | Path) -> str | None:
+    """The fingerprint of the tokenizer that a run's model has learned; None if unknown.
+
+    Folders of earlier versions don't tell.
+    """
+    path, known = RunFolder(Path(run_dir)).environment, None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads(path.read_bytes()).get("tokenizer")
+    return known if isinstance(known, str) else None

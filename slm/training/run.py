@@ -5,11 +5,8 @@
 Exported from chapters/13_runs.py; edit it there.
 """
 
-import ast
 import contextlib
 import dataclasses
-import hashlib
-import importlib.util
 import json
 import os
 import platform
@@ -39,9 +36,21 @@ from slm.hardware import (
 )
 from slm.model.config import GPTConfig, count_parameters
 from slm.model.gpt import GPT, sample_tokens
-from slm.training.checkpoint import Checkpointer, config_mismatch, load_latest
+from slm.training.checkpoint import (
+    Checkpointer,
+    config_mismatch,
+    data_mismatch,
+    load_latest,
+    misfit,
+)
 from slm.training.config import RunConfig, changed_keys, load_config
-from slm.training.folder import RunFolder, list_checkpoints, read_metrics
+from slm.training.folder import (
+    RunFolder,
+    code_fingerprint,
+    list_checkpoints,
+    read_metrics,
+    read_tokenizer,
+)
 from slm.training.metrics import (
     Dollars,
     MetricsFile,
@@ -77,8 +86,8 @@ def load_run(run_dir: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: The folder holds no run, or no weights yet.
-        SlmError: Its config or its checkpoints cannot be used, or the memory does not
-            hold its weights.
+        SlmError: Its config or its checkpoints cannot be used, its tokenizer was
+            replaced, or the memory does not hold its weights.
     """
     folder = RunFolder(user_path(run_dir))
     if not folder.config.is_file():
@@ -86,28 +95,50 @@ def load_run(run_dir: str | Path) -> Run:
         raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
     config = load_config(folder.config)
     config = dataclasses.replace(config, name=folder.path.name)
+    place = folder.model if folder.finished else config.data.tokenizer
+    tokenizer = get_tokenizer(place)
+    refuse_other_tokenizer(folder, tokenizer, str(place))
     weights = 4 * count_parameters(config.model)  # bytes
     smaller = "free some, or take a smaller model"
     with room(torch.device("cpu"), weights, f"the model in {run_dir}", smaller):
         if folder.finished:
             model = GPT.from_pretrained(folder.model)
-            tokenizer = get_tokenizer(folder.model)
         else:
-            model = _unfinished_model(folder, config)
-            tokenizer = get_tokenizer(config.data.tokenizer)
-    rows = read_metrics(run_dir)
+            model = _unfinished_model(folder, config, tokenizer)
+    if tokenizer.n_vocab > model.config.vocab_size:
+        more = f"{tokenizer.n_vocab} ids, its model {model.config.vocab_size}"
+        raise SlmError(f"the tokenizer at {place} does not belong there: it has {more}")
+    rows = read_metrics(folder.path)
     return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
 
 
-def _unfinished_model(folder: RunFolder, config: RunConfig) -> GPT:
-    found = load_latest(
-        folder.checkpoints, lambda state: config_mismatch(state, config)
-    )
-    if found is None:
+def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> None:
+    """Refuse a tokenizer whose ids are not those that the run's model has learned.
+
+    Raises:
+        SlmError: The run folder says that it was trained with another one.
+    """
+    if (before := read_tokenizer(folder.path)) not in (None, now.fingerprint):
+        trained = f"{folder.path} was trained with the tokenizer {before}"
+        cure = "put that one back, or choose another folder"
+        raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
+
+
+def _unfinished_model(
+    folder: RunFolder, config: RunConfig, tokenizer: Tokenizer
+) -> GPT:
+    model, here = empty_model(config.model), {"tokenizer": tokenizer.fingerprint}
+
+    def mismatch(state: dict[str, Any]) -> str:
+        foreign = config_mismatch(state, config)
+        foreign = foreign or data_mismatch(state["trainer"], here)
+        return foreign or misfit(
+            lambda: model.load_state_dict(state["trainer"]["model"])
+        )
+
+    if load_latest(folder.checkpoints, mismatch) is None:
         first = f"the first is written at step {config.training.checkpoint_every}"
         raise FileNotFoundError(f"{folder.path} has no checkpoint yet; {first}")
-    model = empty_model(config.model)
-    model.load_state_dict(found[1]["trainer"]["model"])
     return model
 
 
@@ -228,37 +259,7 @@ def note_failure(error: Exception) -> None:
 # What the folder says of itself
 
 
-def modules_of_a_run() -> dict[str, bytes]:
-    """The package's modules that decide what a run computes, with their source.
-
-    This one, and all that it imports, directly or through others.
-    """
-    package = Trainer.__module__.rpartition(".")[0]
-    pending, sources = [f"{package}.run"], {}
-    while pending:
-        name = pending.pop()
-        spec = None
-        with contextlib.suppress(ModuleNotFoundError):  # a name inside a module
-            spec = importlib.util.find_spec(name)
-        if name in sources or spec is None or spec.origin is None:
-            continue
-        sources[name] = Path(spec.origin).read_bytes()
-        for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "slm"
-            ):
-                inside = [f"{node.module}.{alias.name}" for alias in node.names]
-                pending += [str(node.module), *inside]
-    return sources
-
-
-def code_fingerprint() -> str:
-    """A hash over the code of a run; the run folder keeps it."""
-    ordered = [source for _, source in sorted(modules_of_a_run().items())]
-    return hashlib.sha256(b"".join(ordered)).hexdigest()[:16]
-
-
-def describe(folder: RunFolder, trainer: Trainer) -> None:
+def describe(folder: RunFolder, trainer: Trainer, tokenizer: Tokenizer) -> None:
     """Write config and environment, so that the folder explains itself."""
     device = trainer.device.type
     if device == "cuda":
@@ -272,6 +273,7 @@ def describe(folder: RunFolder, trainer: Trainer) -> None:
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": world_size(),
+        "tokenizer": tokenizer.fingerprint,
     }
     write_text(folder.config, trainer.config.to_yaml())
     write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
@@ -296,17 +298,18 @@ class Samples(Observer):
 # Putting it together
 
 
-def fitting_tokenizer(config: RunConfig) -> Tokenizer:
+def fitting_tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
     """The run's tokenizer, whose ids the model's tables must hold.
 
     Raises:
-        SlmError: They do not, or it cannot be had.
+        SlmError: They do not, or it cannot be had, or was another one before.
     """
     tokenizer = get_tokenizer(config.data.tokenizer)
     if tokenizer.n_vocab > config.model.vocab_size:
         small = f"model.vocab_size = {config.model.vocab_size} is too small"
         has = f"which has {tokenizer.n_vocab} ids"
         raise SlmError(f"{small} for tokenizer {config.data.tokenizer!r}, {has}")
+    refuse_other_tokenizer(folder, tokenizer, config.data.tokenizer)
     return tokenizer
 
 
@@ -344,13 +347,10 @@ def make_trainer(
         torch.manual_seed(seed + 1 + rank())
     trainer = Trainer(model, *loaders, config, observers=observers, verbose=verbose)
     if trainer.verbose:
-        t, begun = config.training, "continuing" if continuing else "starting"
+        begun = "continuing" if continuing else "starting"
         precision = str(trainer.dtype).removeprefix("torch.")
         what = f"{model.count_parameters():,} parameters on {trainer.device}"
         print(f"{begun} {folder.path}: {what} in {precision}")
-        per_batch = loaders[0].tokens_per_batch * t.gradient_accumulation_steps
-        tokens = f"{per_batch * world_size():,} tokens"
-        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
     return trainer
 
 
@@ -368,9 +368,14 @@ def train_and_save(
         # rows of a start without a checkpoint, or whose checkpoints were moved away
         folder.metrics.replace(folder.earlier_metrics)
     if first:
-        describe(folder, trainer)
+        describe(folder, trainer, tokenizer)
     if trainer.verbose and resumed is not None:
         print(f"going on after step {trainer.step:,}, from {resumed}")
+    if trainer.verbose:
+        t, T = trainer.training, trainer.config.model.context_length
+        rows = trainer.batch_size * t.gradient_accumulation_steps * trainer.began_with
+        tokens = f"{rows * T:,} tokens"
+        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
     with stop_signals(trainer.verbose) as signals, checkpointer:
         trainer.train(stop=lambda: bool(signals))
     config, model = trainer.config, trainer.model
@@ -435,7 +440,7 @@ def train(
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         enough = room_for_run(config)  # refuses what the memory cannot hold
-        tokenizer, first = fitting_tokenizer(config), rank() == 0
+        tokenizer, first = fitting_tokenizer(config, folder), rank() == 0
         lock = only_process(folder.path) if first else contextlib.nullcontext()
         with lock, enough:
             refuse_changes(config, folder)  # again: from here on nobody else writes

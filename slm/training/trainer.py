@@ -8,6 +8,7 @@ Exported from chapters/11_trainer.py; edit it there.
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.data.batches import TokenLoader
+from slm.data.batches import TokenLoader, share_rows
 from slm.errors import SlmError
 from slm.hardware import (
     choose_device,
@@ -93,10 +94,9 @@ class Trainer:
         self.device = choose_device() if device is None else torch.device(device)
         self.model = model.to(self.device)
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.observers = list(observers)
+        self.observers, self.verbose = list(observers), verbose and rank() == 0
         if use_wandb and rank() == 0:
             self.observers.append(WandbLogger(config))
-        self.verbose = verbose and rank() == 0
 
         t, kind = self.training, self.device.type
         self.dtype = choose_dtype(self.device, t.dtype, t.use_amp)
@@ -110,13 +110,15 @@ class Trainer:
             ids = [self.device.index] if kind == "cuda" else None
             self.loss = DistributedDataParallel(self.loss, device_ids=ids)
 
+        self.batch_size = getattr(train_loader, "batch_size", 0)
+        self.share(world_size())
         self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
         self.skipped_steps = 0  # by float16, because a gradient overflowed
         self.val_loss: float | None = None  # the last one
         self.metrics: list[dict[str, Any]] = []
         self.pending: list[Tensor] = []  # loss and gradient norm since the last row
-        self.stopping = False  # whether a process was asked to stop
-        self._clock = time.perf_counter()
+        # whether a process was asked to stop; when the last seconds were counted
+        self.stopping, self._clock = False, time.perf_counter()
 
     def train_step(
         self, batches: Iterator[tuple[Tensor, Tensor]], stop: bool = False
@@ -130,7 +132,7 @@ class Trainer:
         rate = learning_rate(self.step, self.training)
         for group in self.param_groups():
             group["lr"] = rate
-        n = self.training.gradient_accumulation_steps
+        n = self.parts
         parts = [next(batches) for _ in range(n)]
         counts = [int((y != IGNORE).sum()) for _, y in parts]
         totals = [sum(counts), sum(x.numel() for x, _ in parts), int(stop)]
@@ -209,14 +211,14 @@ class Trainer:
             raise ValueError(
                 "validate() needs a val_loader; this trainer was given None"
             )
-        batches = iter(self.val_loader)
+        most = self.training.eval_batches
+        batches: Iterator[Any] = itertools.islice(self.val_loader, most)
         if isinstance(self.val_loader, TokenLoader):
-            batches = self.val_loader.epoch_batches()
+            rows = self.val_loader.batch_size * self.began_with
+            batches = self.val_loader.epoch_batches(most and most * rows)
         totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
         with evaluating(self.model):
-            for i, (x, y) in enumerate(batches):
-                if i == self.training.eval_batches:
-                    break
+            for x, y in batches:
                 count = int((y != IGNORE).sum())
                 with self.autocast():
                     loss = self.model.loss(x.to(self.device), y.to(self.device))
@@ -270,7 +272,7 @@ class Trainer:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches from this step on, started again whenever they end."""
         if isinstance(self.train_loader, TokenLoader):
-            done = self.step * self.training.gradient_accumulation_steps
+            done = self.step * self.parts
             state = {"seed": self.train_loader.seed, "step": done}
             self.train_loader.load_state_dict(state)
         while True:
@@ -383,7 +385,7 @@ class Trainer:
             "rng_state": gather_from_ranks(rng_state(self.device)),
             "pending": pending,
             "dtype": str(self.dtype),
-            "data": self.data_fingerprint(),
+            "processes": self.began_with,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -401,26 +403,23 @@ class Trainer:
         self.seconds, self.skipped_steps = state["seconds"], state["skipped_steps"]
         pairs = state["pending"]
         self.pending = [torch.tensor(pair, device=self.device) for pair in pairs]
-        set_rng_state(self.device, state["rng_state"][rank()])
+        self.share(state.get("processes", len(state["rng_state"])))
+        if rank() < len(state["rng_state"]):
+            set_rng_state(self.device, state["rng_state"][rank()])
 
-    def mismatch(self, state: Mapping[str, Any]) -> str:
-        """Why a state cannot be continued here, in words; "" if it can."""
-        if (before := state["dtype"]) != str(self.dtype):
-            both = f"{before}, here {self.dtype}"
-            cure = f"training.dtype={before.removeprefix('torch.')} goes on with it"
-            return f"belongs to a run with another precision ({both}; {cure})"
-        if state["data"] != self.data_fingerprint():
-            both = f"{state['data']}, here {self.data_fingerprint()}"
-            return f"belongs to a run with another text ({both})"
-        if (processes := len(state["rng_state"])) != world_size():
-            here = f"it can't go on with {world_size()}"
-            return f"was written by {processes} processes; {here}"
-        return ""
-
-    def data_fingerprint(self) -> str | None:
-        """A hash of the training tokens, where they come from a token file."""
-        about = getattr(getattr(self.train_loader, "dataset", None), "about", None)
-        return about["tokens_sha256"][:16] if about else None
+    def share(self, processes: int) -> None:
+        """Divide the rows of a step of so many processes among those that are here."""
+        self.began_with = processes
+        self.parts = self.training.gradient_accumulation_steps  # of a step, in each
+        if isinstance(self.train_loader, TokenLoader):
+            rows = (
+                self.batch_size * self.training.gradient_accumulation_steps * processes
+            )
+            shares = share_rows(rows, world_size(), self.batch_size)
+            if shares is None:
+                few = f"{world_size()} processes can't share {rows} rows equally"
+                raise ValueError(f"began with {processes} processes; {few}")
+            self.train_loader.batch_size, self.parts = shares
 
 
 # Validation

@@ -1,6 +1,7 @@
 """slm.model.pretrained against transformers' GPT-2 with random weights, and files that are none."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -185,6 +186,10 @@ def test_the_published_layout_is_read(tmp_path):
         ({"scale_attn_weights": False}, {}, "scale_attn_weights = False"),
         ({"vocab_size": None}, {}, "lacks vocab_size; a GPT-2 config has"),
         ({"attn_pdrop": 0.3}, {}, "different dropouts"),
+        ({"resid_pdrop": [0.1]}, {}, "different dropouts"),
+        ({}, {"wte.weight": torch.full((101, 32), math.nan)}, "numbers that are not"),
+        ({}, {"ln_f.bias": torch.full((32,), -math.inf)}, "not finite.* in *ln_f.bias"),
+        ({}, {"wpe.weight": torch.ones(24, 32, dtype=torch.int32)}, "whole numbers"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, config, weights, message):

@@ -15,7 +15,6 @@ from slm.errors import SlmError
 from slm.training.checkpoint import (
     Checkpointer,
     CheckpointError,
-    copy_to_cpu,
     load_checkpoint,
     load_latest,
     save_checkpoint,
@@ -113,20 +112,6 @@ def test_the_resumed_run_keeps_its_own_although_foreign_ones_are_newer(
         "step_00000024.pt",
         "step_00000028.pt",
     } <= names
-
-
-def test_a_checkpoint_of_another_number_of_processes_is_refused(
-    tmp_path, config, interrupted
-):
-    interrupted(config(), tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints").iterdir():
-        state = copy_to_cpu(load_checkpoint(path))
-        state["trainer"]["rng_state"] *= 2
-        save_checkpoint(path, state)
-    with pytest.raises(
-        CheckpointError, match="was written by 2 processes; it can't go on with 1"
-    ):
-        train(config(), run_dir=tmp_path / "run", verbose=False)
 
 
 def test_the_metrics_are_on_disk_before_the_checkpoint_that_counts_on_them(

@@ -20,13 +20,12 @@ import slm.training.trainer
 from slm.data import stories
 from slm.errors import SlmError
 from slm.training.checkpoint import CheckpointError, load_latest
-from slm.training.folder import RunFolder, read_metrics
+from slm.training.folder import RunFolder, modules_of_a_run, read_metrics
 from slm.training.run import (
     Samples,
     code_fingerprint,
     failure_file,
     load_run,
-    modules_of_a_run,
     note_failure,
     stop_signals,
     train,
@@ -327,7 +326,7 @@ def test_a_checkpoint_of_another_precision_or_text_is_refused(
     (tmp_path / "own.txt").write_text(
         "\n\n".join(stories.sample(seed) for seed in range(400, 700))
     )
-    with pytest.raises(CheckpointError, match="another text"):
+    with pytest.raises(CheckpointError, match="another training text"):
         train(own, run_dir=tmp_path / "text", verbose=False)
 
 
