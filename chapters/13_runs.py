@@ -117,7 +117,7 @@ killed_twice()
 # newest is taken, and it is enough to write a text with while training still goes on in
 # another process. `empty_model` makes the model without drawing its first weights,
 # which would be overwritten at once: on the device "meta" a tensor has a shape and no
-# numbers.
+# numbers. The weights alone must fit into memory, and `room` sees to that first.
 
 
 # %%
@@ -494,12 +494,13 @@ with tempfile.TemporaryDirectory() as home:
 # %% [markdown]
 # What follows is these lines, each made to hold when something goes wrong.
 #
-# Before anything is built: does the tokenizer fit? Its ids index the model's tables,
-# and an id beyond the last row would fail at the first batch that happens to hold it.
-# Then the batches of both texts. With several processes, whichever comes first prepares
-# the tokens and the others wait; that happens *before* they join hands, because a
-# process that waits in an exchange gives up after a while, and a large corpus takes
-# longer.
+# Before anything is built: [is there room](#trainer) for the run? A text that took an
+# hour to prepare is a high price for the news that the first step fails. And does the
+# tokenizer fit? Its ids index the model's tables, and an id beyond the last row would
+# fail at the first batch that happens to hold it. Then the batches of both texts. With
+# several processes, whichever comes first prepares the tokens and the others wait; that
+# happens *before* they join hands, because a process that waits in an exchange gives up
+# after a while, and a large corpus takes longer.
 #
 # The order of the observers matters. The price is added to a row first; the file and
 # the service then see it; the checkpointer comes last, because what it saves of the
@@ -618,8 +619,9 @@ def train_and_save(
 
 # %% [markdown]
 # Now `train` itself. Read it from top to bottom: it refuses, it returns what is
-# finished, it locks, prepares, joins the other processes, trains. Everything that must
-# be undone stands in a `with`, so it is undone in the reverse order whatever happens.
+# finished, it asks for room, it locks, prepares, joins the other processes, trains.
+# Everything that must be undone stands in a `with`, so it is undone in the reverse
+# order whatever happens.
 
 
 # %%

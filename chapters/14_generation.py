@@ -547,9 +547,13 @@ class _Reader:
 #
 # With the reader, what is left of the loop fits a screen. Behind the prompts its table
 # holds zeros. A row that has ended keeps them and is read on with the others, and its
-# logits are thrown away. It yields after each position, so whoever calls it
-# can print, stop, or throw away. `torch.inference_mode()` switches off all bookkeeping
-# for gradients.
+# logits are thrown away. It yields after each position, so whoever calls it can print,
+# stop, or throw away. `torch.inference_mode()` switches off all bookkeeping for
+# gradients.
+#
+# How long the texts can get is known before the first token, and so is the memory for
+# them and their caches; `room`, from [the trainer](#trainer), refuses what there is no
+# memory for.
 
 
 # %%
@@ -612,8 +616,7 @@ def _inside(
 
 
 # %% [markdown]
-# The loop itself. Texts and caches get their memory once, at the start, so how much
-# that is was known above, before the first token.
+# The loop itself:
 
 
 # %%

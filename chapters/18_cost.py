@@ -268,7 +268,9 @@ class Estimate:
 # many tokens does a step see? In which type are the products computed: the trainer's
 # own rule, asked before there is a device? And what must the memory hold? On a T4,
 # which has no bfloat16, the trainer takes float16 with loss scaling, in which its peak
-# is given.
+# is given. A plan leaves a tenth of the memory free for what is not counted. [The
+# trainer](#trainer) asks the device itself before a run starts and leaves out that
+# tenth: it must not refuse what might fit.
 
 
 # %%

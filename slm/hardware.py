@@ -301,7 +301,7 @@ def _smaller_batch(config: RunConfig, device: torch.device, have: int) -> str:
     fits = largest(range(1, t.batch_size), t.gradient_accumulation_steps > 1)
     if not fits:
         row = f"row of model.context_length = {config.model.context_length} tokens"
-        return f"not even one {row} fits, so choose a smaller model"
+        return f"not even one {row} fits; {SMALLER_MODEL}"
     divide = [n for n in range(1, fits + 1) if rows % n == 0 and rows // n <= PARTS]
     told = f"the largest training.batch_size that fits is {fits}"
     if same := largest(divide, True):
@@ -314,11 +314,13 @@ PARTS = 100_000  # micro-batches a step that a config may ask for
 SMALLER_BATCH = "lower training.batch_size, raise training.gradient_accumulation_steps "
 SMALLER_BATCH += "by the same factor, and start it as another run (--run-dir, on Modal "
 SMALLER_BATCH += "--run)"
+SMALLER_MODEL = "choose a smaller model"
 
 
 def room_for_run(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """Refuse a run that the device cannot hold; as `room`."""
-    device, t, cure = choose_device(), config.training, SMALLER_BATCH
+    device, t = choose_device(), config.training
+    cure = SMALLER_BATCH if t.batch_size > 1 else SMALLER_MODEL
     need = run_memory(config, device, t.batch_size, t.gradient_accumulation_steps > 1)
     have = free_memory(device)
     if have is not None and need > have:
