@@ -573,7 +573,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         allowed = "say 'gpt2', 'stories', or where one was saved"
         raise FileNotFoundError(f"there is no tokenizer at {file}: {allowed}")
     try:
-        lines = [line.split() for line in file.read_bytes().splitlines()]
+        lines = [line.split() for line in file.read_bytes().rstrip().splitlines()]
         ranks = {base64.b64decode(t, validate=True): int(rank) for t, rank in lines}
     except ValueError:
         why = "a line is not a token in base64 and its rank"
@@ -582,6 +582,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if not counted or not all(bytes([byte]) in ranks for byte in range(256)):
         why = "it must hold all 256 bytes, and every rank from 0 on once"
         raise SlmError(f"{file} is damaged: {why}")
+    if (end := END_OF_TEXT.encode()) in ranks:
+        why = f"rank {ranks[end]} spells {END_OF_TEXT}, which marks a document's end"
+        raise SlmError(f"{file} is no tokenizer: {why}")
     return Tokenizer(file.parent.name if file.name == RANKS_FILE else file.stem, ranks)
 
 

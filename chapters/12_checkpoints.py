@@ -216,14 +216,16 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).metrics
     if not path.exists():
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
+        row = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             damaged = "is not a row of metrics: mend or remove it"
-            raise SlmError(f"{path}, line {number} {damaged}") from None
+            raise SlmError(f"{path}, line {number} {damaged}")
+        rows.append(row)
     return rows
 
 
@@ -236,11 +238,14 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).attempts
     if not path.exists():
         return []
-    try:
-        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
-    except ValueError:
+    attempts: Any = None
+    with contextlib.suppress(ValueError):
+        attempts = json.loads(path.read_bytes())
+    if not isinstance(attempts, list) or not all(
+        isinstance(attempt, dict) for attempt in attempts
+    ):
         cure = "if it is a copy, ask for it again; else mend or remove it"
-        raise SlmError(f"{path} is not whole: {cure}") from None
+        raise SlmError(f"{path} is not whole: {cure}")
     return attempts
 
 
@@ -681,7 +686,11 @@ def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
 # %% [markdown]
 # And it must belong to this run. A run that went on in another precision, with another
 # tokenizer or with another text would look healthy and be another run; and with another
-# *validation* text, its "best" checkpoint would be the best of two measures.
+# *validation* text, its "best" checkpoint would be the best of two measures. Another
+# number of processes is no reason to refuse, as long as they can share the rows of a
+# step equally: the [trainer](#trainer) divides them anew. But it is said, since the run
+# is then no longer equal to an undisturbed one in its last bits. What an earlier
+# version did not write down is not compared.
 
 
 # %%
@@ -696,8 +705,12 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
         return "holds a config that is none"
     if changed:
         return f"belongs to a run with another config: {changed}"
-    sound = state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
-    return "" if sound else "holds numbers that are not finite"
+    weights = state["trainer"]["model"].values()
+    sound = all(torch.is_tensor(w) and w.is_floating_point() for w in weights)
+    sound = sound and state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
+    if not sound or not state["trainer"]["rng_state"]:
+        return "holds numbers that are not finite, or not those of a trainer"
+    return ""
 
 
 # %% [markdown]
@@ -968,6 +981,14 @@ def resume(self, trainer: Trainer) -> Path | None:
 def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
     """Give trainer and observers what is theirs."""
     trainer.load_state_dict(state["trainer"])
+    for optimizer in trainer.optimizers:
+        for weight, averages in optimizer.state.items():
+            shapes = {each.shape for each in averages.values() if torch.is_tensor(each)}
+            if shapes - {
+                weight.shape,
+                torch.Size(),
+            }:  # PyTorch itself would read beyond its end
+                raise ValueError(f"an average of {weight.shape} has {shapes}")
     for name, observer in named_observers(trainer.observers).items():
         if name in state["observers"]:
             observer.load_state_dict(state["observers"][name])

@@ -619,9 +619,10 @@ def train_and_save(
 
 # %% [markdown]
 # Now `train` itself. Read it from top to bottom: it refuses, it returns what is
-# finished, it asks for room, it locks, prepares, joins the other processes, trains.
+# finished, it asks for room, it prepares, locks, joins the other processes, trains.
 # Everything that must be undone stands in a `with`, so it is undone in the reverse
-# order whatever happens.
+# order whatever happens. The folder is made with the lock, after all that can be
+# refused: a refused start leaves nothing behind.
 
 
 # %%
@@ -674,21 +675,21 @@ def train(
             torch.set_num_threads(config.training.threads)
         enough = room_for_run(config)  # refuses what the memory cannot hold
         tokenizer, first = fitting_tokenizer(config, folder), rank() == 0
+        # whichever process comes first tokenises, the others wait for it
+        t, context_length = config.training, config.model.context_length
+        order = (t.batch_size, t.seed, rank(), world_size())
+        loaders = make_loaders(config.data, tokenizer, context_length, *order)
+        told = (config, folder, tokenizer, dollars_per_hour)
+        observers = make_observers(*told) if first else []
+        # what can be refused has been; only now is something made in the folder
         lock = only_process(folder.path) if first else contextlib.nullcontext()
-        with lock, enough:
+        with enough, lock:
             refuse_changes(config, folder)  # again: from here on nobody else writes
-            # whichever process comes first tokenises, the others wait for it
-            t, context_length = config.training, config.model.context_length
-            order = (t.batch_size, t.seed, rank(), world_size())
-            loaders = make_loaders(config.data, tokenizer, context_length, *order)
             checkpointer = Checkpointer(folder.checkpoints, config, on_checkpoint)
-            told = []
-            if first:
-                told = make_observers(config, folder, tokenizer, dollars_per_hour)
             with process_group():
                 if any(gather_from_ranks(folder.finished)):  # by a process before
                     return finished_run(folder, tells)
-                observers = [*told, checkpointer]
+                observers.append(checkpointer)
                 trainer = make_trainer(config, folder, loaders, observers, verbose)
                 return train_and_save(trainer, folder, tokenizer, checkpointer)
 

@@ -241,8 +241,12 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
         return "holds a config that is none"
     if changed:
         return f"belongs to a run with another config: {changed}"
-    sound = state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
-    return "" if sound else "holds numbers that are not finite"
+    weights = state["trainer"]["model"].values()
+    sound = all(torch.is_tensor(w) and w.is_floating_point() for w in weights)
+    sound = sound and state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
+    if not sound or not state["trainer"]["rng_state"]:
+        return "holds numbers that are not finite, or not those of a trainer"
+    return ""
 
 
 # Saving beside the training
@@ -435,6 +439,16 @@ class Checkpointer(Observer):
     def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
         """Give trainer and observers what is theirs."""
         trainer.load_state_dict(state["trainer"])
+        for optimizer in trainer.optimizers:
+            for weight, averages in optimizer.state.items():
+                shapes = {
+                    each.shape for each in averages.values() if torch.is_tensor(each)
+                }
+                if shapes - {
+                    weight.shape,
+                    torch.Size(),
+                }:  # PyTorch itself would read beyond its end
+                    raise ValueError(f"an average of {weight.shape} has {shapes}")
         for name, observer in named_observers(trainer.observers).items():
             if name in state["observers"]:
                 observer.load_state_dict(state["observers"][name])

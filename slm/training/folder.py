@@ -122,14 +122,16 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).metrics
     if not path.exists():
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
+        row = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             damaged = "is not a row of metrics: mend or remove it"
-            raise SlmError(f"{path}, line {number} {damaged}") from None
+            raise SlmError(f"{path}, line {number} {damaged}")
+        rows.append(row)
     return rows
 
 
@@ -142,11 +144,14 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).attempts
     if not path.exists():
         return []
-    try:
-        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
-    except ValueError:
+    attempts: Any = None
+    with contextlib.suppress(ValueError):
+        attempts = json.loads(path.read_bytes())
+    if not isinstance(attempts, list) or not all(
+        isinstance(attempt, dict) for attempt in attempts
+    ):
         cure = "if it is a copy, ask for it again; else mend or remove it"
-        raise SlmError(f"{path} is not whole: {cure}") from None
+        raise SlmError(f"{path} is not whole: {cure}")
     return attempts
 
 

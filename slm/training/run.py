@@ -441,20 +441,20 @@ def train(
             torch.set_num_threads(config.training.threads)
         enough = room_for_run(config)  # refuses what the memory cannot hold
         tokenizer, first = fitting_tokenizer(config, folder), rank() == 0
+        # whichever process comes first tokenises, the others wait for it
+        t, context_length = config.training, config.model.context_length
+        order = (t.batch_size, t.seed, rank(), world_size())
+        loaders = make_loaders(config.data, tokenizer, context_length, *order)
+        told = (config, folder, tokenizer, dollars_per_hour)
+        observers = make_observers(*told) if first else []
+        # what can be refused has been; only now is something made in the folder
         lock = only_process(folder.path) if first else contextlib.nullcontext()
-        with lock, enough:
+        with enough, lock:
             refuse_changes(config, folder)  # again: from here on nobody else writes
-            # whichever process comes first tokenises, the others wait for it
-            t, context_length = config.training, config.model.context_length
-            order = (t.batch_size, t.seed, rank(), world_size())
-            loaders = make_loaders(config.data, tokenizer, context_length, *order)
             checkpointer = Checkpointer(folder.checkpoints, config, on_checkpoint)
-            told = []
-            if first:
-                told = make_observers(config, folder, tokenizer, dollars_per_hour)
             with process_group():
                 if any(gather_from_ranks(folder.finished)):  # by a process before
                     return finished_run(folder, tells)
-                observers = [*told, checkpointer]
+                observers.append(checkpointer)
                 trainer = make_trainer(config, folder, loaders, observers, verbose)
                 return train_and_save(trainer, folder, tokenizer, checkpointer)

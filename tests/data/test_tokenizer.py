@@ -340,6 +340,27 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
     assert not caught.value.retry
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\n \r\n\n", b""])
+def test_blank_lines_at_the_end_are_no_tokens(ours, tmp_path, end):
+    file = tmp_path / "own.tiktoken"
+    file.write_bytes(ours.ranks_file().rstrip() + end)
+    assert get_tokenizer(file).fingerprint == ours.fingerprint
+    first, rest = ours.ranks_file().split(b"\n", 1)
+    file.write_bytes(first + b"\n\n" + rest)
+    with pytest.raises(SlmError, match="is no tokenizer: a line is not a token"):
+        get_tokenizer(file)
+
+
+def test_a_rank_that_spells_the_end_of_text_is_refused(ours, tmp_path):
+    """Two ids would be decoded to the same text, and one of them ends a document."""
+    ranks = dict(ours.ranks)
+    del ranks[max(ranks, key=ranks.get)]
+    ranks[b"<|endoftext|>"] = len(ranks)
+    file = Tokenizer("odd", ranks).save(tmp_path / "odd.tiktoken")
+    with pytest.raises(SlmError, match=r"rank 1022 spells <\|endoftext\|>"):
+        get_tokenizer(file)
+
+
 def test_a_truncated_file_is_not_taken_for_whole(ours, tmp_path):
     file = ours.save(tmp_path / "cut.tiktoken")
     lines = file.read_bytes().splitlines(keepends=True)

@@ -70,6 +70,8 @@ IN_THE_TRAINER = [
     (WEIGHT, torch.zeros(3, 3)),
     ((*WEIGHT, 0), NAN),
     ((*WEIGHT, 7), -INF),
+    (WEIGHT, torch.ones(1024, 16, dtype=torch.int32)),
+    (AVERAGE, torch.zeros(3, 3)),
     (("optimizers",), []),
     (("optimizers",), [{}]),
     (("optimizers",), [5]),

@@ -92,7 +92,9 @@ def test_a_report_sums_up_rows_checkpoints_and_attempts(tmp_path):
     assert report(tmp_path)["checkpoint"] == 4
 
 
-@pytest.mark.parametrize("text", ["", '[{"seconds": 1.0}, {"sec', "\0" * 20, b"\xff"])
+@pytest.mark.parametrize(
+    "text", ["", '[{"seconds": 1.0}, {"sec', "\0" * 20, b"\xff", "5", "[5]", "{}"]
+)
 def test_attempts_that_are_half_read_are_one_sentence(tmp_path, text):
     path = RunFolder(tmp_path).attempts
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

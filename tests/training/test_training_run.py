@@ -228,6 +228,10 @@ def test_a_damaged_row_of_metrics_is_named_and_missing_rows_are_told(
         match=r"metrics.jsonl, line 3 is not a row of metrics: mend or remove it",
     ):
         train(c, run_dir=tmp_path / "run", verbose=False)
+    for row in ("5", "[1]", "null", '"a"', '{"a": 1}', '{"step": "x"}'):
+        metrics.write_text("".join([*rows[:2], f"{row}\n", *rows[3:]]))
+        with pytest.raises(SlmError, match="metrics.jsonl, line 3 is not a row"):
+            load_run(tmp_path / "run")
     metrics.write_text("".join(rows[:2]))
     assert train(c, run_dir=tmp_path / "run", verbose=False).finished
     assert (
@@ -404,6 +408,43 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, config):
             config(model={"vocab_size": 1000}), run_dir=tmp_path / "run", verbose=False
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"dataset": "no/such/folder/"}},
+        {"data": {"dataset": "{tmp}/empty.txt"}},
+        {"data": {"dataset": "{tmp}/short.txt", "packing": "stream"}},
+        {"data": {"val_split": "none"}},
+        {"data": {"cache_dir": "{tmp}/empty.txt"}},
+        {"data": {"tokenizer": "{tmp}/empty.txt"}},
+        {"model": {"context_length": 10**6}, "data": {"packing": "stream"}},
+        {"wandb": True},
+    ],
+    ids=lambda changes: "-".join(str(part) for part in changes.values()),
+)
+def test_a_refused_start_makes_nothing(tmp_path, config, monkeypatch, changes):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("too short for a row")
+    if changes.pop("wandb", None):
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setattr(slm.training.run, "wants_wandb", refuse_wandb)
+    filled = {
+        name: {
+            k: str(v).format(tmp=tmp_path) if k != "context_length" else v
+            for k, v in part.items()
+        }
+        for name, part in changes.items()
+    }
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((SlmError, OSError)):
+        train(config(**filled), run_dir=tmp_path / "deep/run", verbose=False)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def refuse_wandb(config):
+    raise SlmError("wandb.enabled is true, but there is no login")
 
 
 # ------------------------------------------------------------------ what a launcher and a reader are told
