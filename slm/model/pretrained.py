@@ -213,9 +213,10 @@ def read_weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, T
             found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
             holds = f"{path} holds {found} for {theirs}"
             raise SlmError(f"{holds}; its config asks for {wanted}")
-        if not (weight.is_floating_point() and bool(weight.isfinite().all())):
-            kinds = "numbers that are not finite, or whole numbers"
-            raise SlmError(f"{path} holds {kinds}, in {theirs}: no model can use them")
+        real = weight.is_floating_point()
+        if not real or not bool(weight.isfinite().all()):
+            kind = "numbers that are not finite" if real else str(weight.dtype)
+            raise SlmError(f"{path} holds {kind} in {theirs}: no model can use that")
         weights[name] = weight.T if transposed else weight
     output, table = (
         stored.pop("lm_head.weight", None),

@@ -188,8 +188,12 @@ def test_the_published_layout_is_read(tmp_path):
         ({"attn_pdrop": 0.3}, {}, "different dropouts"),
         ({"resid_pdrop": [0.1]}, {}, "different dropouts"),
         ({}, {"wte.weight": torch.full((101, 32), math.nan)}, "numbers that are not"),
-        ({}, {"ln_f.bias": torch.full((32,), -math.inf)}, "not finite.* in *ln_f.bias"),
-        ({}, {"wpe.weight": torch.ones(24, 32, dtype=torch.int32)}, "whole numbers"),
+        ({}, {"ln_f.bias": torch.full((32,), -math.inf)}, "not finite in *ln_f.bias"),
+        (
+            {},
+            {"wpe.weight": torch.ones(24, 32, dtype=torch.int32)},
+            "holds torch.int32 in",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, config, weights, message):
