@@ -869,8 +869,9 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
 # The count leaves out what Python, threads and kernels need besides. So a batch size is
 # *proposed* only if it leaves them something, and memory can still run out. A GPU's
 # allocator has an error class for that, the CPU's raises a `RuntimeError` as many other
-# things do. Then it is asked once more, for as many bytes as the work needs: if it
-# refuses these too, the memory is full; if it grants them, it was another error.
+# things do. Then it is asked once more, for twice as many bytes as the work needs (some
+# were given back on the way): if it refuses these too, the memory is full; if it grants
+# them, it was another error.
 
 
 # %%
@@ -972,10 +973,10 @@ def _full_memory_told(device: torch.device, need: int, sentence: str) -> Iterato
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # what failed still stands in the error's frames, so nothing is free again
+        # the error's frames still hold most of what was there; some is given back
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not full and type(error) is RuntimeError and device.type != "cuda":
-            full = _refuses(device, need)
+            full = _refuses(device, 2 * need)
         if not full:
             raise
         raise SlmError(sentence) from error

@@ -250,10 +250,10 @@ def _full_memory_told(device: torch.device, need: int, sentence: str) -> Iterato
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # what failed still stands in the error's frames, so nothing is free again
+        # the error's frames still hold most of what was there; some is given back
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not full and type(error) is RuntimeError and device.type != "cuda":
-            full = _refuses(device, need)
+            full = _refuses(device, 2 * need)
         if not full:
             raise
         raise SlmError(sentence) from error

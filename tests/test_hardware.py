@@ -238,6 +238,15 @@ def test_full_memory_is_told_by_class_and_by_asking_again(
         assert raised.value.__cause__ is error
 
 
+def test_what_was_given_back_on_the_way_is_allowed_for(monkeypatch):
+    monkeypatch.setattr(slm.hardware, "free_memory", lambda device: None)
+    monkeypatch.setattr(slm.hardware, "_refuses", lambda device, size: size > 15)
+    with pytest.raises(SlmError, match="the memory is full"), room(CPU, 10, "it", ""):
+        raise RuntimeError
+    with pytest.raises(RuntimeError), room(CPU, 5, "it", ""):
+        raise RuntimeError
+
+
 def test_room_is_refused_at_the_call(monkeypatch):
     monkeypatch.setattr(slm.hardware, "free_memory", lambda device: 2 * GB)
     told = "it needs at least 3.00 GB, and 2.00 GB of memory can be had on cpu: do not"
@@ -274,6 +283,18 @@ def test_the_batch_that_is_named_fits_and_is_the_largest(monkeypatch, batch, par
     assert rows * parts == batch * config.training.gradient_accumulation_steps
     assert rows <= fits and run_memory(config, CPU, rows, parts > 1) <= limit
     room_for_run(run_of(rows, parts))
+
+
+def test_the_same_step_has_gradients_of_earlier_parts(monkeypatch):
+    """96 rows would fit alone; as one half of the step, with the other half's gradients, they do not."""
+    config = run_of(192)
+    limit = run_memory(config, CPU, 96, True) - 10
+    assert run_memory(config, CPU, 96, False) < limit
+    monkeypatch.setattr(slm.hardware, "free_memory", lambda device: limit * 10 // 9)
+    monkeypatch.setattr(slm.hardware, "choose_device", lambda: CPU)
+    told = r"fits is 96; 64 with .*steps = 3 makes the same step"
+    with pytest.raises(SlmError, match=told):
+        room_for_run(config)
 
 
 def test_where_no_row_fits_a_smaller_model_is_the_cure(monkeypatch):
