@@ -597,13 +597,16 @@ from slm.data.stories import zipf
 [(round(weight, 3), line) for weight, line in zipf(0.5, "kite / ball / drum")]
 
 # %% [markdown]
-# The rules are folded below, 297 lines in five cells. Open the first: it shows how a
+# The rules are folded below, 300 lines in five cells. Open the first: it shows how a
 # story begins, that every story then gets one of fifteen plots, and how it ends. Open
 # one plot and follow a variable through it; the rest are lists to leaf through.
 # Extending them is an exercise.
 
-# %% mystnb={"code_prompt_show": "Rules: how a story begins and ends (47 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: how a story begins and ends (50 lines)"} tags=["hide-input"]
 #| export data/stories
+# what stands between two texts wherever one follows the other
+END_OF_TEXT = "<|endoftext|>"
+
 # How a story begins, goes on and ends
 RULES: dict[str, Lines] = {
     "STORY": [

@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm.data.tokenizer import END_OF_TEXT
+from slm.data.stories import END_OF_TEXT
 from slm.errors import SlmError
 
 # %% tags=["hide-input"]

@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 import sysconfig
+import textwrap
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Verdict:
     message: str
 
     def __repr__(self) -> str:
-        return ("Right. " if self.passed else "Not yet. ") + self.message
+        text = ("Right. " if self.passed else "Not yet. ") + self.message
+        wrap = functools.partial(textwrap.fill, width=80, break_long_words=False)
+        return "\n".join(map(wrap, text.splitlines()))
 
 
 def exercise(check: Callable[..., str]) -> Callable[..., Verdict]:

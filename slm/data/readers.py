@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slm.data.tokenizer import END_OF_TEXT
+from slm.data.stories import END_OF_TEXT
 from slm.errors import SlmError
 
 # A document in pieces

@@ -26,6 +26,9 @@ def zipf_rules(exponent: float, texts: Mapping[str, str]) -> dict[str, Lines]:
     return {key: zipf(exponent, text) for key, text in texts.items()}
 
 
+# what stands between two texts wherever one follows the other
+END_OF_TEXT = "<|endoftext|>"
+
 # How a story begins, goes on and ends
 RULES: dict[str, Lines] = {
     "STORY": [

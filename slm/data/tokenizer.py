@@ -25,6 +25,7 @@ import regex
 import tiktoken
 
 from slm.data import stories
+from slm.data.stories import END_OF_TEXT
 from slm.errors import SlmError
 from slm.files import answers, user_path, write_text, writing
 
@@ -33,7 +34,6 @@ from slm.files import answers, user_path, write_text, writing
 # GPT-2's words: a contraction's tail; letters, digits or other signs, each with a space
 # before it; or white space
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-END_OF_TEXT = "<|endoftext|>"
 RANKS_FILE = "tokenizer.tiktoken"
 
 # Three merges by hand
