@@ -142,7 +142,8 @@ def test_exported_cells_carry_their_badge(html, chapter):
 def test_long_sources_are_folded_exported_or_not(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
     cells = jupytext.read(chapter, fmt="py:percent").cells
-    folded = sum("hide-input" in cell.metadata.get("tags", []) for cell in cells)
+    folding = {"hide-input", "hide-cell"}
+    folded = sum(not folding.isdisjoint(c.metadata.get("tags", [])) for c in cells)
     assert page.count('<details class="admonition hide above-input">') == folded
 
 

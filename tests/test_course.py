@@ -139,7 +139,7 @@ def make(folder: Path, **options: str) -> subprocess.Popen[str]:
     rules = subprocess.run(["make", "-pnq"], capture_output=True, **plain).stdout
     stamp = re.findall(r"^(\.venv/\.set-up-.+?):", rules, re.MULTILINE)[0]
     given = [f"{name}={value}" for name, value in options.items()]
-    command = ["make", stamp, f"PYTHON={sys.executable}", *given]
+    command = ["make", stamp, f"PYTHON={os.path.realpath(sys.executable)}", *given]
     return subprocess.Popen(command, stdout=subprocess.PIPE, **plain)
 
 

@@ -115,9 +115,10 @@ def test_nbval_that_executes_comes_to_the_same_verdict(refused, tmp_path):
     ours.outputs[0].text += "took 0.1 seconds\n"
     assert sorted(refused(notebook, fresh)) == [changed, emptied]
 
-    command = f"-m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with {SANITIZE} {notebook.name}"
+    command = "-m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with".split()
+    command += [str(SANITIZE), notebook.name]
     done = subprocess.run(
-        [sys.executable, *command.split()], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
     )
     told = re.findall(r"^FAILED .*::Cell (\d+) -", done.stdout, re.MULTILINE)
     assert sorted(map(int, told)) == [changed, emptied], done.stdout
