@@ -861,17 +861,12 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
 # that goes on from a checkpoint needs no more than one that starts: the file is mapped,
 # and its numbers are read into tensors that are there already.
 #
-# How low is the count? Whole runs of small models, each in a process of its own, took 3
-# to 15 percent more than was counted for them, and some 250 MB of addresses (100 MB of
-# memory) for the libraries that PyTorch loads on the way and for the stacks and heaps
-# of threads. The first is the room that single operations need for themselves.
-#
-# The count leaves out what Python, threads and kernels need besides. So a batch size is
-# *proposed* only if it leaves them something, and memory can still run out. A GPU's
-# allocator has an error class for that, the CPU's raises a `RuntimeError` as many other
-# things do. Then it is asked once more, for twice as many bytes as the work needs (some
-# were given back on the way): if it refuses these too, the memory is full; if it grants
-# them, it was another error.
+# The count also leaves out what single operations need for a moment, and what Python,
+# libraries and threads need besides. So a batch size is *proposed* only if it leaves
+# them something, and memory can still run out. A GPU's allocator has an error class for
+# that, the CPU's raises a `RuntimeError` as many other things do. Then it is asked once
+# more, for twice as many bytes as the work needs (some were given back on the way): if
+# it refuses these too, the memory is full; if it grants them, it was another error.
 
 
 # %%
