@@ -8,6 +8,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 
 def main(lock: str, *command: str) -> int:
@@ -16,9 +18,12 @@ def main(lock: str, *command: str) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            who = f"process {file.read().strip()}"
-            print(f"Waiting for another make here ({who}), which sets up .venv.")
+            process = ""
+            for _ in range(40):  # who has the lock writes its number in a moment
+                process = process or Path(lock).read_text().strip()
+                time.sleep(0 if process else 0.05)
+            who = f" (process {process})" if process else ""
+            print(f"Waiting for another make here{who}, which sets up .venv.")
             sys.stdout.flush()
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

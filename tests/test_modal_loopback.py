@@ -367,15 +367,17 @@ def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(project):
 
 def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(project):
     """Ctrl-C; the same command again; what `status` says; and `stop`."""
-    project.append(TRAINING, SLOW.replace("sleep(2)", "sleep(5)"))
+    project.append(TRAINING, SLOW.replace("sleep(2)", "sleep(20)"))
     launch = f"modal run modal_app.py --config {project.config()}"
     interrupt = "kill -INT $job; wait $job; echo first $?; cat client.log"
     stop = "modal run modal_app.py::stop --run tiny"
     status = "modal run modal_app.py::status --run tiny"
     # a question that was not answered may be asked again, as it says itself
     stopped = f"({stop} || {stop})"
+    # a container hears of the cancelling with its next heartbeat, every 15 seconds
+    ended = f"for _ in $(seq 30); do {status} | tee last.txt; grep -q 'running.: false' last.txt && break; sleep 1; done"
     report = project.run(
-        f"{in_background(launch)}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; sleep 6; {status}"
+        f"{in_background(launch)}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; {ended}"
     )
     said = report["output"]
     assert "Only the watching has stopped" in said and "first 130" in said, said
