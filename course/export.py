@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ ENGINE_ROOM = "can be skipped at first reading"
 ALMOST = re.compile(r"\s*#\s*\|\s*export")  # as some formatters write it
 BEGIN = r"[ \t]*#[ \t]*(?:%%.*|<codecell>|In\[[0-9 ]*\]:?|---)[ \t]*"  # for jupytext
 ABSTRACT = r"\b(ABC|ABCMeta|Protocol)\b"
+OPENING = re.compile(rf"^({BEGIN})\n(\n*)", re.MULTILINE)
+ENDING = re.compile(rf"\n*(?={BEGIN}|\Z)", re.MULTILINE)
 PLAIN = ("# %%", "# ---")
 MARK = re.compile(r"#\|[ \t]*export(?:[ \t]+(?P<name>\w+(?:/\w+)*))?[ \t]*")
 
@@ -78,7 +81,10 @@ class Module:
     added: dict[str, list[str]] = field(
         default_factory=dict
     )  # class -> methods that @add_to put there
-    source: str = ""  # the finished text
+    source: str = ""  # the text, at last formatted
+    origin: list[tuple[Cell, int]] = field(
+        default_factory=list
+    )  # of each line, before it is formatted
 
 
 @dataclass
@@ -145,8 +151,7 @@ def export(root: Path = ROOT) -> list[Module]:
             else:
                 modules.append(module)
         errors += problems
-    for module in modules:
-        errors += _finish(module)
+    errors += _finish(modules)
     folders = {
         path.as_posix(): module
         for module in modules
@@ -246,11 +251,7 @@ def _locate(
             section = ([section] + _headings(part.source))[-1]
         if kind != "code" and not ALMOST.match(part.source):
             continue
-        whole = rf"^({BEGIN})\n+({re.escape(part.source)})\n*(?={BEGIN}|\Z)"
-        first = rf"^([# ]*)({re.escape(lines[0])})$"
-        found = re.compile(whole, re.MULTILINE).search(text, at)
-        opening = found or re.compile(first, re.MULTILINE).search(text, at)
-        start, end = opening.span(2) if opening else (at, at)
+        begin, start, end = _find(part.source, text, at)
         line = text.count("\n", 0, start) + 1
         cell = Cell(chapter, len(cells) + 1, line, part.source, section)
         if kind != "code":
@@ -258,10 +259,10 @@ def _locate(
             continue
         cells.append(cell)
         at = end
-        if found and ("title" in part.metadata or not found[1].startswith(PLAIN)):
-            begins = f"{found[1]!r} begins a cell; `# %%` and its metadata should."
+        if begin and ("title" in part.metadata or not begin.startswith(PLAIN)):
+            begins = f"{begin!r} begins a cell; `# %%` and its metadata should."
             problems.append(cell.error(0, begins))
-        elif not found:
+        elif not begin:
             pairs_of_lines = enumerate(
                 zip(text[start:].split("\n"), lines, strict=False)
             )
@@ -269,6 +270,24 @@ def _locate(
             read = f"jupytext reads this line as {lines[wrong]!r}"
             problems.append(cell.error(wrong + 1, f"{read}; write it in another way."))
     return cells, problems
+
+
+def _find(source: str, text: str, at: int) -> tuple[str, int, int]:
+    """Where a cell lies in a chapter's text, from `at` on: the line that begins it, and the source's two ends.
+
+    If it does not stand there as it was read, the line is empty, and the ends are those of what looks like its first line.
+    """
+    words = source.lstrip("\n")
+    for opening in OPENING.finditer(text, at):
+        start = opening.end() - (len(source) - len(words))
+        end = opening.end() + len(words)
+        if start < opening.start(2) or not text.startswith(words, opening.end()):
+            continue
+        if ENDING.match(text, end):
+            return opening[1], start, end
+    first = re.escape(source.split("\n")[0])
+    found = re.compile(rf"^[# ]*({first})$", re.MULTILINE).search(text, at)
+    return "", *(found.span(1) if found else (at, at))
 
 
 def _headings(markdown: str) -> list[str]:
@@ -522,8 +541,32 @@ def _lines_inside_strings(method: Definition) -> set[int]:
     return inside
 
 
-def _finish(module: Module) -> list[str]:
-    """Join, check and format a module; returns what is wrong."""
+def _finish(modules: list[Module]) -> list[str]:
+    """Join, check and format the modules; returns what is wrong, in their order."""
+    errors = {module.path: _join(module) for module in modules}
+    joined = [module for module in modules if not errors[module.path]]
+    for module in joined:
+        errors[module.path] += _not_written(module)
+    rules = ["--select", "F821,F822,F401", "--output-format", "json"]
+    found = json.loads(_ruff(joined, "check", *rules) or "[]")
+    for module in joined:
+        problems = [p for p in found if p["filename"].endswith(f"/{module.path}")]
+        errors[module.path] += filter(None, (_meaning(module, p) for p in problems))
+    right = [module for module in joined if not errors[module.path]]
+    _ruff(right, "check", "--select", "I,F401", "--fix-only", "--unsafe-fixes")
+    _ruff(right, "format")
+    for module in right:
+        if any(
+            "course" in _packages(node) for node in ast.walk(ast.parse(module.source))
+        ):
+            errors[module.path].append(
+                f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it."
+            )
+    return [error for module in modules for error in errors[module.path]]
+
+
+def _join(module: Module) -> list[str]:
+    """Write a module's source, as yet unformatted, from its pieces; returns why it does not compile."""
     docstring = (
         f'"""{module.docstring}\n\nExported from {module.chapter}; edit it there.\n"""'
     )
@@ -536,41 +579,44 @@ def _finish(module: Module) -> list[str]:
         if lines[-1][1] != cell:
             lines.append(("", cell, number))
         lines += piece.lines
-    source = "\n".join(text for text, _, _ in lines) + "\n"
+    module.source = "\n".join(text for text, _, _ in lines) + "\n"
+    module.origin = [(cell, number) for _, cell, number in lines]
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(source, module.path, "exec", dont_inherit=True)
-            tree = ast.parse(source)
+            compile(module.source, module.path, "exec", dont_inherit=True)
     except SyntaxError as error:
-        _, cell, line = lines[(error.lineno or 1) - 1]
-        return [cell.error(line, f"does not compile: {error.msg}.")]
-    errors = []
-    for name, row in _unfinished(tree):
-        _, cell, line = lines[row - 1]
-        why = f"{name} is unfinished, it raises NotImplementedError; write it, or leave it out"
-        errors.append(cell.error(line, f"{why}."))
-    rules = ["--select", "F821,F822,F401", "--output-format", "json"]
-    for problem in json.loads(_ruff(module, source, "check", *rules)):
-        meaning = problem["message"].replace("`", "'").rstrip(".")
-        if problem["code"] == "F821":
-            meaning += f", neither in {module.path} nor among its imports; export it, or import it in an export cell"
-        elif problem["code"] == "F401":
-            if meaning.startswith("'course"):
-                continue  # what a notebook needs goes without saying
-            name = meaning.partition("' ")[0]
-            meaning = f"{name}' is imported, but not used in {module.path}; import it in another cell, or mark it `# noqa: F401`"
-        _, cell, line = lines[problem["location"]["row"] - 1]
-        errors.append(cell.error(line, f"{meaning[0].lower()}{meaning[1:]}."))
-    if errors:
-        return errors
-    order = ["--select", "I,F401", "--fix", "--fix-only", "--unsafe-fixes"]
-    module.source = _ruff(module, _ruff(module, source, "check", *order), "format")
-    for node in ast.walk(ast.parse(module.source)):
-        if "course" in _packages(node):
-            errors.append(
-                f"{module.chapter}:1: {module.path} would import `course`; the package may not depend on it."
-            )
-    return errors
+        return [_error(module, error.lineno or 1, f"does not compile: {error.msg}.")]
+    return []
+
+
+def _error(module: Module, row: int, message: str) -> str:
+    """The message, placed where a line of the joined module comes from."""
+    cell, line = module.origin[row - 1]
+    return cell.error(line, message)
+
+
+def _not_written(module: Module) -> list[str]:
+    """What is wrong with the functions that a module leaves unfinished."""
+    if "NotImplementedError" not in module.source:
+        return []
+    with warnings.catch_warnings(action="ignore"):
+        tree = ast.parse(module.source)
+    why = "is unfinished, it raises NotImplementedError; write it, or leave it out."
+    return [_error(module, row, f"{name} {why}") for name, row in _unfinished(tree)]
+
+
+def _meaning(module: Module, problem: dict[str, Any]) -> str:
+    """What ruff has found in a joined module, in the words of a chapter; empty if it goes without saying."""
+    meaning = problem["message"].replace("`", "'").rstrip(".")
+    if problem["code"] == "F821":
+        meaning += f", neither in {module.path} nor among its imports; export it, or import it in an export cell"
+    elif problem["code"] == "F401":
+        if meaning.startswith("'course"):
+            return ""  # what a notebook needs
+        name = meaning.partition("' ")[0]
+        meaning = f"{name}' is imported, but not used in {module.path}; import it in another cell, or mark it `# noqa: F401`"
+    row = problem["location"]["row"]
+    return _error(module, row, f"{meaning[0].lower()}{meaning[1:]}.")
 
 
 def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -618,25 +664,23 @@ def _packages(node: ast.AST) -> set[str]:
     return set()
 
 
-def _ruff(module: Module, source: str, *command: str) -> str:
-    """What ruff makes of a module's source, under this repository's settings."""
-    done: Any = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ruff",
-            *command,
-            "--quiet",
-            "--no-cache",
-            "--stdin-filename",
-            str(ROOT / module.path),
-            "-",
-        ],
-        input=source,
-        capture_output=True,
-        encoding="utf-8",
-        cwd=ROOT,
-    )
-    if done.returncode not in (0, 1) or done.stderr.strip():
-        raise RuntimeError(f"ruff failed on {module.path}: {done.stderr.strip()}")
-    return str(done.stdout)
+def _ruff(modules: list[Module], *command: str) -> str:
+    """Let ruff check or change the modules' sources, all at once and under this repository's settings; returns what it says."""
+    if not modules:
+        return ""
+    settings = ["--config", str(ROOT / "pyproject.toml"), "--quiet", "--no-cache"]
+    with tempfile.TemporaryDirectory() as folder:
+        write(modules, Path(folder))
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *settings]
+            + [module.path for module in modules],
+            capture_output=True,
+            encoding="utf-8",
+            cwd=folder,
+        )
+        if done.returncode not in (0, 1) or done.stderr.strip():
+            raise RuntimeError(f"ruff failed: {done.stderr.strip()}")
+        for module in modules:
+            path = Path(folder, module.path)
+            module.source = path.read_text(encoding="utf-8")
+    return done.stdout
