@@ -4,12 +4,17 @@
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What reads notebooks imports jsonschema, which where it finds this package builds a grammar of internet addresses: over
+# a second, and no notebook's schema asks for one.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 Method = TypeVar("Method")
 
@@ -56,7 +61,7 @@ def add_to(cls: type) -> Callable[[Method], Method]:
 
 def summary(*modules: str) -> None:
     """Print what a chapter leaves behind: each module with its size and public names, and the time since `start()`."""
-    from course.export import public_names
+    from course.provenance import public_names
 
     for module in modules:
         path = ROOT / module

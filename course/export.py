@@ -212,16 +212,6 @@ def orphans(modules: Iterable[Module], root: Path = ROOT) -> list[str]:
     return [path for path in present if path not in exported]
 
 
-def public_names(source: str) -> list[str]:
-    """The functions and classes that a module defines, without those that begin with an underscore."""
-    tree = ast.parse(source)
-    return [
-        node.name
-        for node in tree.body
-        if isinstance(node, Definition) and not node.name.startswith("_")
-    ]
-
-
 def added_to(node: ast.stmt | None) -> ast.Call | None:
     """The `@add_to(…)` call above a function, or None."""
     for call in getattr(node, "decorator_list", []):

@@ -83,6 +83,16 @@ def defined_names(node: ast.stmt) -> list[str]:
     ]
 
 
+def public_names(source: str) -> list[str]:
+    """The functions and classes that a module defines, without those that begin with an underscore."""
+    tree = ast.parse(source)
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, Definition) and not node.name.startswith("_")
+    ]
+
+
 def _class_mismatches(
     node: ast.ClassDef, package: str, live: Mapping[str, str], added: set[str]
 ) -> list[str]:

@@ -12,13 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jupytext
 import pytest
 
 from course import book
 from course.export import Chapter, chapters
 from course.run import run, times
 
+chapter_of = functools.cache(Chapter.read)  # parsed once in all
 PAGES = ["index", *(path.stem for path in chapters())]
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -116,32 +116,32 @@ def test_styles_load_only_files_of_the_book(html):
 def test_welcome_page_shows_what_each_chapter_exports_and_takes(html):
     page = (html / "index.html").read_text(encoding="utf-8")
     for path in chapters():
-        chapter = Chapter.read(path)
+        chapter = chapter_of(path)
         assert f'href="{path.stem}.html"' in page
         assert all(module in page for module in chapter.exports)
         assert f"<p>{times()[path.stem]:.0f}</p>" in page
     assert page.count('class="module"') == sum(
-        len(Chapter.read(path).exports) for path in chapters()
+        len(chapter_of(path).exports) for path in chapters()
     )
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_exported_cells_carry_their_badge(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
-    cells = Chapter.read(chapter).cells
+    cells = chapter_of(chapter).cells
     assert page.count('class="export-badge"') == sum(
         cell.source.startswith("#| export") for cell in cells
     )
     sources = re.findall(r"<pre>.*?</pre>", page, re.DOTALL)
     assert sources and "#| export" not in re.sub(r"<[^>]+>", "", "".join(sources))
-    for module in Chapter.read(chapter).exports:
+    for module in chapter_of(chapter).exports:
         assert f'<div class="export-badge">→ {module}</div>' in page
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_long_sources_are_folded_exported_or_not(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
-    cells = jupytext.read(chapter, fmt="py:percent").cells
+    cells = chapter_of(chapter).notebook.cells
     folding = {"hide-input", "hide-cell"}
     folded = sum(not folding.isdisjoint(c.metadata.get("tags", [])) for c in cells)
     assert page.count('<details class="admonition hide above-input">') == folded
@@ -156,8 +156,8 @@ def test_folds_say_what_they_hold(html, chapter):
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_engine_rooms_are_marked_on_their_page_and_on_the_welcome_page(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
-    assert ('class="engine-room"' in page) == Chapter.read(chapter).engine_room
-    rooms = sum(Chapter.read(path).engine_room for path in chapters())
+    assert ('class="engine-room"' in page) == chapter_of(chapter).engine_room
+    rooms = sum(chapter_of(path).engine_room for path in chapters())
     welcome = (html / "index.html").read_text(encoding="utf-8")
     assert welcome.count('class="engine-badge"') == rooms
 

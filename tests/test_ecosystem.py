@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+import transformers
 
 from slm.data import stories
 from slm.data.tokenizer import (
@@ -60,7 +60,7 @@ def small(vocab_size: int, context_length: int = 40) -> GPT:
 
 def written(folder, prompt: str, **options) -> str:
     """What the pipeline writes, greedily."""
-    write = pipeline("text-generation", str(folder))
+    write = transformers.pipeline("text-generation", str(folder))
     (answer,) = write(prompt, do_sample=False, **options)
     return answer["generated_text"]
 
@@ -84,7 +84,7 @@ def saved(tokenizer, tmp_path_factory) -> Path:
 
 
 def test_the_tokenizer_gives_the_same_ids(tokenizer, saved):
-    theirs = AutoTokenizer.from_pretrained(saved)
+    theirs = transformers.AutoTokenizer.from_pretrained(saved)
     assert len(texts()) == 200
     for text in texts():
         ids = tokenizer.encode(text)
@@ -154,7 +154,7 @@ def test_it_ends_where_the_context_does(tmp_path):
         ours = generate(model, tokenizer, "A fox", temperature=0)
     assert written(tmp_path, "A fox") == ours
     assert len(tokenizer.encode(ours)) > len(tokenizer.encode("A fox"))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert theirs.generate(do_sample=False).shape == (1, 12)
 
 
@@ -181,13 +181,13 @@ def test_ids_without_a_token_are_never_written(tmp_path):
     model.save_pretrained(tmp_path, tokenizer)
     ours = generate(model, tokenizer, "Once", max_tokens=25, temperature=0)
     assert written(tmp_path, "Once", max_new_tokens=25) == ours
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     start = torch.tensor([[tokenizer.eot_token, *tokenizer.encode("Once")]])
     free = theirs.generate(start, do_sample=False, max_new_tokens=25, suppress_tokens=None)  # fmt: skip
     padding = theirs.generate(start, do_sample=False, max_new_tokens=25)
     assert padding.max() < 1024
     assert tokenizer.decode(padding[0, 1:].tolist()) == ours
-    assert AutoTokenizer.from_pretrained(tmp_path).decode([1050]) == ""
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).decode([1050]) == ""
     assert free.shape[1] >= 2
 
 
@@ -196,7 +196,7 @@ def test_several_prompts_side_by_side(tmp_path):
     model = small(tokenizer.n_vocab)
     model.save_pretrained(tmp_path, tokenizer)
     prompts = ["One day", "There was a very thankful pony", "A"]
-    write = pipeline("text-generation", str(tmp_path))
+    write = transformers.pipeline("text-generation", str(tmp_path))
     answers = write(prompts, batch_size=3, do_sample=False, max_new_tokens=10)
     ours = generate(model, tokenizer, prompts, max_tokens=10, temperature=0)
     assert [answer["generated_text"] for (answer,) in answers] == ours
@@ -210,7 +210,7 @@ def test_without_a_tokenizer_the_ids_stay_open(tmp_path):
         "generation_config.json",
         "model.safetensors",
     }
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     for said in (theirs.config, theirs.generation_config):
         assert said.bos_token_id is said.eos_token_id is said.pad_token_id is None
 

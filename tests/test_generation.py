@@ -5,12 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
-from transformers.generation.logits_process import (
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+import transformers
 
 from slm.data.tokenizer import get_tokenizer
 from slm.errors import SlmError
@@ -76,11 +71,11 @@ def test_probabilities_equal_those_of_transformers(temperature, top_k, top_p):
     logits = 3 * torch.randn(
         5, 300, generator=torch.Generator().manual_seed(1)
     )  # (B, V)
-    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    expected = transformers.TemperatureLogitsWarper(temperature)(None, logits)
     if top_k is not None:
-        expected = TopKLogitsWarper(top_k)(None, expected)
+        expected = transformers.TopKLogitsWarper(top_k)(None, expected)
     if top_p is not None:
-        expected = TopPLogitsWarper(top_p)(None, expected)
+        expected = transformers.TopPLogitsWarper(top_p)(None, expected)
     torch.testing.assert_close(
         next_token_probabilities(logits, temperature, top_k, top_p),
         expected.softmax(-1),
@@ -195,7 +190,7 @@ def test_cache_is_no_larger_than_text_and_context(
 def test_greedy_equals_transformers(tmp_path, use_cache):
     model = make_model(200, context_length=64, seed=4)
     model.save_pretrained(tmp_path)
-    reference = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     prompt = [5, 9, 1, 77]
     expected = reference.generate(
         torch.tensor([prompt]),

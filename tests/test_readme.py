@@ -5,8 +5,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import datasets
-import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -41,6 +39,9 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def no_network(monkeypatch, gpt2_cache, tmp_path):
     """Stand-ins: a small random GPT-2 for the hub's, 20 stories for TinyStories, the test package's vocabulary for GPT-2's."""
+    import datasets
+    import huggingface_hub
+
     torch.manual_seed(0)
     GPT(GPTConfig(50257, 64, 1, 2, 16, 32)).save_pretrained(tmp_path / "hub")
     monkeypatch.setattr(

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from slm.errors import SlmError
 from slm.model import pretrained
@@ -33,8 +33,8 @@ def random_twin(folder, **changes):
     """A transformers model with perturbed random weights, saved, and ours loaded from its folder."""
     c = GPTConfig(**{**SMALL, **changes})
     torch.manual_seed(1)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
             vocab_size=c.vocab_size, n_positions=c.context_length, n_layer=c.n_layers, n_head=c.n_heads, n_embd=c.d_model,
             n_inner=c.d_ff, bos_token_id=0, eos_token_id=0,
         )
@@ -76,7 +76,7 @@ def test_logits_equal_those_of_transformers(tmp_path, changes, T):
 def test_transformers_opens_what_we_save(tmp_path):
     ours = small().eval()
     ours.save_pretrained(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.randint(101, (2, 11))
     with torch.no_grad():
         torch.testing.assert_close(
