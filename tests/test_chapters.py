@@ -1,5 +1,6 @@
 """The chapters as they are committed: whole, executed, paired, and each built on earlier ones only."""
 
+import functools
 import json
 import re
 import shutil
@@ -29,12 +30,16 @@ LOOKS_AHEAD = {"trainer": {"slm/training/run.py"}}
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 
 
+chapter_of = functools.cache(Chapter.read)  # parsed once in all
+
+
+@functools.cache
 def notebook_of(chapter: Path) -> nbformat.NotebookNode:
     return nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)
 
 
 def markdown_of(chapter: Path) -> str:
-    cells = jupytext.read(chapter, fmt="py:percent").cells
+    cells = chapter_of(chapter).notebook.cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
@@ -48,7 +53,7 @@ def test_each_chapter_stands_in_the_book_with_its_notebook():
 
 
 def test_engine_rooms_are_marked():
-    marked = [anchor(path.stem) for path in CHAPTERS if Chapter.read(path).engine_room]
+    marked = [anchor(path.stem) for path in CHAPTERS if chapter_of(path).engine_room]
     assert sorted(marked) == sorted(ENGINE_ROOMS)
 
 
@@ -191,7 +196,7 @@ def test_outputs_hold_no_path_of_a_machine(chapter):
 
 @each_chapter
 def test_first_cell_starts_the_course(chapter):
-    assert Chapter.read(chapter).cells[0].source.split() == [
+    assert chapter_of(chapter).cells[0].source.split() == [
         "import",
         "course",
         "course.start()",
@@ -203,11 +208,11 @@ def test_imports_only_from_earlier_chapters(chapter):
     """A chapter may use what it exports itself, and what earlier ones export; an appendix counts as the first."""
     ordered = in_import_order(CHAPTERS)
     known = LOOKS_AHEAD.get(anchor(chapter.stem), set()).union(
-        *(Chapter.read(path).exports for path in ordered[: ordered.index(chapter) + 1])
+        *(chapter_of(path).exports for path in ordered[: ordered.index(chapter) + 1])
     )
     used = {
         module
-        for cell in Chapter.read(chapter).cells
+        for cell in chapter_of(chapter).cells
         for _, module in imports(cell.source)
     }
     assert used <= known, f"{chapter.name} imports from {sorted(used - known)}"
@@ -256,8 +261,8 @@ def test_measured_time_is_stated_once(chapter):
 @each_chapter
 def test_it_sums_up_its_own_modules(chapter):
     """The last cell names what the header lists."""
-    last = Chapter.read(chapter).cells[-1].source
-    assert re.findall(r'"([^"]+)"', last) == Chapter.read(chapter).exports
+    last = chapter_of(chapter).cells[-1].source
+    assert re.findall(r'"([^"]+)"', last) == chapter_of(chapter).exports
     assert last.startswith("course.summary(")
 
 
