@@ -273,7 +273,7 @@ class Project:
             text=True,
             cwd=self.folder.parent,
             env=environment,
-            timeout=240,
+            timeout=900,
         )
         found = json.loads(report.read_text())
         return {**found, "output": done.stdout + done.stderr}

@@ -254,7 +254,7 @@ def visit(address: str, scratch: Path) -> tuple[str, set[str]]:
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     ]  # no name resolves: nothing leaves this machine
     done = subprocess.run(
-        [*command, "--dump-dom", address], capture_output=True, text=True, timeout=120
+        [*command, "--dump-dom", address], capture_output=True, text=True, timeout=600
     )
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
     parameters = [

@@ -66,7 +66,7 @@ def python(*arguments, **options):
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         **options,
     )
 

@@ -150,8 +150,11 @@ def test_two_makes_set_up_once_and_a_moved_folder_is_set_up_anew(tmp_path):
     for name in ("Makefile", "pyproject.toml", "course/alone.py"):
         shutil.copy(course.ROOT / name, folder / name)
     (folder / "course" / "constraints.txt").write_text("")
-    both = [make(folder, INSTALL="sleep 1; echo installs") for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
+    until = "until [ -e go ]; do sleep 0.1; done"
+    both = [make(folder, INSTALL=f"{until}; echo installs") for _ in range(2)]
+    said = [process.stdout.readline() for process in both]  # one installs, one waits
+    (folder / "go").touch()
+    said = [a + b.communicate(timeout=300)[0] for a, b in zip(said, both, strict=True)]
     assert [process.returncode for process in both] == [0, 0]
     first, second = sorted(said, key=lambda text: "Waiting" in text)
     assert first.count("\ninstalls --quiet") == 2

@@ -72,7 +72,7 @@ def test_import_is_light():
 
 
 def test_import_costs_little_beside_modal():
-    code = "import time as t; a = t.perf_counter(); import modal; b = t.perf_counter(); import modal_app; print((t.perf_counter() - b) / (b - a))"
+    code = "from time import process_time as t; a = t(); import modal; b = t(); import modal_app; print((t() - b) / (b - a))"
     assert min(float(python(code)) for _ in range(3)) < 0.5
 
 
@@ -401,7 +401,7 @@ def slow_training(monkeypatch, enough=lambda: False):
 
     def train(config, run_dir, **rest):
         with stop_signals() as signals:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 300
             while not signals and not enough() and time.monotonic() < until:
                 time.sleep(0.01)
         return SimpleNamespace(finished=False)
@@ -470,7 +470,7 @@ def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(
 def test_budget_stops_what_is_no_training_step(tmp_path, monkeypatch, quick_meter):
     """A download, say: there Ctrl-C is an exception."""
     monkeypatch.setattr(
-        "slm.training.run.train", lambda config, run_dir, **rest: time.sleep(30)
+        "slm.training.run.train", lambda config, run_dir, **rest: time.sleep(300)
     )
     result = modal_app.train.local(
         text_of(tmp_path), str(tmp_path / "run"), budget=0.0005, rate=3.6

@@ -60,7 +60,7 @@ def ranks(monkeypatch, tmp_path):
 
     def install(then):
         first = f"pathlib.Path(r'{tmp_path}/checkpoints/step_00000001.pt').touch()"
-        code = "import pathlib, time\nlimit = time.monotonic() + 60\n"
+        code = "import pathlib, time\nlimit = time.monotonic() + 300\n"
         code += f"{first}\n{then}"
         started = []
 
@@ -98,7 +98,7 @@ def test_ranks_are_started_with_the_command_that_one_would_type(ranks, tmp_path)
 
 
 def test_spent_budget_stops_the_ranks(ranks, tmp_path):
-    started = ranks("time.sleep(60)")
+    started = ranks("time.sleep(300)")
 
     def spent():
         raise SlmError("spent")
@@ -117,12 +117,12 @@ def test_meter_stops_the_ranks_before_their_first_checkpoint(
 
     def sleep(duration):  # no time passes for the meter but where ranks are waited for
         seconds[0] += duration
-        time.sleep(60)
+        time.sleep(300)
 
     monkeypatch.setattr(modal_app, "time", SimpleNamespace(sleep=sleep))
     clock = SimpleNamespace(monotonic=lambda: seconds[0])
     monkeypatch.setattr(budget, "time", clock)
-    started = ranks("time.sleep(60)")
+    started = ranks("time.sleep(300)")
     meter = Meter(tmp_path, 3.6, budget=0.001)
     with pytest.raises(KeyboardInterrupt), meter.watching():
         modal_app.train_on_ranks(

@@ -247,7 +247,7 @@ def test_ctrl_c_ends_with_a_line(copy):
         assert run.poll() is None
         time.sleep(0.1)
     os.killpg(run.pid, signal.SIGINT)
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=300)
     assert run.returncode == 130
     assert error.strip() == "Stopped. The same command goes on; what is finished stays."
     assert not psutil.pid_exists(int(seen.read_text()))
@@ -325,7 +325,7 @@ def run_with_patience(
         cwd=copy.root,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -347,14 +347,14 @@ def test_a_cell_without_progress_is_ended_with_a_sentence(copy):
 @pytest.mark.parametrize(
     "work",
     [
-        "while time.monotonic() < end: sum(range(10**5))",
+        "while time.monotonic() < end: sum(range(10**6)), time.sleep(0.1)",
         "while time.monotonic() < end: time.sleep(1); print('still here')",
-        "import subprocess; subprocess.run([sys.executable, '-c', f'import time\\nwhile time.monotonic() < {end}: pass'])",
+        "import subprocess; subprocess.run([sys.executable, '-c', f'import time\\nwhile time.monotonic() < {end}: sum(range(10**6)), time.sleep(0.1)'])",
     ],
     ids=["computes", "prints", "has a child that computes"],
 )
 def test_a_cell_that_makes_progress_gets_all_the_time_it_needs(copy, work):
     done = run_with_patience(
-        copy, 6, f"import sys, time\nend = time.monotonic() + 15\n{work}"
+        copy, 6, f"import sys, time\nend = time.monotonic() + 9\n{work}"
     )
     assert done.returncode == 0, done.stderr

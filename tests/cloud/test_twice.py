@@ -167,7 +167,7 @@ def interrupted(monkeypatch):
         def slowly(*values, **options):
             done = real(*values, **options)  # Modal has it, and has not answered yet
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            time.sleep(1)
             return done
 
         monkeypatch.setattr(place, name, slowly)

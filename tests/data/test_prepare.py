@@ -165,7 +165,7 @@ right = prepared(calm)
 whole = time.monotonic() - began
 path = cache / right.name
 draw, killed, went_on, finished = random.Random(seed), 0, 0, 0
-while killed < kills:
+while killed < kills or went_on < 5 and killed < 10 * kills:  # on a busy machine many come too early
     child = os.fork()
     if child == 0:
         prepared(cache)
@@ -327,7 +327,7 @@ def test_one_of_two_is_killed_and_the_other_finishes(
     large_text: Path, cache: Path, read: Callable
 ) -> None:
     processes = [start_preparing(large_text, cache) for _ in range(2)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any(file.stat().st_size for file in cache.glob(".*.partial")):
         assert time.monotonic() < deadline, [
             process.communicate() for process in processes if process.poll()
@@ -335,7 +335,7 @@ def test_one_of_two_is_killed_and_the_other_finishes(
         time.sleep(0.002)
     processes[0].send_signal(signal.SIGKILL)
     processes[0].communicate()
-    out, err = processes[1].communicate(timeout=60)
+    out, err = processes[1].communicate(timeout=300)
     assert processes[1].returncode == 0, err
     assert read(Path(out.strip())) == [
         EOT,
@@ -365,7 +365,7 @@ def test_the_bar_tells_tokens_per_second(
 
 def test_two_at_once_make_one_good_file(large_text: Path, cache: Path) -> None:
     processes = [start_preparing(large_text, cache) for _ in range(2)]
-    results = [process.communicate(timeout=60) for process in processes]
+    results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0][0] == results[1][0]
     path = Path(results[0][0].strip())

@@ -230,7 +230,7 @@ def without_gpt2(command: str, folder) -> subprocess.CompletedProcess:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -258,7 +258,7 @@ def test_a_server_that_never_answers_is_waited_for_a_second(
     waits, given_up = waits_in(files), threading.Event()
 
     def silent(*_, **__):
-        given_up.wait(timeout=30)
+        given_up.wait(timeout=300)
         raise TimeoutError
 
     monkeypatch.setattr(files.urllib.request, "urlopen", silent)

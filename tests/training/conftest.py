@@ -202,7 +202,7 @@ def slow_disk(monkeypatch):
     original, free = slm.training.checkpoint.save_checkpoint, threading.Event()
 
     def slowly(path, state):
-        assert free.wait(timeout=60)
+        assert free.wait(timeout=300)
         original(path, state)
 
     monkeypatch.setattr(slm.training.checkpoint, "save_checkpoint", slowly)

@@ -164,7 +164,7 @@ def test_a_checkpoint_that_fails_is_told_soon(
     reached, begun = [], threading.Event()
 
     def late(path, state):
-        assert begun.wait(timeout=60)
+        assert begun.wait(timeout=300)
         save(path, state)
 
     def watched(self, batches, stop=False):

@@ -177,7 +177,7 @@ def test_wandb_is_used_when_asked_for_and_never_prompts(
         env=environment,
     )
     os.close(theirs)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=300)
     said = os.read(ours, 100_000).decode() if process.returncode else ""
     os.close(ours)
     if isinstance(outcome, str):

@@ -42,7 +42,7 @@ for kill in range(kills + 1):
         os._exit(0)
     saved = checkpoints()
     if kill < kills:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while kill % 5 and checkpoints() == saved and time.monotonic() < limit:  # every fifth dies while it starts
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.1))
