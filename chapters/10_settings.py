@@ -58,6 +58,7 @@ from slm.errors import SlmError
 
 import dataclasses
 import difflib
+import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -661,16 +662,29 @@ def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
 # From the file to those dictionaries it is a short way. The command line can change
 # single keys, `training.max_steps=200`, and what stands behind the sign is read as YAML
 # too, so `null`, lists and `3e-4` mean there what they mean in the file.
+#
+# The configs of the repository travel with the package, so that one that was installed
+# alone has them as well. They are found by their names, `load_config("gpt_124m")`; a
+# file of that name still comes first.
 
 
 # %%
 #| export training/config
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by their names."""
+    package = Path(str(importlib.resources.files("slm")))
+    folder = package / "configs"  # where an installed package has them
+    if not folder.is_dir():
+        folder = package.with_name("configs")  # the repository
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a config file.
 
     Args:
         path: A YAML file with the sections model, data, and, where the defaults do not
-            fit, training, wandb, modal.
+            fit, training, wandb, modal; or the name of a shipped config.
         overrides: "section.key=value" each, as on the command line; the value is read
             as YAML.
 
@@ -678,11 +692,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         SlmError: With a line for every problem found: file, key, what was given, what
             is allowed, nearest known key.
     """
-    path = Path(path)
+    path, shipped = Path(path), shipped_configs()
+    if str(path) in shipped and not path.is_file():
+        path = shipped[str(path)]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        missing = "there is no such file; the shipped ones are in configs/"
+        near = difflib.get_close_matches(path.stem, shipped, 1)
+        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(shipped)}"
+        missing = f"there is no such file, and no shipped config of that name; {hint}"
         raise SlmError(f"{path}: {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SlmError(f"{path}: cannot be read as text: {error}") from None

@@ -15,9 +15,9 @@
 # # The door
 #
 # A package that is used from a terminal needs one command, and one that is imported
-# needs one list of names. You build both: `slm train`, `slm generate` and `slm cost` in
-# `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing until a name is
-# used.
+# needs one list of names. You build both: `slm train`, `slm generate`, `slm cost` and
+# two small ones in `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing
+# until a name is used.
 #
 # *An engine room: it can be skipped at first reading.*
 #
@@ -74,7 +74,7 @@ for code in ("pass", "import argparse", "import torch"):
 
 # %%
 #| export
-"""The one door of the package: `slm train`, `slm generate`, `slm cost`, `slm data`.
+"""The one door: `slm train`, `slm generate`, `slm cost`, `slm configs`, `slm data`.
 
     slm train configs/stories_cpu.yaml training.max_steps=200
 """
@@ -112,7 +112,7 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from a config file, or go on where a run was stopped",
     )
-    config = "a YAML file, such as configs/stories_cpu.yaml"
+    config = "a YAML file, or a name that `slm configs` lists"
     parser.add_argument("config", metavar="CONFIG", help=config)
     parser.add_argument(
         "overrides",
@@ -201,6 +201,31 @@ def _add_generate(commands: Any) -> None:
 # %% [markdown]
 # ## Several files and some settings
 #
+# A config is a file or the name of one that comes with the package: `slm train
+# stories_cpu` works wherever the package is installed, and `slm train stories_cpu
+# --print-config > mine.yaml` begins one of your own. `slm configs` says which there
+# are, each by the comment that its file begins with.
+
+
+# %%
+#| export
+def _configs(arguments: argparse.Namespace) -> int:
+    from slm.training.config import shipped_configs
+
+    shipped = shipped_configs()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        print(f"{name:<{width}}  {about}")
+    return 0
+
+
+def _add_configs(commands: Any) -> None:
+    parser = commands.add_parser("configs", help="the configs that come with it")
+    parser.set_defaults(command=_configs, more="")
+
+
+# %% [markdown]
 # `slm cost` takes any number of configs, and settings that hold for all of them. Both
 # are words, and a word with `=` in it is a setting, unless a folder stands before:
 # whoever has a file named `a=b.yaml` writes `./a=b.yaml`. The table, its assumptions,
@@ -240,7 +265,7 @@ def _add_cost(commands: Any) -> None:
     parser = commands.add_parser(
         "cost", help="what training would cost on each GPU, before it starts"
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="files, or names")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -315,9 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slm", description=about)
     version = f"slm {importlib.import_module('slm').__version__}"
     parser.add_argument("--version", action="version", version=version)
-    names = "train | generate | cost | data"
+    names = "train | generate | cost | configs | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost, _add_data):
+    for add in (_add_train, _add_generate, _add_cost, _add_configs, _add_data):
         add(commands)
     return parser
 
@@ -460,18 +485,20 @@ def __getattr__(name: str) -> Any:
 # what is returned is the exit code.
 
 # %% tags=["nbval-check-output"]
-main(["cost", "configs/gpt_125m.yaml"])
+main(["cost", "gpt_125m"])
 
 # %% [markdown]
-# The config of a run with all its defaults, of which these are the first lines:
+# The configs that come with the package, and one of them with all its defaults, of
+# which these are the first lines:
 
 # %% tags=["nbval-check-output"]
 import contextlib
 import io
 
+main(["configs"])
 printed = io.StringIO()
 with contextlib.redirect_stdout(printed):
-    code = main(["train", "configs/stories_cpu.yaml", "--print-config"])
+    code = main(["train", "stories_cpu", "--print-config"])
 print(f"exit code {code}", *printed.getvalue().splitlines()[:4], sep="\n")
 
 # %% [markdown]
@@ -643,7 +670,7 @@ check.lazy(finds_all_first)
 #
 # ## What you have now
 #
-# A command with three verbs and a package whose names cost nothing until they are used.
+# A command with five verbs and a package whose names cost nothing until they are used.
 # What is left is to go through the door with money: the next chapters rent a GPU.
 
 # %%

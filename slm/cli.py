@@ -1,4 +1,4 @@
-"""The one door of the package: `slm train`, `slm generate`, `slm cost`, `slm data`.
+"""The one door: `slm train`, `slm generate`, `slm cost`, `slm configs`, `slm data`.
 
     slm train configs/stories_cpu.yaml training.max_steps=200
 
@@ -40,7 +40,7 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from a config file, or go on where a run was stopped",
     )
-    config = "a YAML file, such as configs/stories_cpu.yaml"
+    config = "a YAML file, or a name that `slm configs` lists"
     parser.add_argument("config", metavar="CONFIG", help=config)
     parser.add_argument(
         "overrides",
@@ -114,6 +114,22 @@ def _add_generate(commands: Any) -> None:
 # Several files and some settings
 
 
+def _configs(arguments: argparse.Namespace) -> int:
+    from slm.training.config import shipped_configs
+
+    shipped = shipped_configs()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        print(f"{name:<{width}}  {about}")
+    return 0
+
+
+def _add_configs(commands: Any) -> None:
+    parser = commands.add_parser("configs", help="the configs that come with it")
+    parser.set_defaults(command=_configs, more="")
+
+
 def _is_override(word: str) -> bool:
     """Whether a word is a section.key=value; a file can be written ./a=b.yaml."""
     return "=" in word.partition("/")[0]
@@ -145,7 +161,7 @@ def _add_cost(commands: Any) -> None:
     parser = commands.add_parser(
         "cost", help="what training would cost on each GPU, before it starts"
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="files, or names")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -194,9 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slm", description=about)
     version = f"slm {importlib.import_module('slm').__version__}"
     parser.add_argument("--version", action="version", version=version)
-    names = "train | generate | cost | data"
+    names = "train | generate | cost | configs | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost, _add_data):
+    for add in (_add_train, _add_generate, _add_cost, _add_configs, _add_data):
         add(commands)
     return parser
 

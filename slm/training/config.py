@@ -7,6 +7,7 @@ Exported from chapters/10_settings.py; edit it there.
 
 import dataclasses
 import difflib
+import importlib.resources
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -324,12 +325,21 @@ def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
     return f"did you mean {near[0]!r}?" if near else allowed
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by their names."""
+    package = Path(str(importlib.resources.files("slm")))
+    folder = package / "configs"  # where an installed package has them
+    if not folder.is_dir():
+        folder = package.with_name("configs")  # the repository
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read and check a config file.
 
     Args:
         path: A YAML file with the sections model, data, and, where the defaults do not
-            fit, training, wandb, modal.
+            fit, training, wandb, modal; or the name of a shipped config.
         overrides: "section.key=value" each, as on the command line; the value is read
             as YAML.
 
@@ -337,11 +347,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         SlmError: With a line for every problem found: file, key, what was given, what
             is allowed, nearest known key.
     """
-    path = Path(path)
+    path, shipped = Path(path), shipped_configs()
+    if str(path) in shipped and not path.is_file():
+        path = shipped[str(path)]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        missing = "there is no such file; the shipped ones are in configs/"
+        near = difflib.get_close_matches(path.stem, shipped, 1)
+        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(shipped)}"
+        missing = f"there is no such file, and no shipped config of that name; {hint}"
         raise SlmError(f"{path}: {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SlmError(f"{path}: cannot be read as text: {error}") from None

@@ -17,6 +17,7 @@ from slm.training.config import (
     changed_keys,
     load_config,
     make_config,
+    shipped_configs,
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -418,6 +419,34 @@ def test_shipped_configs_load_and_build(name, parameters):
 
 def test_there_is_no_other_shipped_config():
     assert {path.stem for path in (ROOT / "configs").iterdir()} == set(SHIPPED)
+    assert set(shipped_configs()) == set(SHIPPED)
+
+
+def test_a_shipped_config_is_found_by_its_name_and_a_file_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt_124m").mkdir()  # a run's folder is no config
+    assert load_config("gpt_124m") == load_config(ROOT / "configs/gpt_124m.yaml")
+    text = (ROOT / "configs/gpt_124m.yaml").read_text()
+    (tmp_path / "gpt_350m").write_text(text)
+    assert load_config("gpt_350m").model == load_config("gpt_124m").model
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("gpt_125m", "did you mean gpt_124m?"),
+        ("configs/stories_cpu.yaml", "did you mean stories_cpu?"),
+        ("mine.yaml", "they are gpt_124m, gpt_350m, gpt_774m, stories_cpu"),
+    ],
+)
+def test_what_is_neither_a_file_nor_shipped(given, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SlmError) as refused:
+        load_config(given)
+    missing = "there is no such file, and no shipped config of that name"
+    assert str(refused.value) == f"{given}: {missing}; {hint}"
 
 
 @pytest.mark.parametrize("section", ["training", "wandb", "modal"])
