@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 
+BOOK = "SLM_BOOK"
+"""Set in the environment of a kernel that runs a chapter for the book; figures are then drawn as SVG, too."""
+
 Method = TypeVar("Method")
 
 _started = time.perf_counter()
