@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # a second, and no notebook's schema asks for one.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+BOOK = "SLM_BOOK"
+"""Set in the environment of a kernel that runs a chapter for the book; figures are then drawn as SVG, too."""
+
 Method = TypeVar("Method")
 
 _started = time.perf_counter()

@@ -22,7 +22,7 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx import addnodes
 
-from course import ROOT, pairs
+from course import ROOT, drawings, pairs
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
 from course.pairs import CHECKPOINTS
@@ -189,11 +189,12 @@ def _module_of(source: str, exports: list[str]) -> str | None:
 
 
 def dress(app: Any, document: nodes.document) -> None:
-    """Finish a page: its name as a label, badges, what a fold holds, and links from modules to their chapters."""
+    """Finish a page: its name as a label, drawings, badges, what a fold holds, and links from modules to their chapters."""
     page = app.env.docname
     std = app.env.domains["std"]
     std.anonlabels[anchor(page)] = (page, "")
     std.labels[anchor(page)] = (page, "", app.env.titles[page].astext())
+    drawings.put_into_page(document, Path(app.srcdir))
     path = ROOT / "chapters" / f"{page}.py"
     chapter = Chapter.read(path, ROOT) if path.exists() else None
     for cell in document.findall(nodes.container):

@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
-from course import ROOT, pairs
+from course import BOOK, ROOT, pairs
 from course.export import Chapter, ExportError, Module, chapters, export
 from course.lab import METADATA
 from course.provenance import defined_names, mismatches
@@ -42,6 +42,7 @@ MACHINERY = (
     "__main__.py",
     "alone.py",
     "book.py",
+    "drawings.py",
     "export.py",
     "lab.py",
     "modules.py",
@@ -156,6 +157,7 @@ def publish(chapter: Path) -> None:
         raise RunError(edited)
     notebook = nbformat.read(_built(chapter), as_version=4)
     notebook.metadata.pop("fingerprint", None)
+    leave_pngs(notebook)
     for place in (str(ROOT), str(Path.home())):
         for number, cell in enumerate(notebook.cells, 1):
             if len(place) > 1 and place in json.dumps(cell.get("outputs", [])):
@@ -164,6 +166,17 @@ def publish(chapter: Path) -> None:
     target = chapter.with_suffix(".ipynb")
     if pairs.write(target, notebook):
         print(f"{'':16} → chapters/{target.name}")
+
+
+def leave_pngs(notebook: NotebookNode) -> None:
+    """Take the SVGs out of a notebook's outputs, where a PNG is beside: JupyterLab shows an SVG only of a trusted notebook.
+
+    GitHub would prefer it, and show it without its styles.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/svg+xml", None)
 
 
 def execute(
@@ -417,6 +430,7 @@ def _environment() -> dict[str, str]:
         "WANDB_MODE": "disabled",
         "MODAL_CONFIG_PATH": os.devnull,
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        BOOK: "1",
     }
 
 

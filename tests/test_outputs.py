@@ -16,7 +16,7 @@ import pytest
 
 from course import ROOT
 from course.export import chapters
-from course.run import BUILD, is_fresh, run
+from course.run import BUILD, is_fresh, leave_pngs, run
 
 CHAPTERS = chapters()
 SANITIZE = str(ROOT / "tests" / "sanitize.cfg")
@@ -81,7 +81,9 @@ def refused(request, monkeypatch):
 def executed(chapter: Path) -> nbformat.NotebookNode:
     if not is_fresh(chapter):
         run([chapter.stem[:2]])
-    return nbformat.read(BUILD / f"{chapter.stem}.ipynb", as_version=4)
+    notebook = nbformat.read(BUILD / f"{chapter.stem}.ipynb", as_version=4)
+    leave_pngs(notebook)
+    return notebook
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
