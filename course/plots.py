@@ -133,3 +133,27 @@ def name_points(
             else None,
             annotation_clip=False,
         )
+
+
+COLUMNS = 89
+"""Letters of one width, in the size of a figure's text, that stand in the widest figure's line."""
+
+
+def set_in_lines(
+    pieces: Sequence[str], columns: int = COLUMNS
+) -> list[tuple[int, int, str]]:
+    """Where each piece of a text stands if it is set in lines: column, line, and its letters without blanks around."""
+    words: list[list[str]] = []
+    for piece in pieces:
+        if piece.startswith(" ") or not words:
+            words.append([])
+        words[-1].append(piece)
+    places, column, line = [], 0, 0
+    for word in words:
+        if column + len("".join(word)) > columns:
+            column, line = -1, line + 1  # the blank before it stands outside
+        for piece in word:
+            blanks = len(piece) - len(piece.lstrip())
+            places.append((column + blanks, line, piece.strip()))
+            column += len(piece)
+    return places

@@ -1,6 +1,5 @@
 """Figures and experiments of the chapter on the trainer: what each part of the recipe does, and what it learns."""
 
-import html
 import itertools
 import json
 import os
@@ -14,11 +13,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from course.plots import COLORS, INK, PAPER, WIDTH, name_points
+from course.plots import (
+    COLORS,
+    COLUMNS,
+    INK,
+    PAPER,
+    SMALL,
+    TINT,
+    WIDTH,
+    name_points,
+    set_in_lines,
+)
 from slm.data import floor
 from slm.data.floor import ReferenceLines
 from slm.data.tokenizer import Tokenizer
@@ -245,22 +254,45 @@ def token_surprisals(
     return pieces, found, true
 
 
-def excess_strip(models: Mapping[str, GPT], tokenizer: Tokenizer, text: str) -> HTML:
-    """A story once per model, each token coloured by how far the model's surprisal is above the true one."""
-    rows = []
+def excess_strip(
+    models: Mapping[str, GPT], tokenizer: Tokenizer, text: str, told: float = 1.0
+) -> Figure:
+    """A story once per model, each token tinted by how far the model's surprisal is above the true one.
+
+    Below a token stands by how many nats, if they are more than `told`.
+    """
+    figure = plt.figure(figsize=(WIDTH, 1))
+    axes = figure.add_axes((0, 0, 1, 1))
+    line = 0.5
     for name, model in models.items():
         pieces, found, true = token_surprisals(model, tokenizer, text)
-        spans = "".join(
-            f'<span title="model {f:.2f}, true {t:.2f} nats" '
-            f'style="background:rgba(239,68,68,{min(0.85, max(0.0, f - t) / 4):.3f})">{html.escape(piece)}</span>'
-            for piece, f, t in zip(pieces, found, true, strict=True)
-        )
-        excess = sum(found) - sum(true)
-        rows.append(
-            f'<p style="margin:.4em 0 1em"><b>{html.escape(name)}</b>: {sum(found):.0f} nats where {sum(true):.0f} are '
-            f"needed, {excess / len(pieces):+.2f} per token<br>{spans}</p>"
-        )
-    return HTML(f'<div style="line-height:1.9">{"".join(rows)}</div>')
+        excess = [f - t for f, t in zip(found, true, strict=True)]
+        needed = f"{sum(found):.0f} nats where {sum(true):.0f} are needed"
+        mean = f"{sum(excess) / len(pieces):+.2f} per token"
+        axes.text(0, line, f"{name}: {needed}, {mean}", va="center", weight="bold")
+        for (x, row, shown), over in zip(set_in_lines(pieces), excess, strict=True):
+            y = line + 1.5 + 2 * row
+            shade = TINT * min(1, max(0, over) / 3)
+            field = Rectangle((x, y - 0.5), len(shown), 1, alpha=shade)
+            field.set(facecolor=COLORS[4], linewidth=0)
+            axes.add_patch(field)
+            axes.text(x, y, shown, va="center", family="monospace")
+            if over > told:
+                axes.text(
+                    x + len(shown) / 2,
+                    y + 0.9,
+                    f"{over:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=SMALL,
+                    color=COLORS[4],
+                )
+        line = y + 3
+    axes.set(xlim=(0, COLUMNS), ylim=(line - 1.5, -0.2))
+    axes.axis("off")
+    figure.set_size_inches(WIDTH, 14 / 72 * (line - 1.3))
+    plt.close(figure)
+    return figure
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
