@@ -302,8 +302,8 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
 # point: let the rate rise along a line, the *warm-up*. At the end, steps of constant
 # size only circle the minimum: let the rate fall along a cosine, to zero. **Clipping**
 # scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot
-# undo the work of many. What are they worth? The same run with a high learning rate,
-# each time with one part taken away:
+# undo the work of many. What are they worth? {numref}`fig-recipe` is the same run with
+# a high learning rate, each time with one part taken away:
 
 
 # %%
@@ -341,7 +341,7 @@ runs = {
     "no clipping": short_run(clip=0.0),
 }
 
-# %% mystnb={"figure": {"caption": "One run with all three parts, and three runs that lack one each. The legend has the mean of the last ten losses, and in brackets the largest gradient norm.", "name": "fig-recipe"}, "image": {"alt": "Loss against step for four short runs. Without warm-up the loss leaps up after a few steps and stays high; the others fall together, and the run without clipping has a bump."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One run with all three parts, and three runs that lack one each. Left, the losses, each with the mean of its last ten. Right, the norms of the gradients before clipping: without warm-up, and without clipping, one step stands far above all others.", "name": "fig-recipe"}, "image": {"alt": "Two panels over 180 steps of four short runs. Left, losses: without warm-up the loss leaps up after a few steps and stays far above the others; without clipping it ends in between; with all three parts and without the fall it ends lowest. Right, gradient norms around 1, logarithmic: at about the tenth step the run without warm-up and that without clipping leap to more than ten times that."}} tags=["hide-input"]
 from course.figures.trainer import recipe_figure
 
 recipe_figure(runs)
@@ -1680,29 +1680,29 @@ config = load_config("configs/stories_cpu.yaml")
 run = train(config)
 stairs, early = smaller.wait(like=run.model)
 
-# %% mystnb={"figure": {"caption": "The staircase to the floor. Each model ends near what its parts allow: one token, one token and its place, and with attention all that came before; the long run ends at the floor.", "name": "fig-staircase"}, "image": {"alt": "Loss against seconds on logarithmic axes for five runs. Without attention and positions the loss ends just above the bigram line, with positions below it; the models with attention pass that line, and the long run of one layer reaches the floor."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The staircase to the floor. Each model ends near what its parts allow: one token, one token and its place, and with attention all that came before; the long run ends at the floor. Dots: its loss on validation text.", "name": "fig-staircase"}, "image": {"alt": "Loss against seconds on logarithmic axes for five runs. Without attention and positions the loss ends just above the bigram line, with positions below it; the models with attention pass that line, and the long run of one layer reaches the floor."}} tags=["hide-input"]
 staircase_figure(stairs, run.metrics, lines)
 
 # %% [markdown]
-# The losses at the end go down a staircase, and each large step of it has a reason. A
-# model with neither attention nor positions knows only its own token, and ends just
-# above the *bigram* line, the best that this allows. Positions take it below, since in
-# texts this short the place alone says a good deal. With attention, a model walks
-# through that line without noticing, because it can look back. A second layer could
-# look for something that the first has found; in these stories the word to repeat can
-# mostly be found by what it is (a name, a colour, an animal) and where it stands, so
-# one look nearly suffices: after as many steps two layers are no further, and have
-# taken longer. So the shipped model has one layer and many steps.
+# The losses at the end of {numref}`fig-staircase` go down a staircase, and each large
+# step of it has a reason. A model with neither attention nor positions knows only its
+# own token, and ends just above the *bigram* line, the best that this allows. Positions
+# take it below, since in texts this short the place alone says a good deal. With
+# attention, a model walks through that line without noticing, because it can look back.
+# A second layer could look for something that the first has found; in these stories the
+# word to repeat can mostly be found by what it is (a name, a colour, an animal) and
+# where it stands, so one look nearly suffices: after as many steps two layers are no
+# further, and have taken longer. So the shipped model has one layer and many steps.
 #
 # The two runs with one layer are the same model. When the short one ends, it is far
 # ahead of the long one at that moment, because its learning rate has come down to zero.
 # That drop is what the fall is for; the long run takes it later, from a better place.
 #
-# The same in one story. The more a token is tinted, the further the model's surprise is
-# above the *true* surprise, the one that the grammar gives (hover for both). What is
-# free to choose costs even a perfect model nats; that share shows no colour:
+# {numref}`fig-excess` is the same in one story. The more a token is tinted, the further
+# the model's surprise is above the *true* surprise, the one that the grammar gives.
+# What is free to choose costs even a perfect model nats; that share shows no colour.
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, most of them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
 story = stories.sample(10**9 + 1)
 models = {"after 150 steps": early, "at the end": run.model}
 excess_strip(models, tokenizer, story)

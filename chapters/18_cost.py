@@ -60,10 +60,10 @@ from slm.training.config import RunConfig
 #
 # $$\text{dollars} = \text{hours} \times \text{price per hour}$$
 #
-# Here is where that leads: the three GPT configs of this course on every GPU in the
-# table. Both axes are logarithmic, and down and left is better.
+# {numref}`fig-hours-dollars` is where that leads: the three GPT configs of this course
+# on every GPU in the table. Both scales are logarithmic, and further left is better.
 
-# %% mystnb={"figure": {"caption": "Three models on every GPU of the table. Each bar goes from the fast to the slow end of what is assumed; down and left is better, and there stand the fast GPUs.", "name": "fig-hours-dollars"}, "image": {"alt": "Hours to the right, dollars upwards, both logarithmic. For each of three models the points fall from the T4 at the upper right to the B200 at the lower left."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Three models on every GPU of the table, the dearest hour at the top. Up there a run takes least time, and costs least. A bar goes from the fast to the slow end of what is assumed; a cross says that the micro-batch does not fit into the memory.", "name": "fig-hours-dollars"}, "image": {"alt": "Two panels with a row for each of ten GPUs, from the B200 with the dearest hour at the top to the T4 with the cheapest at the bottom; left hours, right dollars, both logarithmic, with a mark for each of three models. Going up, the hours fall steeply, and the dollars fall, too. The two larger models do not fit the T4, the largest neither the L4 nor the A10."}} tags=["hide-input"]
 from pathlib import Path
 
 import torch
@@ -76,9 +76,10 @@ gpt_configs = [load_config(path) for path in sorted(Path("configs").glob("gpt_*.
 hours_and_dollars(gpt_configs)
 
 # %% [markdown]
-# Look at how each model's points lie. If you paid for speed, the fast GPUs would stand
-# to the upper left: less time, more money. They stand to the lower left. The rest of
-# the chapter builds the numbers behind this figure, one at a time, and checks each.
+# Follow one colour upwards. If you paid for speed, the dollars would go right while the
+# hours go left: less time, more money. Both go left, though an hour costs ever more.
+# The rest of the chapter builds the numbers behind this figure, one at a time, and
+# checks each.
 #
 # ## One bill, by hand
 #
@@ -112,10 +113,11 @@ for share in sorted(t4.mfu, reverse=True):
 # How fast is the machine in front of you? One number is its **peak**: FLOP/s in a large
 # matrix product. The other is its **bandwidth**: bytes per second when it only moves
 # numbers. An operation that does few FLOPs per byte waits for memory, however fast the
-# processor is. The roof below is what the two numbers allow, and the points are what
-# the parts of GPT-2 reach, with 256 tokens, and two of them with one.
+# processor is. The roof in {numref}`fig-roofline` is what the two numbers allow, and
+# the points are what the parts of GPT-2 reach, with 256 tokens, and two of them with
+# one.
 
-# %% mystnb={"figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it. Few FLOPs per byte, at the left, means waiting for memory.", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens close to the flat part, norms, GELU and products of one token low at the left."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it, in GFLOP/s. Few FLOPs per byte, at the left, means waiting for memory; two of the products stand there when they are done for one token (orange).", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens at the right, close to its flat part; layer norm, GELU and products of one token low at the left, where it rises."}} tags=["hide-input"]
 from course.figures.cost import measure_machine, roofline
 
 machine = measure_machine()
@@ -665,8 +667,8 @@ def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
 # $E$ is what no model can predict, the entropy of the text. For natural language nobody
 # knows it, and it has to be fitted along with $a$ and $b$. Here the grammar gives it
 # exactly ([the floor](#floor)). So train five sizes on the same batches, subtract $E$,
-# and a power law must be a straight line on logarithmic axes. The line is fitted to the
-# *first four*, and the fifth tests it.
+# and a power law must be a straight line on logarithmic axes. In {numref}`fig-scaling`
+# the line is fitted to the *first four*, and the fifth tests it.
 
 # %%
 from slm.data.floor import reference_lines
@@ -704,7 +706,7 @@ losses = [final_loss(model, 300) for model in models]
 targets = sum(int((text[0].batch(step)[1] != -100).sum()) for step in range(300))
 longer = final_loss(models[-1], 600)
 
-# %% mystnb={"figure": {"caption": "Loss above the floor for five sizes. The line is fitted to the first four; the fifth, which saw too few tokens for its size, leaves it upwards.", "name": "fig-scaling"}, "image": {"alt": "Loss above the floor against parameters, both logarithmic: four points along a falling line, and a fifth above it."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Loss above the floor for five sizes. The line is fitted to the first four; the fifth, which saw too few tokens for its size, leaves it upwards.", "name": "fig-scaling"}, "image": {"alt": "Loss above the floor against the number of parameters, both logarithmic: four points lie close to a straight line that falls, and a fifth, of the largest model, above it."}} tags=["hide-input"]
 from course.figures.cost import fit_power_law, scaling
 
 law = fit_power_law(sizes[:4], losses[:4], floor)
@@ -733,8 +735,8 @@ scaling(sizes, losses, floor, law)
 #
 # Money buys parameters and tokens, so the law must know both. Hoffmann et al. fitted
 # one to over 400 models on web text; its $E$ is an estimate. With it, a price table
-# becomes a question of loss: for each GPU, which of our three models is the best use of
-# so many dollars, and how good?
+# becomes a question of loss, answered in {numref}`fig-loss-for-dollars`: for each GPU,
+# which of our three models is the best use of so many dollars, and how good?
 
 
 # %%
@@ -743,7 +745,7 @@ def predicted_loss(parameters: float, tokens: float) -> float:
     return 1.69 + 406.4 / parameters**0.34 + 410.7 / tokens**0.28
 
 
-# %% mystnb={"figure": {"caption": "The loss that a budget buys on five GPUs, with the best of three models for each budget. A marker stands where the next larger model takes over.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars for five GPUs: five falling lines of one shape, the B200's furthest to the left."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The loss that a budget buys on five GPUs, with the best of three models for each budget. A marker stands where the next larger model takes over.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for five GPUs: five falling lines of one shape side by side, the T4's furthest to the right and the B200's furthest to the left. On each a first marker at a loss of 3.0 says that the medium model takes over, a second further down that the large one does."}} tags=["hide-input"]
 from course.figures.cost import loss_for_dollars
 
 loss_for_dollars(gpt_configs, predicted_loss)

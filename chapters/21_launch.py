@@ -40,11 +40,11 @@ course.start()
 # ## The idea
 #
 # Between the command and the first training step, three parties work one after the
-# other. What your computer and the container do can be measured here, so it is: a fresh
-# Python process does each step and reads the clock. What Modal does is described, and
-# not measured: it has no length in this figure.
+# other. {numref}`fig-timeline` shows them. What your computer and the container do can
+# be measured here, so it is: a fresh Python process does each step and reads the clock.
+# What Modal does is described, and not measured: it has no length in this figure.
 
-# %% mystnb={"figure": {"caption": "From the command to the first training step. What your computer and the container do was measured here; what Modal does in between is hatched and has no length.", "name": "fig-timeline"}, "image": {"alt": "Three lanes: your computer reads the app, checks the config and works out the cost; Modal builds the image, uploads, finds a GPU and starts a container; the container imports, opens the tokens, builds the model and takes the first step."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "From the command to the first training step. What your computer and the container do was measured here; what Modal does in between is dotted and has no length. You pay from the red line on.", "name": "fig-timeline"}, "image": {"alt": "Three lanes: your computer reads the app, checks the config and works out the cost; Modal builds the image, uploads, finds a GPU and starts a container; the container imports, opens the tokens, builds the model and takes the first step. The GPU's clock starts with the container; importing takes most of the time that was measured."}} tags=["hide-input"]
 from course.figures.launch import measure, timeline
 
 timeline(measure())
@@ -749,10 +749,10 @@ else:
 # on another computer: `find` looks up the call's id, in a note on this computer or in
 # the run's folder on the volume, and Modal knows the call by its id. So following is
 # reading: wait for the result with a short patience, and draw what lies on the volume
-# while it is not there. The next cell needs only the cells above it that import and
-# define, not the launch.
+# while it is not there: {numref}`fig-followed`. The next cell needs only the cells
+# above it that import and define, not the launch.
 
-# %%
+# %% mystnb={"figure": {"caption": "The run that was launched, as far as it has come: the loss of its training steps, and that on text which it does not train on.", "name": "fig-followed"}, "image": {"alt": "Two falling lines over the steps of the run. The training loss begins near the value of a model that knows nothing, and falls fast, then ever more slowly; the validation loss goes along with it."}}
 from IPython.display import clear_output, display
 
 from course.figures.launch import loss_curve

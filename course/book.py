@@ -125,13 +125,16 @@ class PackageFigure(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Draw it from the chapters themselves."""
-        return [
-            nodes.raw(
-                "",
-                f'<div class="package-figure">{package_figure()}</div>',
-                format="html",
-            )
-        ]
+        box = '<div class="package-figure drawing pst-scrollable-table-container">'
+        drawn = nodes.raw("", f"{box}{package_figure()}</div>", format="html")
+        told = (
+            "Each chapter from its first cell to its last, and the modules that it "
+            "exports. A cell goes to the module of its colour; the thin ones stay."
+        )
+        figure = nodes.figure("", drawn, nodes.caption(told, told))
+        self.options["name"] = "fig-package"
+        self.add_name(figure)
+        return [figure]
 
 
 def package_figure() -> str:
@@ -145,7 +148,8 @@ def package_figure() -> str:
         for lines, module in cells:
             width = max(lines * scale - 1, 0.6)
             kind = f"export m{chapter.exports.index(module)}" if module else "cell"
-            box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="16"'
+            top, height = (y, 16) if module else (y + 5, 6)
+            box = f'x="{x:.1f}" y="{top}" width="{width:.1f}" height="{height}"'
             parts.append(f'<rect {box} class="{kind}"/>')
             x += lines * scale
         for number, module in enumerate(chapter.exports):

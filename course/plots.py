@@ -6,8 +6,11 @@ with `BOOK` set in the environment and draws an SVG, too, whose colours the page
 
 import math
 import os
+from collections.abc import Sequence
+from statistics import fmean
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.rcsetup import cycler
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -83,3 +86,74 @@ def by_powers(*axes: Axis) -> None:
 
     for axis in axes:
         axis.set_major_formatter(label)
+
+
+def name_points(
+    axes: Axes,
+    points: Sequence[tuple[float, float, str, str]],
+    away: float = 8,
+    size: float = 10,
+) -> None:
+    """Write a name to the right of each point, moved up or down so that no two names lie on each other.
+
+    It stands where a legend would have to be looked up. Call it last: it needs the limits of the axes.
+
+    Args:
+        points: x, y, name and colour of each, in the units of the axes.
+        away: From the point to its name, in typographic points, as is `size`.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    to_points = 72 / figure.dpi
+    heights = [axes.transData.transform((x, y))[1] * to_points for x, y, _, _ in points]
+    gap = 1.3 * size
+    order = sorted(range(len(points)), key=heights.__getitem__)
+    blocks: list[list[float]] = []  # of names that touch: each one's height at n = 0
+    for n, k in enumerate(order):
+        block = [heights[k] - n * gap]
+        while blocks and fmean(blocks[-1]) > fmean(block):
+            block = blocks.pop() + block
+        blocks.append(block)
+    moved = [fmean(block) for block in blocks for _ in block]
+    for n, (k, height) in enumerate(zip(order, moved, strict=True)):
+        x, y, name, color = points[k]
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
+        up = height + n * gap - heights[k]
+        axes.annotate(
+            name,
+            (x, y),
+            (away, up),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=size,
+            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+            if abs(up) > 3
+            else None,
+            annotation_clip=False,
+        )
+
+
+COLUMNS = 89
+"""Letters of one width, in the size of a figure's text, that stand in the widest figure's line."""
+
+
+def set_in_lines(
+    pieces: Sequence[str], columns: int = COLUMNS
+) -> list[tuple[int, int, str]]:
+    """Where each piece of a text stands if it is set in lines: column, line, and its letters without blanks around."""
+    words: list[list[str]] = []
+    for piece in pieces:
+        if piece.startswith(" ") or not words:
+            words.append([])
+        words[-1].append(piece)
+    places, column, line = [], 0, 0
+    for word in words:
+        if column + len("".join(word)) > columns:
+            column, line = -1, line + 1  # the blank before it stands outside
+        for piece in word:
+            blanks = len(piece) - len(piece.lstrip())
+            places.append((column + blanks, line, piece.strip()))
+            column += len(piece)
+    return places

@@ -7,33 +7,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from course.plots import COLORS
+from course.plots import COLORS, PAPER
 
 
 def beside_training() -> Figure:
     """Two lines of work: steps that wait only for a copy, and a thread that writes it."""
     figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
-    steps, copies, writes = [], [], []
     now = 0.0
     for step in range(12):
-        steps.append((now, 0.9))
+        axes.broken_barh([(now, 0.9)], (1.1, 0.6), color=COLORS[0])
         now += 1.0
         if step % 4 == 3:
-            copies.append((now, 0.35))
-            writes.append((now + 0.4, 2.6))
+            axes.broken_barh([(now, 0.35)], (1.1, 0.6), color=COLORS[3])
+            axes.broken_barh([(now + 0.4, 2.6)], (0.2, 0.6), color=COLORS[1])
+            above: dict[str, Any] = {"y": 1.8, "ha": "center", "va": "bottom"}
+            axes.text(now - 2, s="four steps", color=COLORS[0], **above)
+            axes.text(now + 0.2, s="copy", color=COLORS[3], **above)
+            within: dict[str, Any] = {"y": 0.5, "ha": "center", "va": "center"}
+            axes.text(now + 1.7, s="write", color=PAPER, **within)
             now += 0.45
-    axes.broken_barh(steps, (1.1, 0.6), color=COLORS[0], label="step")
-    axes.broken_barh(copies, (1.1, 0.6), color=COLORS[3], label="copy")
-    axes.broken_barh(writes, (0.2, 0.6), color=COLORS[1], label="write, sync, rename")
     axes.set_yticks([0.5, 1.4], ["thread", "training"])
     axes.set_xticks([])
-    axes.set(xlabel="time", ylim=(0, 2.9))
-    axes.legend(loc="upper center", ncols=3)
+    axes.set(xlabel="time", ylim=(0, 2.2))
+    axes.grid(False)
     plt.close(figure)
     return figure
 

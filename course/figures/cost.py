@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.plots import COLORS, INK
+from course.plots import COLORS, INK, TINT, WIDTH, name_points
 from slm.cloud.cost import OVERHEAD, START_UP, estimate, estimate_all
 from slm.gpus import MODAL
 from slm.model.config import GPTConfig, count_parameters
@@ -23,62 +23,42 @@ from slm.training.config import RunConfig
 SMALL_BATCH = 4  # rows in the steps that are timed
 
 
-LABELS = {
-    "H200": (-6, 3),
-    "RTX-PRO-6000": (-6, 1),
-    "A100-80GB": (-6, 5),
-    "A100-40GB": (7, 0),
-    "L40S": (4, -12),
-}
-"""Where a GPU's name stands beside its point, in points, if not to its lower right."""
-
-
 def hours_and_dollars(configs: Sequence[RunConfig]) -> Figure:
-    """Each config on each GPU: hours to the right, dollars upwards, a bar from the fast to the slow end."""
-    figure, ax = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
-    for config, color in zip(configs, COLORS, strict=False):
-        for found in estimate_all(config):
-            middle = (sum(found.hours) / 2, sum(found.dollars) / 2)
-            ax.plot(
-                found.hours,
-                found.dollars,
-                color=color,
-                alpha=0.35,
-                linewidth=3,
-                solid_capstyle="round",
-            )
-            ax.plot(
-                *middle, "o" if found.fits_memory else "x", color=color, markersize=5
-            )
-            offset = LABELS.get(found.gpu, (5, -9))
-            side = "right" if offset[0] < 0 else "left"
-            ax.annotate(
-                found.gpu,
-                middle,
-                xytext=offset,
-                textcoords="offset points",
-                fontsize=8.5,
-                color=color,
-                ha=side,
-            )
-        ax.plot(
-            [],
-            [],
-            "o",
-            color=color,
-            label=f"{config.name}, {config.training.max_steps:,} steps",
-        )
-    ax.plot([], [], "x", color=INK, label="micro-batch does not fit into memory")
-    ax.axhline(
-        MODAL.free_dollars_per_month,
-        color=INK,
-        linestyle=":",
-        label=f"free each month: ${MODAL.free_dollars_per_month:g}",
+    """A row a GPU, from the cheapest hour to the dearest: hours at the left, dollars at the right, a bar a config."""
+    figure, panels = plt.subplots(
+        1, 2, figsize=(WIDTH, 4.4), sharey=True, layout="constrained"
     )
-    ax.set(xscale="log", yscale="log", xlabel="hours", ylabel="dollars")
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("${x:g}")
-    ax.legend(loc="lower right", title=f"prices of {MODAL.date}", fontsize=8.5)
+    found = [estimate_all(config) for config in configs]
+    rows = range(len(found[0]))  # in the order of the price of an hour
+    for n, (config, estimates) in enumerate(zip(configs, found, strict=True)):
+        color, up = COLORS[n], 9 + 13 * (n % 2)
+        for axes, what in zip(panels, ("hours", "dollars"), strict=True):
+            for row, one in enumerate(estimates):
+                ends: tuple[float, float] = getattr(one, what)
+                mark = "o" if one.fits_memory else "x"
+                axes.plot(ends, [row, row], color=color, alpha=TINT, linewidth=6)
+                axes.plot(sum(ends) / 2, row, mark, color=color, markersize=6)
+            middle = sum(getattr(estimates[-1], what)) / 2
+            axes.annotate(
+                config.name.removeprefix("gpt_"),
+                (middle, rows[-1]),
+                (0, up),
+                textcoords="offset points",
+                ha="center",
+                color=color,
+            )
+            axes.set(xscale="log", xlabel=what, ylim=(-0.6, len(rows) + 0.3))
+            axes.minorticks_off()
+    hours, dollars = panels
+    dollars.set_xlabel(f"dollars, at prices of {MODAL.date}")
+    names = [f"{one.gpu}, ${one.dollars_per_hour:.2f}" for one in found[0]]
+    hours.set_yticks(rows, [name.replace("$", "\\$") for name in names])
+    hours.set_ylabel("GPU, and what an hour of it costs")
+    hours.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
+    free = MODAL.free_dollars_per_month
+    ticks = {1: "\\$1", 3: "\\$3", 10: "\\$10", free: f"\\${free:g}\nfree each month"}
+    dollars.set_xticks(list(ticks), list(ticks.values()))
+    dollars.axvline(free, color=INK, linestyle=":", linewidth=1.2)
     plt.close(figure)
     return figure
 
@@ -192,42 +172,37 @@ def roofline(machine: Machine, config: GPTConfig, tokens: int = 256) -> Figure:
     seconds = median_seconds(
         [operation.run for operation in operations.values()], repeats=7, warm_up=2
     )
-    figure, ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
-    highest = 2 * max(
-        operation.flops / operation.size for operation in operations.values()
-    )
-    corners = [0.2, machine.flops_per_second / machine.bytes_per_second, highest]
-    ax.plot(
-        corners,
-        [
-            min(machine.flops_per_second, x * machine.bytes_per_second) / 1e9
-            for x in corners
-        ],
-        color=INK,
-    )
-    for (name, operation), took, color in zip(
-        operations.items(), seconds, 2 * COLORS, strict=False
-    ):
-        reached = operation.flops / took / 1e9
-        single = "one token" in name
-        label = f"{name}: {reached:.0f} GFLOP/s"
-        ax.plot(
-            operation.flops / operation.size,
-            reached,
-            "D" if single else "o",
-            color=color,
-            fillstyle="none" if single else "full",
-            label=label,
-        )
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    peak, bandwidth = machine.flops_per_second, machine.bytes_per_second
+    ridge = peak / bandwidth
+    right = 1.3 * max(part.flops / part.size for part in operations.values())
+    roof = [min(peak, x * bandwidth) / 1e9 for x in (0.2, ridge, right)]
+    ax.plot([0.2, ridge, right], roof, color=INK)
     ax.set(
         xscale="log",
         yscale="log",
         xlabel="FLOPs per byte that must be read or written",
         ylabel="GFLOP/s",
+        xlim=(0.2, 20 * right),
+        ylim=(0.2 * bandwidth / 1e9, 2 * peak / 1e9),
     )
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xticks([1, 10, 100], ["1", "10", "100"])
+    ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside right center", fontsize=8.5)
+    places = []
+    for (name, operation), took in zip(operations.items(), seconds, strict=True):
+        x, reached = operation.flops / operation.size, operation.flops / took / 1e9
+        color = COLORS[1] if "one token" in name else COLORS[0]
+        ax.plot(x, reached, "o", color=color)
+        places.append((x, reached, f"{name}: {reached:.0f}", color))
+    for x, text in ((2, "bandwidth"), (ridge, "peak")):
+        y = min(peak, x * bandwidth) / 1e9
+        ax.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="right")
+    low, high = (
+        [p for p in places if (p[0] > ridge) == side] for side in (False, True)
+    )
+    name_points(ax, low)
+    name_points(ax, high, away=32)
     plt.close(figure)
     return figure
 
@@ -255,34 +230,28 @@ def scaling(
     sizes: Sequence[int], losses: Sequence[float], E: float, law: PowerLaw
 ) -> Figure:
     """Excess loss against parameters, both logarithmic: the fitted points, the last one, and the law."""
-    figure, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    fitted = len(sizes) - 1
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     ends = [0.7 * sizes[0], 1.4 * sizes[-1]]
-    ax.plot(
-        ends, [law(n) - E for n in ends], color=INK, label=f"$a\\,N^{{-{law.b:.2f}}}$"
-    )
-    for part, color, label in (
-        (slice(fitted), COLORS[0], "fitted"),
-        (slice(fitted, None), COLORS[1], "not fitted"),
-    ):
-        ax.plot(
-            sizes[part],
-            [loss - E for loss in losses[part]],
-            "o",
-            color=color,
-            label=label,
-        )
+    ax.plot(ends, [law(n) - E for n in ends], color=INK)
+    excess = [loss - E for loss in losses]
+    ax.plot(sizes[:-1], excess[:-1], "o", color=COLORS[0])
+    ax.plot(sizes[-1], excess[-1], "o", color=COLORS[1])
     ax.set(
         xscale="log",
         yscale="log",
-        xlabel="parameters $N$",
+        xlabel="parameters N",
         ylabel="loss above the floor, nats per token",
     )
     ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], minor=False)
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend()
+    told = "the line is fitted to these four"
+    between = (sizes[2] * sizes[3]) ** 0.5
+    line = (between, law(between) - E, f"b = {law.b:.2f}", INK)
+    first = (sizes[1], excess[1], told, COLORS[0])
+    last = (sizes[-1], excess[-1], "not fitted", COLORS[1])
+    name_points(ax, [line, first, last], away=12)
     plt.close(figure)
     return figure
 
@@ -300,7 +269,8 @@ def loss_for_dollars(
     configs: Sequence[RunConfig], law: Callable[[float, float], float]
 ) -> Figure:
     """Predicted loss of the best of some models against dollars, a line for each of a few GPUs, at the slow end."""
-    figure, ax = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    ends = []
     budgets = [10 ** (i / 40) for i in range(-12, 109)]  # dollars, from 0.5 to 500
     for gpu, color in zip(GPUS_OF_DOLLARS, COLORS, strict=False):
         rows = [(config, estimate(config, gpu=gpu)) for config in configs]
@@ -323,8 +293,8 @@ def loss_for_dollars(
             [dollars for dollars, _, _ in points],
             [loss for _, loss, _ in points],
             color=color,
-            label=gpu,
         )
+        ends.append((*points[-1][:2], gpu, color))
         for (_, _, before), (dollars, loss, name) in itertools.pairwise(points):
             if name != before:
                 ax.plot(dollars, loss, "o", color=color, markersize=5)
@@ -333,19 +303,18 @@ def loss_for_dollars(
                     ax.annotate(
                         label,
                         (dollars, loss),
-                        (0, -11),
+                        (-4, -12),
                         textcoords="offset points",
-                        fontsize=8.5,
                         ha="right",
                     )
     ax.set(
         xscale="log",
-        xlabel="dollars",
+        xlabel=f"dollars, at prices of {MODAL.date}",
         ylabel="predicted loss, nats per token",
         xlim=(0.5, 500),
-        ylim=(2.5, 5),
+        ylim=(2.4, 5),
     )
-    ax.xaxis.set_major_formatter("${x:g}")
-    ax.legend(title=f"prices of {MODAL.date}")
+    ax.xaxis.set_major_formatter("\\${x:g}")
+    name_points(ax, ends)
     plt.close(figure)
     return figure

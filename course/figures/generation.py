@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.plots import COLORS, INK
+from course.plots import COLORS, SMALL, TINT, WIDTH, name_points
 from slm.data.tokenizer import Tokenizer
 from slm.generation import Sampling, generate_tokens, next_token_probabilities
 from slm.model.gpt import GPT
@@ -30,7 +30,7 @@ def next_token_bars(
     figure, axes = plt.subplots(
         2,
         len(temperatures),
-        figsize=(9, 5.6),
+        figsize=(WIDTH, 5.4),
         sharex=True,
         sharey=True,
         layout="constrained",
@@ -44,18 +44,14 @@ def next_token_bars(
             ((everything, COLORS[0]), (nucleus, COLORS[1]))
         ):
             ax = axes[row, column]
-            ax.barh(names, everything[order], color=INK, alpha=0.25 if row else 0)
+            if row:
+                ax.barh(names, everything[order], color=COLORS[7], alpha=TINT)
             ax.barh(names, p[order], color=color, height=0.6 if row else 0.8)
             rest = max(0.0, float(p.sum() - p[order].sum()))
             number = int((p > 0).sum())
-            ax.text(
-                0.97,
-                0.05,
-                f"{number} tokens\nnot shown: {rest:.1%}",
-                transform=ax.transAxes,
-                ha="right",
-                fontsize=9,
-            )
+            corner = {"transform": ax.transAxes, "ha": "right", "fontsize": SMALL}
+            ax.text(0.97, 0.13, f"{number} tokens", **corner)
+            ax.text(0.97, 0.05, f"not shown: {rest:.1%}", **corner)
             ax.grid(axis="y", visible=False)
         axes[0, column].set_title(f"temperature {temperature:g}")
     axes[0, 0].set_ylabel("all tokens")
@@ -94,17 +90,13 @@ def time_per_token(model: GPT, start: int, repeats: int = 5) -> tuple[Figure, fl
         for use_cache, seconds in runs.items()
     }
     figure, ax = plt.subplots(layout="constrained")
-    for use_cache, label, color in (
-        (False, "without cache", COLORS[1]),
-        (True, "with cache", COLORS[0]),
-    ):
-        ax.plot(
-            range(1, steps + 1),
-            [1000 * s for s in medians[use_cache]],
-            color=color,
-            label=label,
-            linewidth=1,
-        )
+    named = []
+    for use_cache, name in ((False, "without cache"), (True, "with cache")):
+        milliseconds = [1000 * s for s in medians[use_cache]]
+        color = COLORS[0 if use_cache else 1]
+        ax.plot(range(1, steps + 1), milliseconds, color=color, linewidth=1)
+        middle = statistics.median(milliseconds[-steps // 8 :])
+        named.append((steps, middle, name, color))
     highest = max(
         statistics.quantiles(seconds, n=50)[-1] for seconds in medians.values()
     )
@@ -113,6 +105,6 @@ def time_per_token(model: GPT, start: int, repeats: int = 5) -> tuple[Figure, fl
         ylabel="milliseconds per token",
         ylim=(0, 1.2e3 * highest),
     )
-    ax.legend()
+    name_points(ax, named)
     plt.close(figure)
     return figure, sum(medians[False]) / sum(medians[True])

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from course import ROOT
-from course.plots import COLORS, INK
+from course.plots import COLORS, INK, WIDTH, name_points
 from slm.training.folder import read_metrics
 
 LANES = ("your computer", "Modal", "container")
@@ -78,42 +78,37 @@ def measure() -> dict[str, list[tuple[str, float]]]:
 
 
 def timeline(laps: dict[str, list[tuple[str, float]]]) -> Figure:
-    """Who works when between the command and the first step; what was not measured is hatched and has no length."""
+    """Who works when between the command and the first step; what was not measured is dotted and has no length."""
     described = (
-        "build the\nimage, once",
-        "upload\nslm",
-        "find a\nfree GPU",
-        "start the\ncontainer",
+        ("build the", "image, once"),
+        ("upload", "slm"),
+        ("find a", "free GPU"),
+        ("start the", "container"),
     )
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     client, container = laps[LANES[0]], laps[LANES[2]]
     total = sum(seconds for _, seconds in client + container)
-    box = 0.3 * total  # as wide as its label, whatever it takes
+    box = 0.34 * total  # as wide as its label, whatever it takes
     at = _measured(axes, client, 2, 0.0, COLORS[0])
-    axes.text(at + 0.03 * total, 2, _legend(client), va="center", fontsize=9)
+    axes.text(at + 0.03 * total, 2, _told(client), va="center", color=COLORS[0])
     for label in described:
         axes.broken_barh(
-            [(at, box)],
-            (0.7, 0.6),
-            facecolor="none",
-            edgecolor=INK,
-            hatch="/",
-            alpha=0.35,
+            [(at, box)], (0.65, 0.7), facecolor="none", edgecolor=INK, linestyle=":"
         )
-        axes.text(at + box / 2, 1, label, ha="center", va="center", fontsize=9)
+        for line, y in zip(label, (1.12, 0.88), strict=True):
+            axes.text(at + box / 2, y, line, ha="center", va="center")
         at += box
-    axes.vlines(at - box, 0.55, 2.2, color=COLORS[4], linestyle=":", linewidth=1.2)
+    paid, clock = COLORS[4], "the GPU's clock starts"
+    axes.vlines(at - box, -0.5, 2.2, linestyle=":", linewidth=1.2, color=paid)
+    axes.text(at - box, 2.25, clock, ha="center", va="bottom", color=paid)
     axes.text(
-        at - box,
-        2.25,
-        "the GPU's clock starts",
-        color=COLORS[4],
-        ha="center",
-        va="bottom",
-        fontsize=9,
-    )
-    axes.text(
-        at - 0.03 * total, 0, _legend(container), ha="right", va="center", fontsize=9
+        at - box - 0.04 * total,
+        0,
+        _told(container),
+        ha="right",
+        va="center",
+        multialignment="left",
+        color=COLORS[2],
     )
     at = _measured(axes, container, 0, at, COLORS[2])
     axes.set(
@@ -125,9 +120,7 @@ def timeline(laps: dict[str, list[tuple[str, float]]]) -> Figure:
     )
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel(
-        "solid: measured here, to scale          hatched: described, not measured"
-    )
+    axes.set_xlabel("filled: measured here, to scale; dotted: described, not measured")
     plt.close(figure)
     return figure
 
@@ -138,31 +131,27 @@ def _measured(
     """Draw one lane's measured bars from `at` on; returns where they end."""
     for number, (_, seconds) in enumerate(laps):
         axes.broken_barh(
-            [(at, seconds)],
-            (lane - 0.3, 0.6),
-            facecolor=color,
-            alpha=0.9 - 0.2 * number,
+            [(at, seconds)], (lane - 0.3, 0.6), facecolor=color, alpha=1 - 0.2 * number
         )
         at += seconds
     return at
 
 
-def _legend(laps: list[tuple[str, float]]) -> str:
-    return "\n".join(f"{label}: {seconds:.2f} s" for label, seconds in laps)
+def _told(laps: list[tuple[str, float]]) -> str:
+    return "\n".join(f"{label}: {1000 * seconds:,.0f} ms" for label, seconds in laps)
 
 
 def loss_curve(folder: str | Path) -> Figure:
     """Training and validation loss of a run folder against its steps, as far as they are there."""
     rows = read_metrics(folder)
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    ends = []
     for key, color in (("train/loss", COLORS[0]), ("val/loss", COLORS[1])):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), "o-", markersize=3, color=color, label=key
-            )
-    axes.set(xlabel="step", ylabel="nats per token")
-    if axes.has_data():
-        axes.legend()
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=color)
+            ends.append((*points[-1], f"{key}: {points[-1][1]:.2f}", color))
+    name_points(axes, ends)
     plt.close(figure)
     return figure

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from course.plots import COLORS
+from course.plots import COLORS, INK, name_points
 from slm.errors import SlmError
 from slm.training.folder import RunFolder, list_checkpoints, read_metrics
 from slm.training.run import only_process
@@ -21,23 +21,36 @@ from slm.training.run import only_process
 def killed_twice() -> Figure:
     """Steps of a run against time: two kills, and what is done again after each."""
     every, kills, end = 20, (33, 71), 100
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    now, step = 0.0, 0
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    now, step, reached = 0, 0, 0
     for target in (*kills, end):
+        again = now + reached - step  # when it is where it was before
+        if reached:
+            axes.plot([now, again], [step, reached], color=COLORS[1], linewidth=4)
+        axes.plot([again, now + target - step], [reached, target], color=COLORS[0])
         kept = target - target % every
-        axes.plot([now, now + target - step], [step, target], color=COLORS[0])
-        for saved in range(step + every - step % every, kept + 1, every):
-            axes.plot(now + saved - step, saved, "o", color=COLORS[1], markersize=6)
-        now += target - step
+        for saved in range(step + every, kept + 1, every):
+            axes.plot(now + saved - step, saved, "o", color=COLORS[0], markersize=6)
+        now, reached = now + target - step, target
         if target != end:
-            axes.plot(now, target, "x", color=COLORS[3], markersize=9, mew=2)
-            axes.plot([now, now + 6], [kept, kept], ":", color=COLORS[7])
+            axes.plot(now, target, "x", color=COLORS[4], markersize=9, mew=2)
+            axes.plot([now, now + 6], [kept, kept], ":", color=INK)
             now, step = now + 6, kept
-    for label, mark, color in (("checkpoint", "o", 1), ("kill", "x", 3)):
-        axes.plot([], [], mark, color=COLORS[color], label=label)
+    names = [
+        (kills[0], kills[0], "killed", COLORS[4]),
+        (kills[0] + 16, every + 10, "done again", COLORS[1]),
+    ]
+    name_points(axes, names)
+    axes.annotate(
+        "checkpoint",
+        (every, every),
+        (-8, 3),
+        textcoords="offset points",
+        ha="right",
+        color=COLORS[0],
+    )
     axes.set(xlabel="time", ylabel="step")
     axes.set_xticks([])
-    axes.legend(loc="upper left")
     plt.close(figure)
     return figure
 

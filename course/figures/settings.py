@@ -18,7 +18,7 @@ def moments() -> Figure:
     }
     figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
     for height, when in enumerate(reversed(told.values())):
-        axes.plot(when, [height] * len(when), "o", color=COLORS[height], markersize=8)
+        axes.plot(when, [height] * len(when), "o", color=COLORS[0], markersize=8)
     axes.set_yticks(range(len(told)), list(reversed(told)))
     axes.set_xticks(range(1, steps + 1))
     axes.set(xlabel="step", xlim=(0, steps + 1), ylim=(-0.6, len(told) - 0.4))

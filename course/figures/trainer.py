@@ -1,6 +1,5 @@
 """Figures and experiments of the chapter on the trainer: what each part of the recipe does, and what it learns."""
 
-import html
 import itertools
 import json
 import os
@@ -14,11 +13,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from course.plots import COLORS
+from course.plots import (
+    COLORS,
+    COLUMNS,
+    INK,
+    PAPER,
+    SMALL,
+    TINT,
+    WIDTH,
+    name_points,
+    set_in_lines,
+)
 from slm.data import floor
 from slm.data.floor import ReferenceLines
 from slm.data.tokenizer import Tokenizer
@@ -33,22 +42,27 @@ def step_figure() -> Figure:
     places = {name: (2.0 * n, 1.5) for n, name in enumerate(upper)}
     places |= {name: (6.0 - 2.0 * n, 0.0) for n, name in enumerate(lower)}
     places["schedule"] = (4.0, -1.3)
-    box = {"boxstyle": "round,pad=0.45", "facecolor": "none"}
+    boxes = {}
     for n, (name, (x, y)) in enumerate(places.items()):
         edge = COLORS[0] if n < len(upper) else COLORS[1]
-        style = {**box, "edgecolor": edge}
-        axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=style)
-    arrow = {"arrowstyle": "->", "color": COLORS[7], "shrinkA": 32, "shrinkB": 34}
-    upright = {**arrow, "shrinkA": 16, "shrinkB": 16}
-    chain = [*itertools.pairwise(upper), *itertools.pairwise(lower)]
-    for start, end in chain:
-        axes.annotate("", places[end], places[start], arrowprops=arrow)
-    for start, end in (("backward", "clip"), ("schedule", "optimizer")):
-        axes.annotate("", places[end], places[start], arrowprops=upright)
-    back = {**upright, "connectionstyle": "arc3,rad=0.45"}
-    axes.annotate("", places["parts"], places["backward"], arrowprops=back)
-    axes.text(4, 3.0, "once per part", ha="center", va="bottom", fontsize=11)
-    axes.set(xlim=(-0.9, 7), ylim=(-1.8, 3.6))
+        style = {"boxstyle": "round,pad=0.45", "facecolor": PAPER, "edgecolor": edge}
+        text = axes.text(x, y, name, ha="center", va="center", fontsize=11, bbox=style)
+        boxes[name] = text.get_bbox_patch()
+
+    def arrow(start: str, end: str, bend: float = 0) -> None:
+        line = {"arrowstyle": "->", "color": INK, "shrinkA": 3, "shrinkB": 3}
+        line |= {"connectionstyle": f"arc3,rad={bend}"}
+        line |= {"patchA": boxes[start], "patchB": boxes[end]}
+        axes.annotate("", places[end], places[start], arrowprops=line)
+
+    for start, end in (*itertools.pairwise(upper), *itertools.pairwise(lower)):
+        arrow(start, end)
+    arrow("backward", "clip")
+    arrow("schedule", "optimizer")
+    arrow("backward", "parts", bend=0.45)
+    axes.text(4, 3.35, "once for each part", ha="center", va="bottom", color=COLORS[0])
+    axes.text(4.9, -1.3, "once for each batch", va="center", color=COLORS[1])
+    axes.set(xlim=(-0.9, 7), ylim=(-1.8, 4))
     axes.axis("off")
     plt.close(figure)
     return figure
@@ -57,16 +71,24 @@ def step_figure() -> Figure:
 def recipe_figure(
     runs: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> Figure:
-    """Losses of runs that differ in one part of the recipe, smoothed; at the end, and the largest gradient norm."""
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    """Runs that differ in one part of the recipe: their losses, smoothed, and the norms of their gradients."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 3.4), layout="constrained"
+    )
+    ends, peaks = [], []
     for (name, (losses, norms)), color in zip(runs.items(), COLORS, strict=False):
-        axes.plot(
-            _smooth(losses, 0.8),
-            color=color,
-            label=f"{name}: {sum(losses[-10:]) / 10:.2f} ({max(norms):.1f})",
-        )
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(title="mean of the last ten (largest norm)")
+        left.plot(_smooth(losses, 0.8), color=color)
+        end = sum(losses[-10:]) / 10
+        ends.append((len(losses), end, f"{name}: {end:.2f}", color))
+        right.plot(norms, color=color, linewidth=1)
+        highest = max(norms)
+        peaks.append((norms.index(highest), highest, f"up to {highest:.1f}", color))
+    left.set(xlabel="step", ylabel="loss (nats per token)")
+    right.set(xlabel="step", ylabel="norm of the gradient", yscale="log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.minorticks_off()
+    name_points(left, ends)
+    name_points(right, sorted(peaks, key=lambda peak: -peak[1])[:2])
     plt.close(figure)
     return figure
 
@@ -77,29 +99,23 @@ def staircase_figure(
     lines: ReferenceLines,
 ) -> Figure:
     """Loss against seconds: smaller models, the full one, its validation losses, and the grammar's computed lines."""
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
     full = [
         (row["seconds"], row["train/loss"]) for row in metrics if "train/loss" in row
     ]
     whole = f"one layer, {metrics[-1]['step']:,} steps"
+    ends = []
     for (name, points), color in zip(
         {**stairs, whole: full}.items(), COLORS, strict=False
     ):
         seconds, losses = zip(*points, strict=True)
         end = sum(losses[-5:]) / 5  # of fifty steps
-        axes.plot(
-            seconds, _smooth(losses, 0.5), color=color, label=f"{name}: {end:.2f}"
-        )
+        axes.plot(seconds, _smooth(losses, 0.5), color=color)
+        ends.append((seconds[-1], end, f"{name}: {end:.2f}", color))
     held_out = [
         (row["seconds"], row["val/loss"]) for row in metrics if "val/loss" in row
     ]
-    axes.plot(
-        *zip(*held_out, strict=True),
-        "o",
-        color=COLORS[len(stairs)],
-        markersize=4.5,
-        label="on validation text",
-    )
+    axes.plot(*zip(*held_out, strict=True), "o", color=ends[-1][3], markersize=4)
     _reference_lines(axes, lines)
     axes.set(
         xscale="log",
@@ -110,12 +126,22 @@ def staircase_figure(
     axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     axes.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
     axes.minorticks_off()
-    axes.legend(
-        loc="upper right",
-        bbox_to_anchor=(1, 0.62),
-        title="loss at the end",
-        fontsize=8.5,
-    )
+    for x, y, name, color in ends[:2]:
+        axes.annotate(name, (x, y), (-4, 6), textcoords="offset points", color=color)
+    low = 0.9 * lines.floor  # names stand below it, where no curve can be
+    for x, y, name, color in sorted(ends[2:]):
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "shrinkA": 0}
+        axes.annotate(
+            name,
+            (x, y),
+            (x, low),
+            ha="right",
+            va="top",
+            color=color,
+            arrowprops=line | {"relpos": (1, 0.5)},
+        )
+        low *= 0.8
+    axes.set_ylim(bottom=low)
     plt.close(figure)
     return figure
 
@@ -131,15 +157,15 @@ def _smooth(losses: Sequence[float], smoothing: float) -> list[float]:
 def _reference_lines(axes: Axes, lines: ReferenceLines) -> None:
     for name in ("unigram", "bigram", "floor"):
         value = getattr(lines, name)
-        axes.axhline(value, color=COLORS[7], linestyle=":", linewidth=1.2)
+        axes.axhline(value, color=INK, linestyle=":", linewidth=1.2)
+        right = name == "unigram"  # at the left the curves come down through it
         axes.annotate(
             f"{name} {value:.2f}",
-            (1, value),
+            (right, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, -11 if name == "floor" else 3),
+            xytext=(0 if right else 4, 3),
             textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
+            ha="right" if right else "left",
         )
 
 
@@ -228,22 +254,45 @@ def token_surprisals(
     return pieces, found, true
 
 
-def excess_strip(models: Mapping[str, GPT], tokenizer: Tokenizer, text: str) -> HTML:
-    """A story once per model, each token coloured by how far the model's surprisal is above the true one."""
-    rows = []
+def excess_strip(
+    models: Mapping[str, GPT], tokenizer: Tokenizer, text: str, told: float = 1.0
+) -> Figure:
+    """A story once per model, each token tinted by how far the model's surprisal is above the true one.
+
+    Below a token stands by how many nats, if they are more than `told`.
+    """
+    figure = plt.figure(figsize=(WIDTH, 1))
+    axes = figure.add_axes((0, 0, 1, 1))
+    line = 0.5
     for name, model in models.items():
         pieces, found, true = token_surprisals(model, tokenizer, text)
-        spans = "".join(
-            f'<span title="model {f:.2f}, true {t:.2f} nats" '
-            f'style="background:rgba(239,68,68,{min(0.85, max(0.0, f - t) / 4):.3f})">{html.escape(piece)}</span>'
-            for piece, f, t in zip(pieces, found, true, strict=True)
-        )
-        excess = sum(found) - sum(true)
-        rows.append(
-            f'<p style="margin:.4em 0 1em"><b>{html.escape(name)}</b>: {sum(found):.0f} nats where {sum(true):.0f} are '
-            f"needed, {excess / len(pieces):+.2f} per token<br>{spans}</p>"
-        )
-    return HTML(f'<div style="line-height:1.9">{"".join(rows)}</div>')
+        excess = [f - t for f, t in zip(found, true, strict=True)]
+        needed = f"{sum(found):.0f} nats where {sum(true):.0f} are needed"
+        mean = f"{sum(excess) / len(pieces):+.2f} per token"
+        axes.text(0, line, f"{name}: {needed}, {mean}", va="center", weight="bold")
+        for (x, row, shown), over in zip(set_in_lines(pieces), excess, strict=True):
+            y = line + 1.5 + 2 * row
+            shade = TINT * min(1, max(0, over) / 3)
+            field = Rectangle((x, y - 0.5), len(shown), 1, alpha=shade)
+            field.set(facecolor=COLORS[4], linewidth=0)
+            axes.add_patch(field)
+            axes.text(x, y, shown, va="center", family="monospace")
+            if over > told:
+                axes.text(
+                    x + len(shown) / 2,
+                    y + 0.9,
+                    f"{over:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=SMALL,
+                    color=COLORS[4],
+                )
+        line = y + 3
+    axes.set(xlim=(0, COLUMNS), ylim=(line - 1.5, -0.2))
+    axes.axis("off")
+    figure.set_size_inches(WIDTH, 14 / 72 * (line - 1.3))
+    plt.close(figure)
+    return figure
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
