@@ -70,9 +70,9 @@ for code in ("pass", "import argparse", "import torch"):
 #
 # Each command is two things: a function that takes the parsed arguments and returns the
 # exit code, and a block that describes its arguments. The work itself lies in a module
-# of its own, which the function imports when it is called. `slm train` first:
+# of its own, which the function imports when it is called.
 
-# %%
+# %% tags=["hide-input"]
 #| export
 """The one door of the package: `slm train`, `slm generate`, `slm cost`, `slm data`.
 
