@@ -300,7 +300,8 @@ print(f"{equal} of 1000 strips packed as by the definition")
 #
 # The class does what `gather` does, for both ways of cutting. It does not care where
 # the tokens lie: an array in memory will do, and later so will a file. Filling is put
-# in at the last moment, so nothing of it is stored.
+# in at the last moment, so nothing of it is stored. The constructor counts the rows, by
+# one rule or the other, and refuses tokens of which not a single row can be made.
 
 
 # %%
@@ -356,27 +357,42 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
                 "context_length."
             )
 
-    def __len__(self) -> int:
-        return self.n_rows
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -self.n_rows <= index < self.n_rows:
-            raise IndexError(f"row {index} of {self.n_rows}")
-        x, y = self.rows(np.array([index % self.n_rows]))
-        return x[0], y[0]
+# %% [markdown]
+# What PyTorch asks of a data set is its length and one row; what our loader asks is
+# many rows at once. `rows` looks up where each begins, takes `T + 1` tokens from there,
+# and cuts them into `x` and `y`. A window that would run beyond the last token is
+# clipped; then the places that belong to no document are filled.
 
-    def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Many rows at once: indices `(B,)` → x and y, both `(B, T)` int64."""
-        T, indices = self.context_length, np.asarray(indices, dtype=np.int64)
-        whole = self.packing == "documents"
-        starts = self.starts[indices] if whole else indices * T  # (B,)
-        places = starts[:, None] + np.arange(T + 1)  # (B, T + 1)
-        window = np.take(self.tokens, places, mode="clip")  # (B, T + 1)
-        x, y = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)  # (B, T)
-        if whole:
-            unused = np.arange(T) >= self.lengths[indices][:, None]  # (B, T)
-            x[unused], y[unused] = self.eot_token, IGNORE
-        return torch.from_numpy(x), torch.from_numpy(y)
+
+# %%
+#| export
+@course.add_to(RowDataset)
+def __len__(self) -> int:
+    return self.n_rows
+
+
+@course.add_to(RowDataset)
+def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    if not -self.n_rows <= index < self.n_rows:
+        raise IndexError(f"row {index} of {self.n_rows}")
+    x, y = self.rows(np.array([index % self.n_rows]))
+    return x[0], y[0]
+
+
+@course.add_to(RowDataset)
+def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Many rows at once: indices `(B,)` → x and y, both `(B, T)` int64."""
+    T, indices = self.context_length, np.asarray(indices, dtype=np.int64)
+    whole = self.packing == "documents"
+    starts = self.starts[indices] if whole else indices * T  # (B,)
+    places = starts[:, None] + np.arange(T + 1)  # (B, T + 1)
+    window = np.take(self.tokens, places, mode="clip")  # (B, T + 1)
+    x, y = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)  # (B, T)
+    if whole:
+        unused = np.arange(T) >= self.lengths[indices][:, None]  # (B, T)
+        x[unused], y[unused] = self.eot_token, IGNORE
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 # %% [markdown]
@@ -780,8 +796,7 @@ def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 # %% [markdown]
-# Validation needs no order and no end without end: each row once, dealt out to the
-# ranks batch by batch.
+# Validation has an end: each row once, dealt out to the ranks batch by batch.
 
 
 # %%

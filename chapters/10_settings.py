@@ -136,6 +136,14 @@ class GPU(BaseModel):
     limit: int = Field(8, ge=1, description="how many one container can have")
 
 
+# %% [markdown]
+# The table itself is a row for each GPU, and what belongs to all of them: where the
+# prices are from and of which day, and what processor cores and memory cost. `find`
+# takes a name as Modal spells it.
+
+
+# %%
+#| export
 # Other names that Modal takes. "H100!" is an H100 and never a free upgrade to an H200,
 # "B200+" may be a later model; both cost what the plain one does.
 ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
@@ -329,6 +337,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# %% [markdown]
+# The rules by which a plain word becomes a number are a table of patterns, one for each
+# first letter. The old ones for integers, floats and dates go; ours come in their
+# place.
+
+
+# %%
+#| export training/config
 _OLD = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
 _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if rule[0] not in _OLD]
@@ -341,7 +357,14 @@ for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
     _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
     _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
 
+# %% [markdown]
+# Whatever is wrong with a file is told with its name and its line. A loader can fail in
+# other ways than by its own error: by a file that nests too deeply, or by a tag such as
+# `!!int` in front of a value that is none.
 
+
+# %%
+#| export training/config
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -642,6 +665,13 @@ def make_config(
     return RunConfig(name=name, **made)
 
 
+# %% [markdown]
+# The hint looks in two places, among the names of sections and among the keys of all of
+# them; without a likeness it lists what is allowed.
+
+
+# %%
+#| export training/config
 def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
     """What may have been meant by a section that does not exist."""
     if not isinstance(key, str):
@@ -695,6 +725,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return make_config(sections, name=path.stem, source=str(path))
 
 
+# %% [markdown]
+# An override goes into the dictionaries before they are checked, so a mistake in one is
+# told like a mistake in the file.
+
+
+# %%
+#| export training/config
 def _apply(override: str, sections: dict[str, Any]) -> None:
     """Change one key of the sections as an override says."""
     key, equals, value = override.partition("=")
@@ -884,6 +921,13 @@ class MetricsFile(Observer):
             os.truncate(self.path, kept.rfind(b"\n") + 1)  # whole rows only
 
 
+# %% [markdown]
+# The smallest observer adds a number to each row on its way. It must be told before the
+# one that writes:
+
+
+# %%
+#| export training/metrics
 class Dollars(Observer):
     """Adds to each row what the run has cost so far, `cost/usd`."""
 
@@ -981,6 +1025,11 @@ def wants_wandb(config: RunConfig) -> bool:
     return logged_in
 
 
+# %% [markdown]
+# The logger keeps the id of its run among what a checkpoint holds: a run that goes on
+# finds its curve again.
+
+
 # %%
 #| export training/metrics
 class WandbLogger(Observer):
@@ -1002,33 +1051,46 @@ class WandbLogger(Observer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.id, self.known = state.get("id", self.id), True
 
-    def on_start(self, trainer: Any) -> None:
-        """Open the run, a new one or the one that the checkpoint names."""
-        import wandb
 
-        section = self.config.wandb
-        begin = functools.partial(
-            wandb.init,
-            project=section.project,
-            entity=section.entity,
-            name=section.name or self.config.name,
-            tags=section.tags,
-            resume="allow",
-            config=self.config.as_dict(),
-            dir=self.folder,
-            settings=wandb.Settings(init_timeout=30),
-        )
-        self.run = self._opened(begin)
-        self.run.define_metric("*", step_metric="train/tokens_seen")
+# %% [markdown]
+# The client is imported when the run begins, so whoever does not use it need not have
+# it. Each row is logged under its step, and drawn over the tokens that were seen.
 
-    def on_row(self, row: dict[str, Any]) -> None:
-        if self.run is not None:
-            shown = {key: _for_wandb(value) for key, value in row.items()}
-            self.run.log(shown, step=row["step"])
 
-    def on_end(self) -> None:
-        if self.run is not None:
-            self.run.finish()
+# %%
+#| export training/metrics
+@course.add_to(WandbLogger)
+def on_start(self, trainer: Any) -> None:
+    """Open the run, a new one or the one that the checkpoint names."""
+    import wandb
+
+    section = self.config.wandb
+    begin = functools.partial(
+        wandb.init,
+        project=section.project,
+        entity=section.entity,
+        name=section.name or self.config.name,
+        tags=section.tags,
+        resume="allow",
+        config=self.config.as_dict(),
+        dir=self.folder,
+        settings=wandb.Settings(init_timeout=30),
+    )
+    self.run = self._opened(begin)
+    self.run.define_metric("*", step_metric="train/tokens_seen")
+
+
+@course.add_to(WandbLogger)
+def on_row(self, row: dict[str, Any]) -> None:
+    if self.run is not None:
+        shown = {key: _for_wandb(value) for key, value in row.items()}
+        self.run.log(shown, step=row["step"])
+
+
+@course.add_to(WandbLogger)
+def on_end(self) -> None:
+    if self.run is not None:
+        self.run.finish()
 
 
 # %% [markdown]

@@ -706,6 +706,13 @@ def data_fingerprints(trainer: Trainer) -> dict[str, str]:
     return found
 
 
+# %% [markdown]
+# `trainer_mismatch` puts them together, the cheapest question first, and says with each
+# refusal how the run could go on after all.
+
+
+# %%
+#| export training/checkpoint
 def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
     """Why a trainer's state can't be continued by this one, in words; "" if it can."""
     if (before := state["dtype"]) != str(trainer.dtype):
@@ -1033,6 +1040,14 @@ def resume(self, trainer: Trainer) -> Path | None:
     return path
 
 
+# %% [markdown]
+# Taking over is the last test of a state. PyTorch's optimizers accept averages of any
+# shape and would read beyond their end at the next step, so the shapes are compared
+# here; the error that this raises is what `misfit` turns into a sentence.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
     """Give trainer and observers what is theirs."""
@@ -1055,9 +1070,9 @@ def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
 #
 # A trainer is stopped in the middle and its checkpoint handed to another, which has
 # other weights and other random numbers; the two then do the same steps. Besides,
-# pruning keeps what it should, and a full disk leaves the file that was there.
+# pruning keeps what it should.
 
-# %% tags=["nbval-check-output"]
+# %%
 from slm.data.batches import TextDataset, TokenLoader
 from slm.data.stories import sample
 from slm.data.tokenizer import get_tokenizer
@@ -1085,6 +1100,11 @@ def run_in(folder: Path, seed: int, stop_at: int | None = None) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+# %% [markdown]
+# One run of twelve steps; one that is stopped after the eighth and goes on from other
+# weights, drawn from another seed; and all weights of both, compared bit by bit:
+
+# %% tags=["nbval-check-output"]
 with tempfile.TemporaryDirectory() as home:
     whole = run_in(Path(home) / "whole", seed=0)
     run_in(Path(home) / "torn", seed=0, stop_at=8)

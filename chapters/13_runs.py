@@ -141,9 +141,9 @@ class Run:
 
 
 # %% [markdown]
-# A tokenizer that was put in the place of another is the one change that nothing else
-# would show: ids that were learned as one text and are written as another give garbage,
-# and no error.
+# `load_run` asks in this order: is there a run, is its config in order, is its tokenizer
+# the one that it was trained with, is there room for the weights? Then it reads them,
+# from the one place or the other.
 
 
 # %%
@@ -179,6 +179,14 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
 
 
+# %% [markdown]
+# A tokenizer that was put in the place of another is the one change that nothing else
+# would show: ids that were learned as one text and are written as another give garbage,
+# and no error.
+
+
+# %%
+#| export
 def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> None:
     """Refuse a tokenizer whose ids are not those that the run's model has learned.
 
@@ -193,9 +201,7 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
 
 # %% [markdown]
 # Of an unfinished run the newest checkpoint is read, if it belongs to this config and
-# this tokenizer: the same rule by which a run goes on. The model into which it is read
-# is made on PyTorch's device `meta`, which has shapes and no numbers; memory is taken
-# once, and no random weights are drawn only to be overwritten.
+# this tokenizer: the same rule by which a run goes on.
 
 
 # %%

@@ -791,6 +791,12 @@ def stream(
     return pieces()
 
 
+# %% [markdown]
+# `generate` is the same for people who wait for the whole text, or for many texts. Most
+# of its lines say what may be asked for. Then each text gets a list of its own, every
+# step adds a token to those that go on, and at the end the lists are decoded.
+
+
 # %%
 #| export
 def generate(

@@ -486,6 +486,15 @@ def told(
     return list(dict.fromkeys(sentences))
 
 
+# %% [markdown]
+# One mistake of pydantic's is one sentence. Its kind says what to write: two fields
+# that do not fit together, a value too many, a key that is none, one that is missing,
+# or a value that is not allowed. Then pydantic's own words follow, without their first
+# three.
+
+
+# %%
+#| export
 def _sentence(
     found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
 ) -> str:
@@ -551,6 +560,14 @@ def settings(cls: type[Section]) -> type[Section]:
     return checked
 
 
+# %% [markdown]
+# A section from a file is made in the same way, but told with the file's name, and the
+# nearest key may stand in another section. What is no mapping, or has keys that are no
+# texts, is told before pydantic sees it.
+
+
+# %%
+#| export
 def section(
     cls: type[Section],
     values: Any,
@@ -626,6 +643,15 @@ def check_run_name(name: str) -> str:
     return name
 
 
+# %% [markdown]
+# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
+# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
+# paths that a user writes alike. A variable that is not set is refused; a shell would
+# take it for nothing, and `$DATA/text` for `/text`.
+
+
+# %%
+#| export files
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote, with what `~`, `~name` and `$NAME` stand for.
 
@@ -647,6 +673,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(known)
 
 
+# %% [markdown]
+# A name made of any text keeps its letters and digits, and a dash for each run of other
+# signs.
+
+
+# %%
+#| export files
 def make_run_name(text: str) -> str:
     """A run's name from any text; the text itself, if it can be one."""
     if RUN_NAME.fullmatch(text):
@@ -654,6 +687,14 @@ def make_run_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
+# %% [markdown]
+# *Is there a network?* Libraries that download try again for minutes before they give
+# up. `answers` knows after a second: it asks in a thread of its own, and waits for that
+# thread no longer than it was told.
+
+
+# %%
+#| export files
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers over HTTP in this time; an error's status is an answer.
 
@@ -680,14 +721,7 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 # %% [markdown]
-# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
-# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
-# paths that a user writes alike. A variable that is not set is refused; a shell would
-# take it for nothing, and `$DATA/text` for `/text`.
-#
-# *Is there a network?* Libraries that download try again for minutes before they give
-# up. `answers` knows after a second. Here is the worst case, a server that accepts the
-# connection and then says nothing:
+# Here is the worst case, a server that accepts the connection and then says nothing:
 
 # %%
 import socket
@@ -804,8 +838,11 @@ for said in told_of_generation(sizes, a_tokenizer):
     print(*(f"{key}: {value}" for key, value in said.items()), sep=", ")
 
 # %% [markdown]
-# Then the files. A full disk is an `OSError` whoever notices it, so the library's own
-# error becomes one.
+# Then the files, four of them with the tokenizer's. What is told to other programs comes
+# first: the shape by their names, and the choices that the format could make otherwise
+# and ours does not. The weights follow, under their published names, and turned where
+# theirs lie the other way. A full disk is an `OSError` whoever notices it, so the
+# library's own error becomes one.
 
 
 # %%
