@@ -1104,10 +1104,10 @@ class Memory:
 # same time, and leaves out what comes and goes inside single operations.
 #
 # It first counts what a token leaves behind in a block, `per_block` bytes, with what a
-# CPU keeps besides; then what a whole text leaves in the embedding. Then come the two
-# moments at which the loss holds most, while it is computed and when its gradients are
-# handed on; the larger one counts. The rest is four bytes for each parameter, as often
-# as weights, averages and gradients keep one.
+# CPU keeps besides; then what it leaves in the embedding. Then come the two moments at
+# which the loss holds most, while it is computed and when its gradients are handed on;
+# the larger one counts. The rest is four bytes for each parameter, as often as weights,
+# averages and gradients keep one.
 
 
 # %%

@@ -976,10 +976,8 @@ print(f"told alike by both programs: {equal} of 1000")
 n = 20_000
 seen = Counter(map(grammar.sample, range(n)))
 chi2 = sum((seen[text] - n * p) ** 2 / (n * p) for text, p in by_hand.items())
-print(
-    f"chi-square of {n:,} samples of the napkin: {chi2:.1f} (15 expected;"
-    " right odds exceed 31 once in a hundred times)"
-)
+print(f"chi-square of {n:,} samples of the napkin: {chi2:.1f}")
+print("(15 expected; right odds exceed 31 once in a hundred times)")
 
 first = "\n".join(sample(seed) for seed in range(100))
 print("first hundred stories:", hashlib.sha256(first.encode()).hexdigest()[:16])

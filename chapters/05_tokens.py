@@ -36,7 +36,7 @@ import slm.data.tokenizer
 finished = slm.data.tokenizer.get_tokenizer("stories")
 ids = finished.encode("Once upon a time, there was a thankful pony.")
 print(ids)
-print([finished.decode([i]) for i in ids])
+course.show([finished.decode([i]) for i in ids])
 
 # %% [markdown]
 # A **token** is a piece of text with a number. Common words are one token, with the
@@ -283,7 +283,7 @@ def train_by_recounting(texts: Iterable[str], vocab_size: int) -> dict[bytes, in
 
 
 slow = train_by_recounting(texts[:300], 400)
-print([token.decode() for token in list(slow)[256:276]])
+course.show([token.decode() for token in list(slow)[256:276]])
 
 # %% [markdown]
 # The first tokens are endings and beginnings of common words, spaces included; whole
@@ -820,7 +820,7 @@ def _gpt2_is_cached() -> bool:
 # %% tags=["nbval-check-output"]
 tokenizer = get_tokenizer("stories")
 print(tokenizer.n_vocab, "tokens, end of text is", tokenizer.eot_token)
-print([tokenizer.decode([i]) for i in tokenizer.encode(sample(0))[:16]])
+course.show([tokenizer.decode([i]) for i in tokenizer.encode(sample(0))[:16]])
 
 # %% [markdown]
 # How large should a vocabulary be? Every token more shortens the texts, and costs a row
@@ -882,7 +882,7 @@ with tempfile.TemporaryDirectory() as folder:
             same = cut.fingerprint == tokenizer.fingerprint
             print(f"{what}: {cut.n_vocab} tokens, same fingerprint: {same}")
         except SlmError as error:
-            print(f"{what}: {str(error).replace(folder + os.sep, '')}")
+            course.show(f"{what}: {str(error).replace(folder + os.sep, '')}")
 
 # %% [markdown]
 # ## Exercise 2: the way back

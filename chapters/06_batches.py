@@ -858,7 +858,7 @@ def load_state_dict(self, state: dict[str, int]) -> None:
 loader = TokenLoader(TextDataset(two_thousand, tokenizer, 32), batch_size=4)
 x, y = next(iter(loader))
 for row in x:
-    print(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())))
 
 # %% [markdown]
 # How do batches tile the corpus? Each column of {numref}`fig-tiles` is a row of a small

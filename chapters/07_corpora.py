@@ -1240,7 +1240,7 @@ for name in ("storys", "owner/name/more"):
     try:
         find_source(DataConfig(name))
     except SlmError as error:
-        print(error)
+        course.show(error)
 
 # %% [markdown]
 # ## Names that decide, and names that do not

@@ -934,12 +934,12 @@ from slm.data.tokenizer import train_bpe
 
 other = Tokenizer("other", train_bpe(some[:300], 1024))
 ids = np.fromfile(path, dtype=np.uint16)
-print("right:", tokenizer.decode(ids[1:30].tolist()))
-print("wrong:", other.decode(ids[1:30].tolist()))
+course.show("right:", tokenizer.decode(ids[1:30].tolist()))
+course.show("wrong:", other.decode(ids[1:30].tolist()))
 try:
     TokenDataset(path, 64, tokenizer=other)
 except SlmError as error:
-    print("error:", str(error).replace(f"{path}", "the file"))
+    course.show("error:", str(error).replace(f"{path}", "the file"))
 
 # %% [markdown]
 # ### What goes wrong: one bit
@@ -958,7 +958,7 @@ copy.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
 try:
     TokenDataset(copy, 64).verify()
 except SlmError as error:
-    print(str(error).replace(f"{copy}", "the copy"))
+    course.show(str(error).replace(f"{copy}", "the copy"))
 
 # %% [markdown]
 # ## From a corpus to its batches
@@ -1168,7 +1168,7 @@ loader = create_dataloader(
 )
 x, y = next(iter(loader))
 for row in x:
-    print(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())))
 
 # %% [markdown]
 # How does it grow? `benchmarks/loader.py` writes ever larger files and measures three
@@ -1185,7 +1185,7 @@ from course import ROOT
 record = ROOT / "benchmarks" / "results" / "loader.csv"
 made_by, *table = record.read_text(encoding="utf-8").splitlines()
 recorded = list(csv.DictReader(table))
-print(made_by.removeprefix("# "))
+course.show(made_by.removeprefix("# "))
 lists = [row for row in recorded if row["loader"] == "list"]
 largest = max(lists, key=lambda row: float(row["megabytes"]))
 per_token = float(largest["anonymous_mb"]) / float(largest["megabytes"]) * 2

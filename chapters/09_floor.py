@@ -302,7 +302,7 @@ from slm.data.grammar import Grammar
 for name, grammar in (("the napkin", Grammar(napkin)), ("the course", STORIES)):
     size = f"{count(grammar):,} stories from {len(visits(grammar)):,} choices"
     cost = f"{entropy(grammar):.4f} nats and {mean_bytes(grammar):.1f} bytes a story"
-    print(f"{name}: {size}, {cost}")
+    print(f"{name}: {size},\n    {cost}")
 
 # %% [markdown]
 # The napkin agrees with the hand. (Its fourth choice is the rule STORY itself, which
@@ -675,19 +675,17 @@ check.bits_per_byte(nats_per_byte)
 # The same stories, cut by four vocabularies:
 
 # %% tags=["nbval-check-output"]
+from course.tables import Table
+
 names = ("uniform", "unigram", "bigram", "floor")
-print(
-    f"{'vocabulary':>10} {'tokens':>7}", *(f"{name:>8}" for name in names), " bits/byte"
-)
-texts = [sample(seed) for seed in range(2000)]
+texts, rows = [sample(seed) for seed in range(2000)], []
 for vocab_size in (257, 400, 600, 1024):
     sized = reference_lines(Tokenizer("sized", train_bpe(texts, vocab_size)))
-    values = (f"{getattr(sized, name):8.3f}" for name in names)
-    print(
-        f"{vocab_size:10} {sized.tokens_per_story:7.1f}",
-        *values,
-        f"{sized.bits_per_byte(sized.floor):10.4f}",
-    )
+    values = [f"{getattr(sized, name):.3f}" for name in names]
+    bits = f"{sized.bits_per_byte(sized.floor):.4f}"
+    rows.append((str(vocab_size), f"{sized.tokens_per_story:.1f}", *values, bits))
+header = ("vocabulary", "tokens a story", *names, "floor, bits a byte")
+Table(header, rows, "The lines in nats per token, for four vocabularies")
 
 # %% [markdown]
 # Per token the floor rises with the vocabulary, since fewer tokens share the same

@@ -219,16 +219,16 @@ MODAL = Prices(
 )
 
 # %%
+from course.tables import Table
 from slm.gpus import MODAL
 
-print(f"{len(MODAL.gpus)} GPUs, prices of {MODAL.date}")
+rows = []
 for gpu in MODAL.gpus:
     per_hour = 3600 * gpu.dollars_per_second
-    per_dollar = gpu.peak_tflops / per_hour
-    print(
-        f"{gpu.name:13}{gpu.peak_tflops:6.0f} TFLOP/s{gpu.memory_gb:5.0f} GB"
-        f"  ${per_hour:.2f} an hour, {per_dollar:4.0f} TFLOP/s for each dollar"
-    )
+    sizes = (f"{gpu.peak_tflops:,.0f}", f"{gpu.memory_gb:.0f}", f"{per_hour:.2f}")
+    rows.append((gpu.name, *sizes, f"{gpu.peak_tflops / per_hour:.0f}"))
+header = ("GPU", "peak, TFLOP/s", "memory, GB", "$ an hour", "TFLOP/s for a dollar")
+Table(header, rows, f"{len(MODAL.gpus)} GPUs, prices of {MODAL.date}")
 
 # %% [markdown]
 # Look at the last column. What a dollar buys goes up and down along the table and is
@@ -338,8 +338,8 @@ class _Loader(yaml.SafeLoader):
 
 
 # %% [markdown]
-# The rules by which a plain word becomes a number are a table of patterns, one for each
-# first letter. The old ones for integers, floats and dates go; ours come in their
+# The rules by which a plain word becomes a number are a table of patterns, sorted by
+# the first letter. The old ones for integers, floats and dates go; ours come in their
 # place.
 
 
@@ -761,7 +761,7 @@ bad = {
 try:
     make_config(bad, source="bad.yaml")
 except SlmError as error:
-    print(error)
+    course.show(error, hanging="  ")
 
 # %% [markdown]
 # The five lines name the file, the key, the value and what is allowed. Where a key does

@@ -740,6 +740,9 @@ def make_optimizers(
 # *seconds* for each, since a step of Muon takes longer. The schedule follows the clock:
 
 # %%
+from course.tables import Table
+
+rows = []
 for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
     torch.manual_seed(0)
     model, seconds, losses = GPT(SMALL), 4.0, []
@@ -758,7 +761,11 @@ for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
             optimizer.zero_grad()
         losses.append(loss.item())
     end = sum(losses[-20:]) / 20
-    print(f"{name:5} at {rate}: {end:.2f} over the last 20 of {len(losses)} steps")
+    rows.append((name, f"{rate}", f"{len(losses)}", f"{end:.2f}"))
+header = ("optimizer", "rate", "steps", "loss")
+Table(
+    header, rows, f"{seconds:g} seconds each; the loss is the mean of the last 20 steps"
+)
 
 
 # %% [markdown]

@@ -558,7 +558,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         load_checkpoint(path)
     except CheckpointError as error:
-        print(str(error).replace(f"{folder}/", ""))
+        course.show(str(error).replace(f"{folder}/", ""))
 
 # %% [markdown]
 # ## The newest that can be used
@@ -623,7 +623,7 @@ with tempfile.TemporaryDirectory() as folder:
     newest.write_bytes(newest.read_bytes()[:-100])
     with contextlib.redirect_stdout(io.StringIO()) as told:
         path, state = load_latest(folder)
-    print(told.getvalue().replace(f"{folder}/", ""), end="")
+    course.show(told.getvalue().replace(f"{folder}/", ""))
 print(f"{path.name} is used, of step {state['step']}")
 
 # %% [markdown]

@@ -596,8 +596,7 @@ def make_trainer(
 # %% [markdown]
 # The other half, in order: resume, write down what the run is computed with, tell,
 # train until the end or a signal, publish the model. Only the first process writes; the
-# others wait for it at the end, since a process that ends first would take the group
-# down with it.
+# others wait for it at the end, so that none ends before the model is there.
 
 
 # %%
@@ -764,14 +763,14 @@ with tempfile.TemporaryDirectory() as home:
     try:
         train(other, folder, verbose=False)
     except SlmError as error:
-        print(str(error).replace(f"{home}/", ""))
+        course.show(str(error).replace(f"{home}/", ""))
     stray = Path(home) / "stray"
     stray.mkdir()
     (stray / "metrics.jsonl").touch()
     try:
         train(config, stray, verbose=False)
     except SlmError as error:
-        print(str(error).replace(f"{home}/", ""))
+        course.show(str(error).replace(f"{home}/", ""))
 print(f"finished after the signal: {torn.finished}, after the second call:", end=" ")
 print(f"{done.finished}; the third gives the same model:", end=" ")
 pairs = zip(done.model.parameters(), again.model.parameters(), strict=True)

@@ -215,7 +215,7 @@ def write_naively(tokens: Tensor, steps: int) -> Tensor:
 
 with torch.inference_mode():
     greedy = write_naively(tokens, steps=30)
-tokenizer.decode(greedy[1:].tolist())
+course.show(tokenizer.decode(greedy[1:].tolist()))
 
 # %% [markdown]
 # It works, and it is wasteful. To choose one token the model computes *all* positions
@@ -860,7 +860,7 @@ def generate(
 # each as it comes; here a dot shows where one ends and the next begins.
 
 # %%
-"·".join(stream(model, tokenizer, opening, seed=1))
+course.show("·".join(stream(model, tokenizer, opening, seed=1)))
 
 # %% [markdown]
 # Here the corpus has an advantage that no real one has: its grammar can say whether a

@@ -1072,9 +1072,9 @@ def download(
 
 
 # %% [markdown]
-# The other two are short. `status` copies the small files and reports on them; a run
-# that is running and has left nothing yet raises `NothingYet`'s sentence only if it is
-# not running either.
+# The other two are short. `status` copies the small files and reports on them; that
+# there are none is no mistake as long as the run is running. `stop` cancels the call,
+# or, where none is known yet, the app that was about to make it.
 
 
 # %%

@@ -843,7 +843,7 @@ from slm.generation import generate as continue_text
 from slm.training.run import load_run
 
 trained = load_run(folder)
-print(continue_text(trained.model, trained.tokenizer, "Once upon a time", 60))
+course.show(continue_text(trained.model, trained.tokenizer, "Once upon a time", 60))
 
 # %% [markdown]
 # ### Reconcile

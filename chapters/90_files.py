@@ -155,16 +155,20 @@ def may_find(steps: list[str]) -> list[str]:
 
 
 # %% tags=["nbval-check-output"]
+from course.tables import Table
+
 recipes = {
     "rename only": ["write", "rename"],
     "fsync too late": ["write", "rename", "fsync the folder"],
     "fsync, rename": ["write", "fsync the file", "rename"],
     "and the folder": ["write", "fsync the file", "rename", "fsync the folder"],
 }
+rows = []
 for name, steps in recipes.items():
     found = set().union(*(may_find(steps[:n]) for n in range(1, len(steps))))
-    meanwhile, after = ", ".join(sorted(found)), ", ".join(may_find(steps))
-    print(f"{name:15} meanwhile: {meanwhile:23} afterwards: {after}")
+    rows.append((name, ", ".join(sorted(found)), ", ".join(may_find(steps))))
+header = ("recipe", "meanwhile", "afterwards")
+Table(header, rows, "What a reader may find if the power fails")
 
 # %% [markdown]
 # Without the first `fsync` the rename may reach the disk before the data, and the good
@@ -489,8 +493,7 @@ def told(
 # %% [markdown]
 # One mistake of pydantic's is one sentence. Its kind says what to write: two fields
 # that do not fit together, a value too many, a key that is none, one that is missing,
-# or a value that is not allowed. Then pydantic's own words follow, without their first
-# three.
+# or a value that is not allowed. In the last case pydantic's own words say what is.
 
 
 # %%
@@ -674,8 +677,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 # %% [markdown]
-# A name made of any text keeps its letters and digits, and a dash for each run of other
-# signs.
+# A name made of any text keeps the signs that are allowed, and has a dash for each run
+# of others.
 
 
 # %%
@@ -835,14 +838,13 @@ a_tokenizer = SimpleNamespace(
 )
 sizes = {"vocab_size": 1026, "context_length": 128}
 for said in told_of_generation(sizes, a_tokenizer):
-    print(*(f"{key}: {value}" for key, value in said.items()), sep=", ")
+    course.show(", ".join(f"{key}: {value}" for key, value in said.items()))
 
 # %% [markdown]
-# Then the files, four of them with the tokenizer's. What is told to other programs comes
-# first: the shape by their names, and the choices that the format could make otherwise
-# and ours does not. The weights follow, under their published names, and turned where
-# theirs lie the other way. A full disk is an `OSError` whoever notices it, so the
-# library's own error becomes one.
+# Then the files. What is told to other programs comes first: the shape by their names,
+# and the choices that the format could make otherwise and ours does not. The weights
+# follow, under their published names, and turned where theirs lie the other way. A full
+# disk is an `OSError` whoever notices it, so the library's own error becomes one.
 
 
 # %%

@@ -4,12 +4,14 @@
 """
 
 import os
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 88  # columns of a chapter's code, and of what it prints
 
 Method = TypeVar("Method")
 
@@ -54,6 +56,21 @@ def add_to(cls: type) -> Callable[[Method], Method]:
     return register
 
 
+def show(*values: object, hanging: str = "") -> None:
+    """Print as `print` does, each line wrapped at the width of a chapter; `hanging` begins what runs over."""
+    for line in " ".join(map(str, values)).splitlines() or [""]:
+        print(
+            textwrap.fill(
+                line,
+                WIDTH,
+                subsequent_indent=hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
+        )
+
+
 def summary(*modules: str) -> None:
     """Print what a chapter leaves behind: each module with its size and public names, and the time since `start()`."""
     from course.export import public_names
@@ -65,7 +82,6 @@ def summary(*modules: str) -> None:
                 f"{module} is not there; `python -m course export` writes it from this chapter."
             )
         source = path.read_text(encoding="utf-8")
-        print(
-            f"{module}: {len(source.splitlines())} lines, {', '.join(public_names(source))}"
-        )
+        names = ", ".join(public_names(source))
+        show(f"{module}: {len(source.splitlines())} lines, {names}", hanging="  ")
     print(f"this chapter: {time.perf_counter() - _started:.0f} seconds")
