@@ -17,8 +17,6 @@
 # below the blocks and a prediction above them, start the whole so that it knows that it
 # knows nothing, count what it costs to run, and export `GPTConfig` with its counts and
 # `GPT`, which reads GPT-2's published weights and writes their format.
-#
-# *Runs in about 20 seconds on two cores.*
 
 # %%
 import course
@@ -94,7 +92,8 @@ model_diagram()
 # %% tags=["nbval-check-output"]
 table = torch.randn(10, 4)  # (V, D)
 tokens = torch.tensor([3, 1, 3])  # (T,)
-torch.equal(table[tokens], F.one_hot(tokens, 10).float() @ table)
+looked_up, product = table[tokens], F.one_hot(tokens, 10).float() @ table
+print("rows looked up and product, equal to the last bit:", looked_up.equal(product))
 
 # %% [markdown]
 # Is that enough? Attention takes a weighted mean over earlier tokens, and a mean has no
@@ -109,7 +108,8 @@ other = torch.stack([man, bites, dog, stop])
 position = torch.randn(4, 32)  # (T, D)
 for name, added in {"without": 0 * position, "with": position}.items():
     ends = [block((text + added)[None])[0, -1] for text in (one, other)]
-    print(name, "positions, the same:", torch.allclose(*ends, atol=1e-5))
+    same = torch.allclose(*ends, atol=1e-5)
+    print(f"{name} positions, the last row is the same within 1e-5: {same}")
 
 # %% [markdown]
 # (Deeper blocks can infer something of the order from the mask, since every token has
@@ -388,7 +388,7 @@ def output_counted(config: GPTConfig) -> int:
 check.parameter_count(output_counted)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_count</code></summary>
 #
 # ```python
 # def my_count(config):
@@ -413,7 +413,8 @@ def count_parameters(config: GPTConfig) -> int:
 
 
 # %% tags=["nbval-check-output"]
-print("equal:", count_parameters(shape) == gpt2.count_parameters())
+counted, held = count_parameters(shape), gpt2.count_parameters()
+print(f"{counted:,} counted by the formula, {held:,} held by the model")
 
 # %% [markdown]
 # ## The loss, and what it should be before training
@@ -459,7 +460,7 @@ def counts_the_ignored(logits: Tensor, targets: Tensor) -> Tensor:
 check.cross_entropy(counts_the_ignored)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_cross_entropy</code></summary>
 #
 # ```python
 # def my_cross_entropy(logits, targets):
@@ -789,7 +790,7 @@ def six_for_each_weight(
 check.gated_flops(six_for_each_weight)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_gated_flops</code></summary>
 #
 # ```python
 # def my_gated_flops(n_layers, d_model, d_ff, vocab_size, context_length):
@@ -1262,7 +1263,8 @@ import tempfile
 with tempfile.TemporaryDirectory() as folder:
     fresh.save_pretrained(folder)
     loaded = GPT.from_pretrained(folder)
-print("saved and loaded, equal logits:", torch.equal(fresh(ids), loaded(ids)))
+same = torch.equal(fresh(ids), loaded(ids))
+print("logits before saving and after loading, equal to the last bit:", same)
 
 # %% [markdown]
 # ## Other models

@@ -20,8 +20,6 @@
 #
 # It exports `slm/data/grammar.py` (the machine) and `slm/data/stories.py` (what it
 # tells).
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -172,7 +170,7 @@ def forgets_the_sum(weights: list[float], u: float) -> int:
 check.pick(forgets_the_sum)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_pick</code></summary>
 #
 # ```python
 # def my_pick(weights, u):
@@ -1026,7 +1024,7 @@ def may_meet_itself(rules: dict) -> dict:
 check.new_plot(may_meet_itself)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_plot</code></summary>
 #
 # ```python
 # def my_plot(rules):

@@ -17,8 +17,6 @@
 # a file that is whole or not there, and read from there without being loaded. You
 # export `prepare_tokens`, which survives kills and company; `TokenDataset`, a file as
 # rows; and `create_dataloader`, from the name of a corpus to its batches in one call.
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -129,7 +127,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # these: after a power failure the file's end may be missing or wrong. If anything does
 # not agree, the work begins anew. Going on wrongly would cost more than starting again.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (53 lines)"} tags=["hide-input"]
 #| export
 FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
@@ -622,7 +620,7 @@ print(path.with_suffix(".json").read_text())
 # its progress after every batch. As soon as it has noted enough, it gets `kill -9`,
 # against which no program can do anything:
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Start a preparation and kill it (26 lines)"} tags=["hide-input"]
 import signal
 import subprocess
 import sys
@@ -679,9 +677,8 @@ with mock.patch("__main__._encode_pieces", wraps=_encode_pieces) as undisturbed:
     calm = prepare_tokens(calm, "train", tokenizer)
 more = undisturbed.call_count - before - after.call_count
 print(f"batches that were tokenized although a note had counted them: {-more}")
-print(
-    "bytes equal to a call without a kill:", resumed.read_bytes() == calm.read_bytes()
-)
+size, equal = calm.stat().st_size, resumed.read_bytes() == calm.read_bytes()
+print(f"killed and not killed, {size:,} bytes, all equal: {equal}")
 
 # %% [markdown]
 # ## A corpus for many machines
@@ -795,8 +792,9 @@ for k in (2, 0, 1):
 joined = join_tokens(divided, "train", tokenizer, 3)
 single = DataConfig(str(folder), cache_dir=str(scratch / "single"))
 alone = prepare_tokens(single, "train", tokenizer)
-print("same name:", joined.name == alone.name)
-print("same bytes:", joined.read_bytes() == alone.read_bytes())
+size, equal = alone.stat().st_size, joined.read_bytes() == alone.read_bytes()
+print("joined and undivided, the same name:", joined.name == alone.name)
+print(f"joined and undivided, {size:,} bytes, all equal: {equal}")
 
 # %% [markdown]
 # ## A file as rows
@@ -1212,7 +1210,8 @@ loaders_figure(recorded)
 expected = [i for text in some for i in [tokenizer.eot_token, *tokenizer.encode(text)]]
 expected.append(tokenizer.eot_token)
 stored = np.fromfile(path, dtype=np.uint16).tolist()
-print(f"ids of 2,000 stories, and of the file, equal: {stored == expected}")
+print(f"{len(expected):,} ids of 2,000 stories and of the file, all equal:", end=" ")
+print(stored == expected)
 
 common = dict(tokenizer=tokenizer, cache_dir=scratch, max_documents=2000)
 one = create_dataloader("stories", batch_size=8, context_length=32, **common)
@@ -1253,7 +1252,7 @@ check.write_whole(write_whole)
 # Nearly right, and what most programs do:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def without_fsync(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".tmp")
     part.write_bytes(data)
@@ -1263,7 +1262,7 @@ def without_fsync(path: Path, data: bytes) -> None:
 check.write_whole(without_fsync)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>write_whole</code></summary>
 #
 # A temporary name beside the file (a rename only works inside one file system), its
 # contents forced to the disk, then the rename. `flush` empties Python's own buffer;

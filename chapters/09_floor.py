@@ -18,8 +18,6 @@
 # much of it is ignorance, and how much is dice.
 #
 # It exports `slm/data/floor.py`.
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -182,7 +180,7 @@ def forgets_how_likely(choice) -> float:
 check.entropy(forgets_how_likely)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_entropy</code></summary>
 #
 # ```python
 # def my_entropy(choice):
@@ -660,7 +658,7 @@ def nats_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
 check.bits_per_byte(nats_per_byte)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_bits_per_byte</code></summary>
 #
 # ```python
 # def my_bits_per_byte(loss, n_tokens, n_bytes):
@@ -763,7 +761,8 @@ off = (mean - entropy()) / standard_error
 print("cost of a thousand stories within 3 standard errors of H:", abs(off) < 3)
 print("told in one way only:", sum(ways(text) == 1 for text in texts[:150]), "of 150")
 total = sum(surprisal(story))
-print("a story's characters cost what it costs:", math.isclose(total, -logprob(story)))
+close = math.isclose(total, -logprob(story), rel_tol=1e-9)
+print("a story's characters cost what it costs, to nine digits:", close)
 
 hero = next(row[0] for name, _, row in STORIES.draw(11).drawn if name == "hero")
 another = next(row[0] for _, row in STORIES.rows["HERO"] if row[0] != hero)

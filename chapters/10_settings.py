@@ -18,8 +18,6 @@
 # before it starts and by rows of numbers while it goes. You build both ends, a config
 # that cannot be misread and observers that write the rows, and one table of GPUs; you
 # export `slm.gpus`, `load_config` and the observers.
-#
-# *Runs in about 8 seconds on two cores.*
 
 # %%
 import course
@@ -188,7 +186,7 @@ class Prices(BaseModel):
 # NVIDIA prints one number, 4,000 TFLOPS "of AI", which is for products in 4 bits with
 # sparsity: without it half, in 8 bits half of that, in 16 bits half again.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (27 lines)"} tags=["hide-input"]
 #| export
 _COLUMNS = "name dollars_per_second peak_tflops float32_tflops memory_gb mfu bfloat16"
 _COLUMNS += " limit"
@@ -401,7 +399,7 @@ def _read_yaml(text: str, source: str) -> Any:
 # write a config of your own.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section training: its settings, each with what it means (79 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class TrainingConfig:
@@ -484,7 +482,7 @@ class TrainingConfig:
         return self
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (37 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class WandbConfig:
@@ -530,7 +528,7 @@ class WandbConfig:
 # stands in the table of GPUs:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section modal: the rented machine (48 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class ModalConfig:
@@ -996,7 +994,7 @@ def gradient_histograms(model: Any) -> dict[str, Any]:
     return row
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Is W&B wanted, and can it be used? (25 lines)"} tags=["hide-input"]
 #| export training/metrics
 def wants_wandb(config: RunConfig) -> bool:
     """Whether to log to Weights & Biases, as config, WANDB_MODE or a login says.
@@ -1105,7 +1103,7 @@ def on_end(self) -> None:
 from course import add_to
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Open the run at W&B, whatever its server says (32 lines)"} tags=["hide-input"]
 #| export training/metrics
 @add_to(WandbLogger)
 def _opened(self, begin: Callable[..., Any]) -> Any:
@@ -1196,7 +1194,7 @@ check.override(my_override)
 # dictionary, and the inner ones are still the same objects:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def shallow(sections: dict, text: str) -> dict:
     key, _, value = text.partition("=")
     name, _, field = key.partition(".")
@@ -1209,7 +1207,7 @@ def shallow(sections: dict, text: str) -> dict:
 check.override(shallow)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_override</code></summary>
 #
 # ```python
 # def my_override(sections, text):

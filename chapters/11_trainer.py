@@ -17,8 +17,6 @@
 # From four lines of PyTorch to a trainer whose loop you can read on one screen. You
 # earn each addition by measuring what it does, then train a model to within a whisker
 # of the floor, and export `Trainer`, `Muon` and what a device can do.
-#
-# *Runs in about 200 seconds on two cores.*
 
 # %%
 import course
@@ -234,7 +232,7 @@ check.accumulate(my_accumulate)
 # Nearly everybody's first answer, and it is right for parts that are equally full:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def mean_of_parts(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
     parts = list(zip(x.split(rows), y.split(rows), strict=True))
     for part_x, part_y in parts:
@@ -244,7 +242,7 @@ def mean_of_parts(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
 check.accumulate(mean_of_parts)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_accumulate</code></summary>
 #
 # ```python
 # def my_accumulate(model, x, y, rows):
@@ -1317,7 +1315,7 @@ def update_weights(self) -> Tensor:
     return torch.zeros_like(norm) if overflow else norm
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: groups, sums over processes, precision (21 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def param_groups(self) -> list[dict[str, Any]]:
@@ -1590,7 +1588,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{row[key]:{form}}" for name, (key, form) in pairs if key in row}
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: losses that are finite, the error if not, the clock (35 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def finite_losses(self) -> list[list[float]]:
@@ -1984,7 +1982,7 @@ check.schedule(my_schedule)
 # What the check says to a typical wrong answer:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def one_late(step: int, peak: float, warmup: int, fall: int, steps: int) -> float:
     return peak * min(1, (step + 1) / warmup, (steps - step) / fall)
 
@@ -1992,7 +1990,7 @@ def one_late(step: int, peak: float, warmup: int, fall: int, steps: int) -> floa
 check.schedule(one_late)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_schedule</code></summary>
 #
 # ```python
 # def my_schedule(step, peak, warmup, fall, steps):
@@ -2019,7 +2017,7 @@ check.adamw(my_adamw_step)
 # With the decay where Adam has it, in the gradient, the step is another one:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def decay_in_gradient(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
     grad = grad + decay * p
     m.mul_(beta1).add_(grad, alpha=1 - beta1)
@@ -2031,7 +2029,7 @@ def decay_in_gradient(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
 check.adamw(decay_in_gradient)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_adamw_step</code></summary>
 #
 # ```python
 # def my_adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay):

@@ -17,8 +17,6 @@
 # is there entirely or not at all, and is checked before it is used. You kill processes
 # while they write, damage files by a bit, and export the names inside a run folder,
 # `save_checkpoint`, `load_latest` and `Checkpointer`.
-#
-# *Runs in about 25 seconds on two cores.*
 
 # %%
 import course
@@ -85,7 +83,7 @@ from slm.training.trainer import Trainer
 # folder, too: it is, when there is a `model/`.
 
 
-# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (69 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (68 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class RunFolder:
@@ -350,7 +348,8 @@ def read_tokenizer(run_dir: str | Path) -> str | None:
 from slm.training.folder import modules_of_a_run
 
 known = modules_of_a_run()
-print("slm.training.optim" in known, "slm.cli" in known)
+for name in ("slm.training.optim", "slm.cli"):
+    print(f"{name}: {'decides' if name in known else 'does not decide'} what a run is")
 
 # %% [markdown]
 # ## Saving in fifteen lines
@@ -1152,7 +1151,7 @@ check.resume(my_save, my_load)
 # out the live tensors:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def live(model: GPT, optimizer: torch.optim.Optimizer, step: int) -> dict:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     return state | {"rng_state": torch.get_rng_state(), "step": step}
@@ -1168,7 +1167,7 @@ def load(state: dict, model: GPT, optimizer: torch.optim.Optimizer) -> int:
 check.resume(live, load)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_save</code></summary>
 #
 # ```python
 # def my_save(model, optimizer, step):

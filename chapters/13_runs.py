@@ -16,8 +16,6 @@
 # on with one that was stopped, or returns one that is finished. You put together what
 # the last chapters built, kill it while it works, and export `train`, `load_run`, which
 # reads a run folder, and `Run`, what both return.
-#
-# *Runs in about 30 seconds on two cores.*
 
 # %%
 import course
@@ -771,10 +769,12 @@ with tempfile.TemporaryDirectory() as home:
         train(config, stray, verbose=False)
     except SlmError as error:
         course.show(str(error).replace(f"{home}/", ""))
-print(f"finished after the signal: {torn.finished}, after the second call:", end=" ")
-print(f"{done.finished}; the third gives the same model:", end=" ")
+print(
+    f"finished after the signal: {torn.finished}, after a second call: {done.finished}"
+)
 pairs = zip(done.model.parameters(), again.model.parameters(), strict=True)
-print(all(torch.equal(a, b) for a, b in pairs))
+same = all(torch.equal(a, b) for a, b in pairs)
+print("weights of the second call and of a third, equal to the last bit:", same)
 
 # %% [markdown]
 # ## Exercise: a loop that goes on
@@ -803,7 +803,7 @@ check.job(my_job)
 # each time:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def forgets(steps: int, every: int, load, do, save) -> None:
     for step in range(1, steps + 1):
         do(step)
@@ -814,7 +814,7 @@ def forgets(steps: int, every: int, load, do, save) -> None:
 check.job(forgets)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_job</code></summary>
 #
 # ```python
 # def my_job(steps, every, load, do, save):

@@ -16,8 +16,6 @@
 # choices, find out why the obvious loop wastes nearly all its work, and export
 # `generate` and `stream`, which write many texts at once and compute each key and value
 # only once.
-#
-# *Runs in about 10 seconds on two cores, once the story model has been trained.*
 
 # %%
 import course
@@ -1007,7 +1005,7 @@ def compares_with_min_p(probabilities: Tensor, min_p: float) -> Tensor:
 check.min_p(compares_with_min_p)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>min_p_filter</code></summary>
 #
 # The threshold is relative to each row's own largest probability, so it has to keep its
 # axis to line up.
@@ -1050,7 +1048,7 @@ def reads_its_own_position(model, prompt: list[int], continuation: list[int]) ->
 check.log_probability(reads_its_own_position)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>log_probability</code></summary>
 #
 # The logits at position $t$ predict the token at $t + 1$. The first token of the
 # continuation is therefore predicted at the *last* position of the prompt, and the last
@@ -1106,7 +1104,7 @@ class KeepsEverything:
 check.sliding_cache(KeepsEverything)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>SlidingCache</code></summary>
 #
 # Join along time, which is axis 2 of `(B, H, T, K)`, and keep the end. `cat` copies
 # everything at every token; a ring buffer would not, at the price of positions out of

@@ -16,8 +16,6 @@
 # does with the operations that you have counted, turn counts into hours and dollars on
 # every GPU that Modal rents, and dollars into the loss that they buy, and export
 # `estimate`, `verdict`, `max_steps_that_fit`, `cost_table` and `report`.
-#
-# *Runs in about 50 seconds on two cores.*
 
 # %%
 import course
@@ -852,7 +850,7 @@ check.bill(my_bill)
 # bill:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def only_the_gpu(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
     seconds = flops / (peak_tflops * 1e12 * mfu)
     return seconds / 3600, seconds * gpu
@@ -861,7 +859,7 @@ def only_the_gpu(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
 check.bill(only_the_gpu)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_bill</code></summary>
 #
 # ```python
 # def my_bill(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
@@ -891,7 +889,7 @@ check.steps_within(my_steps)
 # check says to one who compares the two:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def hours_and_seconds(timeout, dollars, fast, slow, dollars_per_hour):
     return int(min(timeout, dollars / dollars_per_hour) / slow)
 
@@ -899,7 +897,7 @@ def hours_and_seconds(timeout, dollars, fast, slow, dollars_per_hour):
 check.steps_within(hours_and_seconds)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_steps</code></summary>
 #
 # ```python
 # def my_steps(timeout, dollars, fast, slow, dollars_per_hour):
@@ -933,7 +931,7 @@ check.best_buy(my_best_buy)
 # model and the right GPU, but counts six FLOPs for each parameter and token:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def six_per_parameter(models, gpus, dollars, law):
     def loss(pair):
         (parameters, _), (speed, price) = models[pair[0]], gpus[pair[1]]
@@ -945,7 +943,7 @@ def six_per_parameter(models, gpus, dollars, law):
 check.best_buy(six_per_parameter)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_best_buy</code></summary>
 #
 # ```python
 # def my_best_buy(models, gpus, dollars, law):

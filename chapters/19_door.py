@@ -20,8 +20,6 @@
 # used.
 #
 # *An engine room: it can be skipped at first reading.*
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -602,7 +600,7 @@ check.exit_codes(my_door)
 # sentence:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def tells_everything(command, words, say):
     try:
         return command(words)
@@ -618,7 +616,7 @@ def tells_everything(command, words, say):
 check.exit_codes(tells_everything)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_door</code></summary>
 #
 # ```python
 # def my_door(command, words, say):
@@ -655,7 +653,7 @@ check.lazy(my_lazy)
 # What the check says to a typical wrong answer, which finds everything and is not lazy:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def finds_all_first(addresses):
     modules = {name: importlib.import_module(at) for name, at in addresses.items()}
 
@@ -670,7 +668,7 @@ def finds_all_first(addresses):
 check.lazy(finds_all_first)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_lazy</code></summary>
 #
 # ```python
 # import importlib

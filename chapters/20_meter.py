@@ -20,8 +20,6 @@
 # (`slm/cloud/launch.py`).
 #
 # *An engine room: it can be skipped at first reading.*
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -1212,7 +1210,7 @@ try_to(stand_in.find, "meter")
 alive.append(SimpleNamespace(app_id="ap-0", description="slm-meter"))
 try_to(stand_in.launch, little, run="meter", wait=False)
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Put everything back"} tags=["hide-input"]
 modal.FunctionCall.from_id = real
 shutil.rmtree("runs/modal/meter", ignore_errors=True)
 
@@ -1231,7 +1229,8 @@ total = meter.save()
 print(
     f"{total['attempts']} attempts, the first two of {history('new')[0]['seconds']} s"
 )
-print(f"adds up: {abs(total['seconds'] - 2 - meter.entry['seconds']) < 1e-9}")
+off = abs(total["seconds"] - 2 - meter.entry["seconds"])
+print("all seconds and those of the attempts, equal within 1e-9:", off < 1e-9)
 print(f"spent at $2 of $1: {meter.is_spent(2.0)}, at $0.50: {meter.is_spent(0.5)}")
 RunFolder(Path("runs/meter")).checkpoints.mkdir()
 Path("runs/meter/checkpoints/step_00000020.pt").touch()
@@ -1264,11 +1263,11 @@ exercises.most_dollars(my_most_dollars)
 # What the check says to a typical wrong answer, one that takes the limit for the
 # call's:
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 exercises.most_dollars(lambda timeout, retries, rate: timeout / 3600 * rate)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_most_dollars</code></summary>
 #
 # ```python
 # def my_most_dollars(timeout, retries, dollars_per_hour):
@@ -1298,7 +1297,7 @@ exercises.once_more(my_once_more)
 # away, a new checkpoint included:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def without_the_taken(attempts):
     last_three = [a for a in attempts if not a[2]][-3:]
     return len(last_three) < 3 or any(last > first for first, last, _ in last_three)
@@ -1307,7 +1306,7 @@ def without_the_taken(attempts):
 exercises.once_more(without_the_taken)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_once_more</code></summary>
 #
 # ```python
 # def my_once_more(attempts):

@@ -16,8 +16,6 @@
 # cost before, capping it during, and reconciling it after. You write `modal_app.py`,
 # piece by piece: `modal run modal_app.py --config configs/gpt_124m.yaml` is all that is
 # left to type.
-#
-# *Runs in about 20 seconds on two cores.*
 
 # %%
 import course
@@ -85,7 +83,7 @@ timeline(measure())
 # the packages installed here, because this file is imported in the container too, and a
 # definition must say the same in both places.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The docstring of modal_app.py, and its imports"} tags=["hide-input"]
 #| export
 """Train on rented GPUs: `modal run modal_app.py --config configs/gpt_124m.yaml`.
 
@@ -980,11 +978,11 @@ exercises.choose_gpu(my_choose_gpu)
 # %% [markdown]
 # What the check says to a typical wrong answer, one that looks at the price of an hour:
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 exercises.choose_gpu(lambda gpus, dollars, hours: min(gpus, key=lambda n: gpus[n][1]))
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_choose_gpu</code></summary>
 #
 # ```python
 # def my_choose_gpu(gpus, max_dollars, max_hours):
@@ -1024,7 +1022,7 @@ exercises.attempt(my_attempt)
 # What the check says to a typical wrong answer, one that tidies up in a `finally`:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def tidies_up(folder, steps, work, commit):
     saved = folder / "step.txt"
     try:
@@ -1039,7 +1037,7 @@ def tidies_up(folder, steps, work, commit):
 exercises.attempt(tidies_up)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_attempt</code></summary>
 #
 # ```python
 # def my_attempt(folder, steps, work, commit):

@@ -5,7 +5,6 @@
 
 import os
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +14,12 @@ WIDTH = 88  # columns of a chapter's code, and of what it prints
 
 Method = TypeVar("Method")
 
-_started = time.perf_counter()
-
 
 def start(seed: int = 0) -> None:
     """Prepare a notebook: work from the repository's root, on one thread, seeded, with the course's plotting style.
 
     One thread, because models as small as ours spend more time waking a second thread than it saves.
     """
-    global _started
-    _started = time.perf_counter()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault(
@@ -72,7 +67,7 @@ def show(*values: object, hanging: str = "") -> None:
 
 
 def summary(*modules: str) -> None:
-    """Print what a chapter leaves behind: each module with its size and public names, and the time since `start()`."""
+    """Print what a chapter leaves behind: each module with its size and public names."""
     from course.export import public_names
 
     for module in modules:
@@ -84,4 +79,3 @@ def summary(*modules: str) -> None:
         source = path.read_text(encoding="utf-8")
         names = ", ".join(public_names(source))
         show(f"{module}: {len(source.splitlines())} lines, {names}", hanging="  ")
-    print(f"this chapter: {time.perf_counter() - _started:.0f} seconds")
