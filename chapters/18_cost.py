@@ -632,7 +632,7 @@ from IPython.display import display
 
 for config in gpt_configs:
     rows = [table_row(row, row.gpu == config.modal.gpu) for row in estimate_all(config)]
-    display(Table(COLUMNS, rows, f"{config.name}: {verdict(config)[1]}"))
+    display(Table(COLUMNS, rows, f"{config.name}. {verdict(config)[1]}"))
 course.show(ASSUMPTIONS)
 
 # %% [markdown]

@@ -2,8 +2,11 @@
 
 import html
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from course import WIDTH
 
 NUMBER = re.compile(r"[~≥≤<>*+-]?\s*[$−+-]?\d.*|-?inf")
 
@@ -40,7 +43,8 @@ class Table:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([self.caption, *aligned] if self.caption else aligned)
+        caption = textwrap.wrap(self.caption, WIDTH, break_long_words=False)
+        return "\n".join([*caption, *aligned])
 
     def _repr_html_(self) -> str:
         styles = [
