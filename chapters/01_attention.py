@@ -578,7 +578,7 @@ class MultiHeadAttention(nn.Module):
 # name's object, one of eight: chance gets one in eight. Nothing tells the head that
 # names matter; it gets only right and wrong.
 
-# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (9 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (11 lines)"} tags=["hide-input"]
 names, objects, width = 6, 8, 32
 
 

@@ -232,7 +232,7 @@ Lines = Sequence[str | tuple[float, str]]
 SLOT = re.compile(r"\{(\w+)(?:=(\w+)((?:-\w+)*)|\.(\w+))?\}")
 
 
-# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (49 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (48 lines)"} tags=["hide-input"]
 #| export
 class Choice:
     """A place in a story where chance enters: what can come next, and how likely.
@@ -301,7 +301,7 @@ Items = tuple[str | Choice, ...]
 # exist once for every combination of what was drawn before it.
 
 
-# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (58 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (57 lines)"} tags=["hide-input"]
 #| export
 class Grammar:
     """A probabilistic grammar that remembers what it drew.
@@ -362,7 +362,7 @@ class Grammar:
             self.rows[rule].append((weight, row))
 
 
-# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (27 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (26 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -409,7 +409,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # [Tokens](#tokens) begin with their space, too.
 
 
-# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (63 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _choice(self, template: str, drawn: Drawn) -> Choice:

@@ -831,6 +831,12 @@ from slm.errors import SlmError
 from slm.files import user_path
 
 
+# %% [markdown]
+# The class takes rows from a file instead of an array, and the rest from `RowDataset`.
+# It looks into the sidecar first: the ids must be those of the tokenizer that is used,
+# and the file must begin and end as its writer left it.
+
+
 # %%
 #| export data/dataset
 LARGE = 20 * 10**9  # bytes, which a start reads in about 20 seconds

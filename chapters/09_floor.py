@@ -224,7 +224,7 @@ from slm.data.stories import STORIES
 from slm.data.tokenizer import END_OF_TEXT, Tokenizer
 
 
-# %% mystnb={"code_prompt_show": "Given: visits to each choice, in one pass (23 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: visits to each choice, in one pass (22 lines)"} tags=["hide-input"]
 #| export
 def visits(grammar: Grammar = STORIES) -> dict[Choice, float]:
     """How often a story passes through each choice, on average.
@@ -348,7 +348,7 @@ for i, (before, after) in enumerate(itertools.pairwise(begins)):
 # share their ends.
 
 
-# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (60 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (59 lines)"} tags=["hide-input"]
 #| export
 def prefix_probabilities(
     text: str, grammar: Grammar = STORIES
@@ -488,7 +488,7 @@ print([f"{line:.3f}" for line in listed_lines(by_hand, tokenizer)])
 # that may print nothing, such as "" beside " very": then the first piece is that of the
 # next item, and the last is that of the one before. That is all that `_or_else` does.
 
-# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (53 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (52 lines)"} tags=["hide-input"]
 #| export
 Odds = dict[str, float]  # pieces, each with its probability; "" prints nothing
 Pairs = dict[tuple[str, str], float]
@@ -552,7 +552,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 # the grammar where that is so.
 
 
-# %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (62 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (61 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class ReferenceLines:

@@ -139,9 +139,9 @@ class Run:
 
 
 # %% [markdown]
-# `load_run` asks in this order: is there a run, is its config in order, is its tokenizer
-# the one that it was trained with, is there room for the weights? Then it reads them,
-# from the one place or the other.
+# `load_run` asks in order: is there a run, is its config in order, is its tokenizer the
+# one that it was trained with, is there room for the weights? Then it reads them, from
+# the one place or the other.
 
 
 # %%

@@ -601,8 +601,8 @@ def generate_tokens(
 
 # %% [markdown]
 # `_longest` is that knowledge: with "stop" a text ends one token behind the window,
-# with "slide" it gets all it asked for. `_inside` keeps the memory reserved for as long
-# as somebody takes tokens.
+# with "slide" it gets all it asked for. `_inside` keeps `room` around the steps for as
+# long as somebody takes tokens.
 
 
 # %%
@@ -670,7 +670,7 @@ def _positions(
 
 
 # %% [markdown]
-# What is said of a full window, once for each text that fills it:
+# What is said of a full window:
 
 
 # %%

@@ -225,9 +225,9 @@ HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragment
 LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
 
 # %% [markdown]
-# What comes out is a row of numbers, so it is a dataclass. Two of its properties are
-# judgements: what the config would call this machine, and whether the memory suffices
-# with the headroom left free.
+# What comes out is a row of numbers, so it is a dataclass. Two things follow from them:
+# what a config would call this machine, and whether the memory suffices with the
+# headroom left free.
 
 
 # %%
