@@ -17,8 +17,6 @@
 # PyTorch's own kernel, and export `causal_attention` and `MultiHeadAttention`, the only
 # part of a GPT in which tokens exchange information.
 #
-# *Runs in about 15 seconds on two cores.*
-#
 # Six letters stand for the sizes of tensors, here and in every chapter:
 #
 # | letter | stands for | letter | stands for |
@@ -192,7 +190,7 @@ def masked_too_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 check.causal_attention(masked_too_late)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_attention</code></summary>
 #
 # ```python
 # def my_attention(q, k, v):
@@ -229,8 +227,9 @@ def _explicit_attention(
 
 
 # %% tags=["nbval-check-output"]
-equal = torch.allclose(_explicit_attention(q, k, v), attention_loops(q, k, v))
-print("equals the loops:", equal)
+loops = attention_loops(q, k, v)
+equal = torch.allclose(_explicit_attention(q, k, v), loops, atol=1e-6)
+print("matrices and loops, equal within 1e-6:", equal)
 
 # %% [markdown]
 # ## Why divide by $\sqrt{K}$
@@ -425,7 +424,7 @@ def view_alone(x: Tensor, n_heads: int) -> Tensor:
 check.split_heads(view_alone)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_split_heads</code></summary>
 #
 # ```python
 # def my_split_heads(x, n_heads):
@@ -473,7 +472,7 @@ def flattened_alone(heads: Tensor) -> Tensor:
 check.join_heads(flattened_alone)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_join_heads</code></summary>
 #
 # ```python
 # def my_join_heads(heads):
@@ -499,7 +498,7 @@ changed = x.clone()
 changed[:, -1] = 1.0
 loop = heads_in_a_loop(x[0], x[0], x[0], n_heads=4)
 equal = torch.allclose(through_heads(x, True)[0], loop, atol=1e-6)
-print("swapped back equals the loop:", equal)
+print("swapped back and the loop over heads, equal within 1e-6:", equal)
 for swap in (True, False):
     before, after = through_heads(x, swap), through_heads(changed, swap)
     moved = not torch.equal(before[:, :-1], after[:, :-1])
@@ -512,6 +511,11 @@ for swap in (True, False):
 # argument looks ahead. When a text grows token by token, keys and values of the past
 # can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them
 # ([generation](#generation) makes one).
+#
+# `forward` reads from top to bottom as you did it by hand: one product, cut into
+# queries, keys and values of each head; attention; the heads side by side again; the
+# product that mixes them. Dropout acts twice, on the attention weights and on the
+# output, and only in training.
 
 # %%
 #| export
@@ -574,7 +578,7 @@ class MultiHeadAttention(nn.Module):
 # name's object, one of eight: chance gets one in eight. Nothing tells the head that
 # names matter; it gets only right and wrong.
 
-# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (9 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The game: names, objects and the right answer (11 lines)"} tags=["hide-input"]
 names, objects, width = 6, 8, 32
 
 
@@ -739,7 +743,7 @@ def one_too_many(T: int, W: int) -> Tensor:
 check.window_mask(one_too_many)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_window_mask</code></summary>
 #
 # ```python
 # def my_window_mask(T, W):

@@ -15,8 +15,6 @@
 # The unit that a GPT repeats: gather, then think, each time adding to what is there.
 # You build the layer norm, the feed-forward network and the residual connection that
 # let dozens of layers train at all, and export `FeedForward` and `TransformerBlock`.
-#
-# *Runs in about 25 seconds on two cores.*
 
 # %%
 import course
@@ -116,7 +114,7 @@ def plain_std(x: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5) -> Tens
 print(textwrap.fill(str(check.layer_norm(plain_std)), 88))
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_layer_norm</code></summary>
 #
 # ```python
 # def my_layer_norm(x, gamma, beta, eps=1e-5):
@@ -148,7 +146,8 @@ for row in layer_norm(x, torch.ones(4), torch.zeros(4))[0].tolist():
 # %% tags=["nbval-check-output"]
 x, gamma, beta = torch.randn(2, 3, 8), torch.randn(8), torch.randn(8)
 theirs = F.layer_norm(x, (8,), gamma, beta)
-bool(torch.allclose(layer_norm(x, gamma, beta), theirs, atol=1e-6))
+equal = torch.allclose(layer_norm(x, gamma, beta), theirs, atol=1e-6)
+print("our layer norm and PyTorch's, equal within 1e-6:", equal)
 
 # %% [markdown]
 # ## The feed-forward network
@@ -183,7 +182,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 z = torch.linspace(-6, 6, 2001)
 exact = z * torch.distributions.Normal(0, 1).cdf(z)
 theirs, distance = F.gelu(z, approximate="tanh"), (gelu_tanh(z) - exact).abs().max()
-print("equals PyTorch's tanh form:", torch.allclose(gelu_tanh(z), theirs, atol=1e-6))
+equal = torch.allclose(gelu_tanh(z), theirs, atol=1e-6)
+print("our tanh form and PyTorch's, equal within 1e-6:", equal)
 print("largest distance from the exact form:", round(distance.item(), 4))
 
 
@@ -254,7 +254,7 @@ def norm_overwrites(
 check.block_wiring(norm_overwrites)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_block</code></summary>
 #
 # ```python
 # def my_block(x, norm_1, attention, norm_2, feed_forward):
@@ -533,7 +533,7 @@ def weights_alone(budget: int, d_model: int) -> int:
 check.affordable_depth(weights_alone)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_depth</code></summary>
 #
 # Attention has $D \cdot 3D + 3D$ and $D \cdot D + D$, the network $D \cdot 4D + 4D$ and
 # $4D \cdot D + D$, the two norms $2D$ each: $12D^2 + 13D$.

@@ -17,8 +17,6 @@
 # below the blocks and a prediction above them, start the whole so that it knows that it
 # knows nothing, count what it costs to run, and export `GPTConfig` with its counts and
 # `GPT`, which reads GPT-2's published weights and writes their format.
-#
-# *Runs in about 20 seconds on two cores.*
 
 # %%
 import course
@@ -94,7 +92,8 @@ model_diagram()
 # %% tags=["nbval-check-output"]
 table = torch.randn(10, 4)  # (V, D)
 tokens = torch.tensor([3, 1, 3])  # (T,)
-torch.equal(table[tokens], F.one_hot(tokens, 10).float() @ table)
+looked_up, product = table[tokens], F.one_hot(tokens, 10).float() @ table
+print("rows looked up and product, equal to the last bit:", looked_up.equal(product))
 
 # %% [markdown]
 # Is that enough? Attention takes a weighted mean over earlier tokens, and a mean has no
@@ -109,7 +108,8 @@ other = torch.stack([man, bites, dog, stop])
 position = torch.randn(4, 32)  # (T, D)
 for name, added in {"without": 0 * position, "with": position}.items():
     ends = [block((text + added)[None])[0, -1] for text in (one, other)]
-    print(name, "positions, the same:", torch.allclose(*ends, atol=1e-5))
+    same = torch.allclose(*ends, atol=1e-5)
+    print(f"{name} positions, the last row is the same within 1e-5: {same}")
 
 # %% [markdown]
 # (Deeper blocks can infer something of the order from the mask, since every token has
@@ -194,7 +194,9 @@ for sizes in ((1000, 64, 2, 5, 32, 128), (1000, 64, 2, 4, 32, 0)):
 # small normal numbers (standard deviation 0.02), and the two matrices per block that
 # write to the stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many
 # additions of independent vectors then end with the same variance at any depth.
-# (Further down this is measured.)
+# (Further down this is measured.) Behind the assembly stand three short answers that
+# later chapters ask for: where the model is, how many numbers it trains, and which of
+# its matrices are tables to look up.
 
 
 # %%
@@ -274,6 +276,13 @@ def _check(self, tokens: Tensor, start: int = 0) -> None:
         raise ValueError(f"{outside}; ids from 0 to {last} are allowed")
 
 
+# %% [markdown]
+# `hidden` is the way through the model: the row of each token plus the row of its
+# place, then block after block, then the norm.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 def hidden(
     self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
@@ -292,6 +301,13 @@ def hidden(
     return self.norm(x)
 
 
+# %% [markdown]
+# `forward` asks for that stream and multiplies it with the table of tokens, the same
+# numbers that the tokens came in by.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 def forward(
     self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
@@ -372,7 +388,7 @@ def output_counted(config: GPTConfig) -> int:
 check.parameter_count(output_counted)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_count</code></summary>
 #
 # ```python
 # def my_count(config):
@@ -397,7 +413,8 @@ def count_parameters(config: GPTConfig) -> int:
 
 
 # %% tags=["nbval-check-output"]
-print("equal:", count_parameters(shape) == gpt2.count_parameters())
+counted, held = count_parameters(shape), gpt2.count_parameters()
+print(f"{counted:,} counted by the formula, {held:,} held by the model")
 
 # %% [markdown]
 # ## The loss, and what it should be before training
@@ -443,7 +460,7 @@ def counts_the_ignored(logits: Tensor, targets: Tensor) -> Tensor:
 check.cross_entropy(counts_the_ignored)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_cross_entropy</code></summary>
 #
 # ```python
 # def my_cross_entropy(logits, targets):
@@ -773,7 +790,7 @@ def six_for_each_weight(
 check.gated_flops(six_for_each_weight)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_gated_flops</code></summary>
 #
 # ```python
 # def my_gated_flops(n_layers, d_model, d_ff, vocab_size, context_length):
@@ -867,9 +884,9 @@ def logit_rows(
 
 
 # %% [markdown]
-# A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient":
-# `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
-# everywhere in PyTorch, mark positions that do not count.
+# Two helpers first. One turns a block of logits into its losses and, in the same
+# memory, into the gradient that the formula gives. The other adds a product to the
+# gradient of the table, in slices, so that no second table is made.
 
 
 # %%
@@ -898,6 +915,20 @@ def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
         rows += columns.T @ h
 
 
+# %% [markdown]
+# A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient":
+# `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
+# everywhere in PyTorch, mark positions that do not count.
+#
+# The loop takes `rows` rows at a time. It makes their logits `z`, has `few` of them at
+# a time turned into losses and gradient, and uses the gradient at once: for the rows
+# themselves, and for the table. Then `z` is let go. Dividing by the number of targets
+# that count is left to the end. In `backward` there is nothing to compute but a product
+# with the gradient that comes from above.
+
+
+# %%
+#| export model/gpt
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of `hidden @ weight.T`, some rows at a time.
 
@@ -1072,6 +1103,12 @@ class Memory:
 # A run that needs more than its device has will be refused by this count [before it
 # starts](#trainer), and what fits must not be. So it counts what is surely there at the
 # same time, and leaves out what comes and goes inside single operations.
+#
+# It first counts what a token leaves behind in a block, `per_block` bytes, with what a
+# CPU keeps besides; then what it leaves in the embedding. Then come the two moments at
+# which the loss holds most, while it is computed and when its gradients are handed on;
+# the larger one counts. The rest is four bytes for each parameter, as often as weights,
+# averages and gradients keep one.
 
 
 # %%
@@ -1186,6 +1223,13 @@ def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
     write_pretrained(Path(folder), shape, weights, tokenizer)
 
 
+# %% [markdown]
+# And back. The files say what shape the model has, so it is built from them;
+# `read_weights` gives the weights in our names, or says what does not fit.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 @classmethod
 def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
@@ -1219,7 +1263,8 @@ import tempfile
 with tempfile.TemporaryDirectory() as folder:
     fresh.save_pretrained(folder)
     loaded = GPT.from_pretrained(folder)
-print("saved and loaded, equal logits:", torch.equal(fresh(ids), loaded(ids)))
+same = torch.equal(fresh(ids), loaded(ids))
+print("logits before saving and after loading, equal to the last bit:", same)
 
 # %% [markdown]
 # ## Other models

@@ -20,8 +20,6 @@
 #
 # It exports `slm/data/grammar.py` (the machine) and `slm/data/stories.py` (what it
 # tells).
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -172,7 +170,7 @@ def forgets_the_sum(weights: list[float], u: float) -> int:
 check.pick(forgets_the_sum)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_pick</code></summary>
 #
 # ```python
 # def my_pick(weights, u):
@@ -234,7 +232,7 @@ Lines = Sequence[str | tuple[float, str]]
 SLOT = re.compile(r"\{(\w+)(?:=(\w+)((?:-\w+)*)|\.(\w+))?\}")
 
 
-# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (49 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (48 lines)"} tags=["hide-input"]
 #| export
 class Choice:
     """A place in a story where chance enters: what can come next, and how likely.
@@ -303,7 +301,7 @@ Items = tuple[str | Choice, ...]
 # exist once for every combination of what was drawn before it.
 
 
-# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (58 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (57 lines)"} tags=["hide-input"]
 #| export
 class Grammar:
     """A probabilistic grammar that remembers what it drew.
@@ -364,7 +362,7 @@ class Grammar:
             self.rows[rule].append((weight, row))
 
 
-# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (27 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (26 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -411,7 +409,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # [Tokens](#tokens) begin with their space, too.
 
 
-# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (63 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _choice(self, template: str, drawn: Drawn) -> Choice:
@@ -976,10 +974,8 @@ print(f"told alike by both programs: {equal} of 1000")
 n = 20_000
 seen = Counter(map(grammar.sample, range(n)))
 chi2 = sum((seen[text] - n * p) ** 2 / (n * p) for text, p in by_hand.items())
-print(
-    f"chi-square of {n:,} samples of the napkin: {chi2:.1f} (15 expected;"
-    " right odds exceed 31 once in a hundred times)"
-)
+print(f"chi-square of {n:,} samples of the napkin: {chi2:.1f}")
+print("(15 expected; right odds exceed 31 once in a hundred times)")
 
 first = "\n".join(sample(seed) for seed in range(100))
 print("first hundred stories:", hashlib.sha256(first.encode()).hexdigest()[:16])
@@ -1028,7 +1024,7 @@ def may_meet_itself(rules: dict) -> dict:
 check.new_plot(may_meet_itself)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_plot</code></summary>
 #
 # ```python
 # def my_plot(rules):

@@ -17,8 +17,6 @@
 # texts in hand into rows, and `TokenLoader`, which turns rows into batches; and what
 # they stand on: `encode` for any text, `document_rows` to pack whole documents,
 # `RowDataset`, `epoch_order` to shuffle, `map_ahead` to work ahead.
-#
-# *Runs in about 6 seconds on two cores.*
 
 # %%
 import course
@@ -124,7 +122,7 @@ check.shifted_rows(shifted_rows)
 # says to it:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def too_many(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
     R = len(tokens) // T
     return tokens[: R * T].view(R, T), tokens.roll(-1)[: R * T].view(R, T)
@@ -133,7 +131,7 @@ def too_many(tokens: Tensor, T: int) -> tuple[Tensor, Tensor]:
 check.shifted_rows(too_many)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>shifted_rows</code></summary>
 #
 # `R` rows need `R·T + 1` tokens, one more than they have inputs. What is left over at
 # the end is dropped.
@@ -161,8 +159,8 @@ def gather(tokens: np.ndarray, rows: np.ndarray, T: int) -> tuple:
 
 # %% tags=["nbval-check-output"]
 x, y = gather(tokens, np.arange(len(rows)), T)
-print("x equal to the slices:", np.array_equal(x, [x for x, _ in rows]))
-print("y equal to the slices:", np.array_equal(y, [y for _, y in rows]))
+for name, found, slices in zip("xy", (x, y), zip(*rows, strict=True), strict=True):
+    print(f"{name}: {np.sum(found == slices)} of {found.size} ids equal to the slices")
 
 # %% [markdown]
 # ### What goes wrong: targets that are not shifted
@@ -300,7 +298,8 @@ print(f"{equal} of 1000 strips packed as by the definition")
 #
 # The class does what `gather` does, for both ways of cutting. It does not care where
 # the tokens lie: an array in memory will do, and later so will a file. Filling is put
-# in at the last moment, so nothing of it is stored.
+# in at the last moment, so nothing of it is stored. The constructor counts the rows, by
+# one rule or the other, and refuses tokens of which not a single row can be made.
 
 
 # %%
@@ -356,27 +355,42 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
                 "context_length."
             )
 
-    def __len__(self) -> int:
-        return self.n_rows
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -self.n_rows <= index < self.n_rows:
-            raise IndexError(f"row {index} of {self.n_rows}")
-        x, y = self.rows(np.array([index % self.n_rows]))
-        return x[0], y[0]
+# %% [markdown]
+# What PyTorch asks of a data set is its length and one row; what our loader asks is
+# many rows at once. `rows` looks up where each begins, takes `T + 1` tokens from there,
+# and cuts them into `x` and `y`. A window that would run beyond the last token is
+# clipped; then the places that belong to no document are filled.
 
-    def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Many rows at once: indices `(B,)` → x and y, both `(B, T)` int64."""
-        T, indices = self.context_length, np.asarray(indices, dtype=np.int64)
-        whole = self.packing == "documents"
-        starts = self.starts[indices] if whole else indices * T  # (B,)
-        places = starts[:, None] + np.arange(T + 1)  # (B, T + 1)
-        window = np.take(self.tokens, places, mode="clip")  # (B, T + 1)
-        x, y = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)  # (B, T)
-        if whole:
-            unused = np.arange(T) >= self.lengths[indices][:, None]  # (B, T)
-            x[unused], y[unused] = self.eot_token, IGNORE
-        return torch.from_numpy(x), torch.from_numpy(y)
+
+# %%
+#| export
+@course.add_to(RowDataset)
+def __len__(self) -> int:
+    return self.n_rows
+
+
+@course.add_to(RowDataset)
+def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    if not -self.n_rows <= index < self.n_rows:
+        raise IndexError(f"row {index} of {self.n_rows}")
+    x, y = self.rows(np.array([index % self.n_rows]))
+    return x[0], y[0]
+
+
+@course.add_to(RowDataset)
+def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Many rows at once: indices `(B,)` → x and y, both `(B, T)` int64."""
+    T, indices = self.context_length, np.asarray(indices, dtype=np.int64)
+    whole = self.packing == "documents"
+    starts = self.starts[indices] if whole else indices * T  # (B,)
+    places = starts[:, None] + np.arange(T + 1)  # (B, T + 1)
+    window = np.take(self.tokens, places, mode="clip")  # (B, T + 1)
+    x, y = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)  # (B, T)
+    if whole:
+        unused = np.arange(T) >= self.lengths[indices][:, None]  # (B, T)
+        x[unused], y[unused] = self.eot_token, IGNORE
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 # %% [markdown]
@@ -407,6 +421,13 @@ def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
         return np.concatenate(parts)
 
 
+# %% [markdown]
+# The data set puts end-of-text before each text and behind the last, joins them all,
+# and leaves the rest to `RowDataset`.
+
+
+# %%
+#| export
 class TextDataset(RowDataset):
     """Texts in hand as rows `(x, y)`, both `(T,)` int64, where y is x shifted by one.
 
@@ -540,7 +561,7 @@ check.rows_of_step(rows_of_step)
 # differ see the same order, one epoch apart.
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def sum_of_both(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
     epoch, place = np.divmod(np.arange(step * B, (step + 1) * B), n_rows)
     orders = {
@@ -552,7 +573,7 @@ def sum_of_both(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
 check.rows_of_step(sum_of_both)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>rows_of_step</code></summary>
 #
 # Number all rows that are ever dealt out, and ask of each number which epoch it falls
 # in and which place it has there.
@@ -700,34 +721,52 @@ class TokenLoader:
         self.pin_memory = cuda if pin_memory is None else pin_memory
         self.step = 0
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """B·T, of this process."""
-        return self.batch_size * self.dataset.context_length
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """The steps after which each row has been seen."""
-        return -(-len(self.dataset) // (self.batch_size * self.world_size))
+# %% [markdown]
+# Its size in tokens, its length in steps, and the formula. The places of a step are
+# dealt out with `divmod`: which epoch, and which place in it. A batch that lies on the
+# border of two epochs takes from both orders.
 
-    def indices(self, step: int) -> np.ndarray:
-        """The rows of a step: `(B,)`."""
-        R, first = len(self.dataset), (step * self.world_size + self.rank)
-        g = np.arange(first * self.batch_size, (first + 1) * self.batch_size)
-        epoch, place = np.divmod(g, R)  # (B,) both
-        if not self.shuffle:
-            return place
-        epochs = range(epoch[0], epoch[-1] + 1)
-        orders = [epoch_order(R, self.seed, e)[place[epoch == e]] for e in epochs]
-        return np.concatenate(orders)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of any step, past or future: x and y, both `(B, T)` int64."""
-        return self._fetch(self.indices(step))
+# %%
+#| export
+@course.add_to(TokenLoader)
+@property
+def tokens_per_batch(self) -> int:
+    """B·T, of this process."""
+    return self.batch_size * self.dataset.context_length
 
-    def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        x, y = self.dataset.rows(indices)
-        return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
+
+@course.add_to(TokenLoader)
+@property
+def steps_per_epoch(self) -> int:
+    """The steps after which each row has been seen."""
+    return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+
+@course.add_to(TokenLoader)
+def indices(self, step: int) -> np.ndarray:
+    """The rows of a step: `(B,)`."""
+    R, first = len(self.dataset), (step * self.world_size + self.rank)
+    g = np.arange(first * self.batch_size, (first + 1) * self.batch_size)
+    epoch, place = np.divmod(g, R)  # (B,) both
+    if not self.shuffle:
+        return place
+    epochs = range(epoch[0], epoch[-1] + 1)
+    orders = [epoch_order(R, self.seed, e)[place[epoch == e]] for e in epochs]
+    return np.concatenate(orders)
+
+
+@course.add_to(TokenLoader)
+def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    """The batch of any step, past or future: x and y, both `(B, T)` int64."""
+    return self._fetch(self.indices(step))
+
+
+@course.add_to(TokenLoader)
+def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    x, y = self.dataset.rows(indices)
+    return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
 
 
 # %% [markdown]
@@ -754,6 +793,12 @@ def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
+# %% [markdown]
+# Validation has an end: each row once, dealt out to the ranks batch by batch.
+
+
+# %%
+#| export
 @add_to(TokenLoader)
 def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Each row once over all ranks, in order; the last batch may be shorter.
@@ -768,6 +813,15 @@ def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tenso
     return map_ahead(self._fetch, groups, self.num_workers)
 
 
+# %% [markdown]
+# When a run goes on with another number of processes, its steps must keep their rows.
+# `share_rows` finds how each does its share, in batches as large as before or smaller.
+# And since the order is a function of the seed and the step, these two numbers are all
+# that a loader has to remember.
+
+
+# %%
+#| export
 def share_rows(rows: int, processes: int, most: int) -> tuple[int, int] | None:
     """How each process does its share of a step: rows of a batch, number of batches.
 
@@ -802,7 +856,7 @@ def load_state_dict(self, state: dict[str, int]) -> None:
 loader = TokenLoader(TextDataset(two_thousand, tokenizer, 32), batch_size=4)
 x, y = next(iter(loader))
 for row in x:
-    print(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())))
 
 # %% [markdown]
 # How do batches tile the corpus? Each column of {numref}`fig-tiles` is a row of a small

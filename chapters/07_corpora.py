@@ -19,8 +19,6 @@
 # train and validation so that nothing leaks, and cut into pieces that can be tokenized
 # in any order. You export `DataConfig`, which says what is read, and `find_source`,
 # which opens it.
-#
-# *Runs in about 6 seconds on two cores.*
 
 # %%
 import course
@@ -96,11 +94,11 @@ check.last_safe_cut(last_safe_cut)
 # %% [markdown]
 # The first idea is often the last space:
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 check.last_safe_cut(lambda text: text.rfind(" ") if " " in text else len(text))
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>last_safe_cut</code></summary>
 #
 # Before a space or newline that a visible character follows. The first character is no
 # place to cut: nothing would be before it.
@@ -162,9 +160,9 @@ pieces = list(split_pieces(blocks))
 ids = [i for piece in pieces for i in tokenizer.encode(piece.text)]
 naive = [i for block in blocks for i in tokenizer.encode(block)]
 whole = tokenizer.encode(book)
-print(
-    f"{len(pieces)} pieces of {len(blocks)} blocks, ids as of the whole: {ids == whole}"
-)
+equal = "equal to" if ids == whole else "DIFFERENT from"
+print(f"{len(pieces)} pieces of {len(blocks)} blocks: {len(ids)} ids, {equal}", end=" ")
+print(f"the {len(whole)} of the whole")
 print(f"blocks as they come: {len(naive) - len(whole)} tokens too many")
 
 # %% [markdown]
@@ -196,7 +194,7 @@ check.split_documents(split_documents)
 # together. It is still wrong:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def by_rank(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
     different = sorted(set(texts), key=lambda text: hashlib.md5(text.encode()).digest())
     held = set(different[: int(fraction * len(different))])
@@ -206,7 +204,7 @@ def by_rank(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
 check.split_documents(by_rank)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>split_documents</code></summary>
 #
 # Any good hash will do, as long as it is a function of the text and nothing else. Read
 # as a number between 0 and 1, it falls below `fraction` with just that probability.
@@ -379,7 +377,7 @@ for size in (5, 100):
 # told otherwise, which a corpus of hundreds of gigabytes does not forgive.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (49 lines)"} tags=["hide-input"]
 #| export
 def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
     """The objects of a JSON Lines file."""
@@ -437,7 +435,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
 # gets one anyway:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "From rows to texts, and from texts to pieces (31 lines)"} tags=["hide-input"]
 #| export
 READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 SUFFIXES = (".txt", *READERS)
@@ -479,7 +477,7 @@ def as_pieces(
 # tell files of one name apart.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "A fingerprint without reading the whole file (8 lines)"} tags=["hide-input"]
 #| export
 def fingerprint_file(file: Path) -> list[Any]:
     """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
@@ -544,7 +542,7 @@ from slm.errors import SlmError
 from slm.files import answers
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (50 lines)"} tags=["hide-input"]
 #| export data/hub
 def _full_name(repository: str, config: str | None, revision: str | None) -> str:
     part = f":{config}" if config else ""
@@ -606,7 +604,7 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
 # answer: a wrong name, a format that nobody can read. Then the door of this module:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Which part of a data set, and the call that opens it (47 lines)"} tags=["hide-input"]
 #| export data/hub
 def _check_config(repository: str, config: str | None, revision: str | None) -> None:
     """Refuse if a part of the data set must be named, or is named wrongly."""
@@ -710,7 +708,7 @@ from slm.errors import SlmError, settings
 from slm.files import user_path
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section data: its settings, each with what it means (38 lines)"} tags=["hide-input"]
 #| export data/corpus
 @settings
 class DataConfig:
@@ -802,6 +800,15 @@ class Reading:
     notes: tuple[str, ...] = ()  # what somebody who reads it should be told
 
 
+# %% [markdown]
+# The shortest source is the one without files. Its stories are numbered by seeds;
+# validation has seeds of its own, far away, and a story that stands there is left out
+# of training. Its fingerprint is made of the rules, and of ten stories, in case the
+# same rules are read in another way.
+
+
+# %%
+#| export data/corpus
 class StorySource:
     """The embedded stories, split by seeds; train skips what validation holds."""
 
@@ -871,7 +878,7 @@ class StorySource:
 # else line, else character:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Which files a path means, and to which split each belongs (71 lines)"} tags=["hide-input"]
 #| export data/corpus
 def _kind(file: Path) -> str:
     return file.suffix.lower()
@@ -961,7 +968,7 @@ print(repr(before[-40:]), repr(after[:40]), sep="\n")
 # since it depends on all of them.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "FileSource: files of a split, by name or held out (44 lines)"} tags=["hide-input"]
 #| export data/corpus
 class FileSource:
     """Files on this machine.
@@ -1014,7 +1021,7 @@ class FileSource:
 # bytes in each, or a question put to each document:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "FileSource.read: by name, by whole files, or by a cut (35 lines)"} tags=["hide-input"]
 #| export data/corpus
 @add_to(FileSource)
 def read(self, split: str, part: Part | None = None) -> Reading:
@@ -1057,7 +1064,7 @@ def read(self, split: str, part: Part | None = None) -> Reading:
 # Which text files are held out, and which bytes of one:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "FileSource: what is held out, and what is said of it (44 lines)"} tags=["hide-input"]
 #| export data/corpus
 @add_to(FileSource)
 def _held_out(self, files: list[Path]) -> set[Path]:
@@ -1117,7 +1124,7 @@ def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, in
 # arrived. Unless `streaming` says otherwise, `max_documents` decides.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "HubSource: name, fingerprint and shards (39 lines)"} tags=["hide-input"]
 #| export data/corpus
 class HubSource:
     """A data set of the hub: "owner/name", "owner/name:config", "…@revision".
@@ -1166,7 +1173,7 @@ class HubSource:
 # the whole all the same.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "HubSource.read: a split that is there, or one that is made (28 lines)"} tags=["hide-input"]
 #| export data/corpus
 @add_to(HubSource)
 def read(self, split: str, part: Part | None = None) -> Reading:
@@ -1231,7 +1238,7 @@ for name in ("storys", "owner/name/more"):
     try:
         find_source(DataConfig(name))
     except SlmError as error:
-        print(error)
+        course.show(error)
 
 # %% [markdown]
 # ## Names that decide, and names that do not
@@ -1296,7 +1303,8 @@ def texts_of(split: str, part: Part | None = None) -> list[str]:
 for split in ("train", "validation"):
     for n in (1, 2, 3):
         parts = [text for k in range(n) for text in texts_of(split, (k, n))]
-        print(f"{split} in {n} parts equal to the whole: {parts == texts_of(split)}")
+        equal = sum(a == b for a, b in zip(parts, texts_of(split), strict=True))
+        print(f"{split} in {n} parts: {equal} of {len(parts)} texts equal to the whole")
 everything = sorted([*texts_of("train"), *texts_of("validation")])
 characters = sum(map(len, everything))
 expected = sum(len(json.loads(row)["text"]) for row in rows) + len(novel.read_text())

@@ -17,8 +17,6 @@
 # a file that is whole or not there, and read from there without being loaded. You
 # export `prepare_tokens`, which survives kills and company; `TokenDataset`, a file as
 # rows; and `create_dataloader`, from the name of a corpus to its batches in one call.
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -129,7 +127,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # these: after a power failure the file's end may be missing or wrong. If anything does
 # not agree, the work begins anew. Going on wrongly would cost more than starting again.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (53 lines)"} tags=["hide-input"]
 #| export
 FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
@@ -224,26 +222,42 @@ class _Writer:
         """Forget what was left behind."""
         self.progress, self.digest = Progress(), hashlib.sha256()
 
-    def __enter__(self) -> "_Writer":
-        self.file = open(self.partial, "ab")
-        self.file.truncate(self.progress.tokens * self.dtype.itemsize)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+# %% [markdown]
+# While it is open, whatever lies behind the noted tokens is cut off, and each write
+# goes into the file and into the hash. `take_note` is where the order counts: first the
+# tokens, then the note.
 
-    def write(self, tokens: np.ndarray | bytes) -> None:
-        """Append ids."""
-        data = tokens if isinstance(tokens, bytes) else tokens.data
-        self.file.write(data)
-        self.digest.update(data)
 
-    def take_note(self) -> None:
-        """Force the tokens to the disk, and then say how far they reach."""
-        self.file.flush()
-        force(self.partial)
-        self.progress.sha256 = self.digest.hexdigest()
-        write_text(self.note, json.dumps(asdict(self.progress)))
+# %%
+#| export
+@course.add_to(_Writer)
+def __enter__(self) -> "_Writer":
+    self.file = open(self.partial, "ab")
+    self.file.truncate(self.progress.tokens * self.dtype.itemsize)
+    return self
+
+
+@course.add_to(_Writer)
+def __exit__(self, *_: object) -> None:
+    self.file.close()
+
+
+@course.add_to(_Writer)
+def write(self, tokens: np.ndarray | bytes) -> None:
+    """Append ids."""
+    data = tokens if isinstance(tokens, bytes) else tokens.data
+    self.file.write(data)
+    self.digest.update(data)
+
+
+@course.add_to(_Writer)
+def take_note(self) -> None:
+    """Force the tokens to the disk, and then say how far they reach."""
+    self.file.flush()
+    force(self.partial)
+    self.progress.sha256 = self.digest.hexdigest()
+    write_text(self.note, json.dumps(asdict(self.progress)))
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
@@ -413,6 +427,15 @@ def _encode_pieces(pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts)
 
 
+# %% [markdown]
+# The reading is skipped up to the note, with a hash of the texts that go by. If that
+# hash is another one, the text has changed, and everything begins anew. From there on
+# threads tokenize ahead, and this loop writes, counts and notes, in order; `done` is
+# the progress that stands in the note.
+
+
+# %%
+#| export
 def _write_tokens(
     writer: _Writer, reading: Reading, plan: Plan, about: dict[str, Any]
 ) -> None:
@@ -516,6 +539,14 @@ def _tell(path: Path, reading: Reading) -> None:
         print(line, file=sys.stderr)
 
 
+# %% [markdown]
+# First what cannot be done is refused, then comes the look, the lock, and the second
+# look. Only then the source is asked for its pieces: whoever finds the file there pays
+# for nothing.
+
+
+# %%
+#| export
 def prepare_tokens(
     data: DataConfig, split: str, tokenizer: Tokenizer, part: Part | None = None
 ) -> Path:
@@ -589,7 +620,7 @@ print(path.with_suffix(".json").read_text())
 # its progress after every batch. As soon as it has noted enough, it gets `kill -9`,
 # against which no program can do anything:
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Start a preparation and kill it (26 lines)"} tags=["hide-input"]
 import signal
 import subprocess
 import sys
@@ -646,9 +677,8 @@ with mock.patch("__main__._encode_pieces", wraps=_encode_pieces) as undisturbed:
     calm = prepare_tokens(calm, "train", tokenizer)
 more = undisturbed.call_count - before - after.call_count
 print(f"batches that were tokenized although a note had counted them: {-more}")
-print(
-    "bytes equal to a call without a kill:", resumed.read_bytes() == calm.read_bytes()
-)
+size, equal = calm.stat().st_size, resumed.read_bytes() == calm.read_bytes()
+print(f"killed and not killed, {size:,} bytes, all equal: {equal}")
 
 # %% [markdown]
 # ## A corpus for many machines
@@ -676,6 +706,14 @@ def count_shards(data: DataConfig, split: str, tokenizer: Tokenizer) -> int:
     return 1 if whole else plan.source.shards(plan.about["split"])
 
 
+# %% [markdown]
+# Joining is a token file like any other: it is made under the same lock, with the same
+# writer, and published when it is whole. Only then the parts are removed, with their
+# sidecars and locks.
+
+
+# %%
+#| export
 def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> Path:
     """Join n finished parts into the file of the whole, and remove them.
 
@@ -710,6 +748,14 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
     return path
 
 
+# %% [markdown]
+# Each part ends with an end-of-text, and the next begins with one. So the last token of
+# each is left out (`left` counts the bytes that are still to be written), and the
+# writer ends the whole with one.
+
+
+# %%
+#| export
 def _join(writer: _Writer, parts: list[Path], abouts: list[dict[str, Any]]) -> None:
     """Write parts one behind the other, without the end-of-text at their ends."""
     done, itemsize = writer.progress, writer.dtype.itemsize
@@ -746,8 +792,9 @@ for k in (2, 0, 1):
 joined = join_tokens(divided, "train", tokenizer, 3)
 single = DataConfig(str(folder), cache_dir=str(scratch / "single"))
 alone = prepare_tokens(single, "train", tokenizer)
-print("same name:", joined.name == alone.name)
-print("same bytes:", joined.read_bytes() == alone.read_bytes())
+size, equal = alone.stat().st_size, joined.read_bytes() == alone.read_bytes()
+print("joined and undivided, the same name:", joined.name == alone.name)
+print(f"joined and undivided, {size:,} bytes, all equal: {equal}")
 
 # %% [markdown]
 # ## A file as rows
@@ -782,6 +829,12 @@ from slm.data.prepare import prepare_tokens, read_sidecar
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import user_path
+
+
+# %% [markdown]
+# The class takes rows from a file instead of an array, and the rest from `RowDataset`.
+# It looks into the sidecar first: the ids must be those of the tokenizer that is used,
+# and the file must begin and end as its writer left it.
 
 
 # %%
@@ -827,37 +880,51 @@ class TokenDataset(RowDataset):
             raise SlmError(f"{path} is damaged: {wrong}; prepare the text again.")
         super().__init__(tokens, context_length, eot, packing, str(path))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process gets the path, not a copy of the tokens."""
-        made_of = (self.path, self.context_length, self.packing, self.tokenizer)
-        return TokenDataset, made_of
 
-    def verify(self) -> None:
-        """Read the whole file and compare its SHA-256 with the one in its sidecar.
+# %% [markdown]
+# Two things about files. A worker that gets the data set gets its path, and maps the
+# file for itself. And a checksum over the whole file is worth one reading for each
+# process, so `verify_once` remembers which files it has seen, by size and time.
 
-        Raises:
-            SlmError: A bit has changed.
-        """
-        with open(self.path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.about["tokens_sha256"]:
-            wrong = "its contents are not what was written; delete it"
-            raise SlmError(f"{self.path} is damaged: {wrong}, and it is made anew.")
 
-    def verify_once(self) -> None:
-        """`verify`, unless this process has, since the file was last written.
+# %%
+#| export data/dataset
+@course.add_to(TokenDataset)
+def __reduce__(self) -> tuple[Any, ...]:
+    """Another process gets the path, not a copy of the tokens."""
+    made_of = (self.path, self.context_length, self.packing, self.tokenizer)
+    return TokenDataset, made_of
 
-        A file above `LARGE` is not read whole; that is printed.
-        """
-        status = self.path.stat()
-        known = (str(self.path.absolute()), status.st_size, status.st_mtime_ns)
-        if known not in _verified and status.st_size > LARGE:
-            size = f"{status.st_size / 1e9:.0f} GB"
-            told = "its checksum is not compared; TokenDataset(…).verify() does that"
-            print(f"{self.path} is large ({size}): {told}", file=sys.stderr)
-        elif known not in _verified:
-            self.verify()
-        _verified.add(known)
+
+@course.add_to(TokenDataset)
+def verify(self) -> None:
+    """Read the whole file and compare its SHA-256 with the one in its sidecar.
+
+    Raises:
+        SlmError: A bit has changed.
+    """
+    with open(self.path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != self.about["tokens_sha256"]:
+        wrong = "its contents are not what was written; delete it"
+        raise SlmError(f"{self.path} is damaged: {wrong}, and it is made anew.")
+
+
+@course.add_to(TokenDataset)
+def verify_once(self) -> None:
+    """`verify`, unless this process has, since the file was last written.
+
+    A file above `LARGE` is not read whole; that is printed.
+    """
+    status = self.path.stat()
+    known = (str(self.path.absolute()), status.st_size, status.st_mtime_ns)
+    if known not in _verified and status.st_size > LARGE:
+        size = f"{status.st_size / 1e9:.0f} GB"
+        told = "its checksum is not compared; TokenDataset(…).verify() does that"
+        print(f"{self.path} is large ({size}): {told}", file=sys.stderr)
+    elif known not in _verified:
+        self.verify()
+    _verified.add(known)
 
 
 # %% [markdown]
@@ -871,12 +938,12 @@ from slm.data.tokenizer import train_bpe
 
 other = Tokenizer("other", train_bpe(some[:300], 1024))
 ids = np.fromfile(path, dtype=np.uint16)
-print("right:", tokenizer.decode(ids[1:30].tolist()))
-print("wrong:", other.decode(ids[1:30].tolist()))
+course.show("right:", tokenizer.decode(ids[1:30].tolist()))
+course.show("wrong:", other.decode(ids[1:30].tolist()))
 try:
     TokenDataset(path, 64, tokenizer=other)
 except SlmError as error:
-    print("error:", str(error).replace(f"{path}", "the file"))
+    course.show("error:", str(error).replace(f"{path}", "the file"))
 
 # %% [markdown]
 # ### What goes wrong: one bit
@@ -895,7 +962,7 @@ copy.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes())
 try:
     TokenDataset(copy, 64).verify()
 except SlmError as error:
-    print(str(error).replace(f"{copy}", "the copy"))
+    course.show(str(error).replace(f"{copy}", "the copy"))
 
 # %% [markdown]
 # ## From a corpus to its batches
@@ -952,7 +1019,9 @@ def make_loaders(
 
 # %% [markdown]
 # Its settings are those of the section `data:` and of the two constructors. A path
-# given as `dataset_path` is a path whatever its name, even "stories".
+# given as `dataset_path` is a path whatever its name, even "stories". Most of the lines
+# name the settings and say whose they are; then the two ways to name a corpus become
+# one, and the settings go to `DataConfig`, to the rows and to the loader.
 
 
 # %%
@@ -1040,6 +1109,14 @@ class TokenFile:
             file.unlink(missing_ok=True)
 
 
+# %% [markdown]
+# The list goes from the latest file to the oldest. What a file was made of, as its
+# sidecar says, is its key; a key that was seen before belongs to a later file, so this
+# one is stale.
+
+
+# %%
+#| export data/dataset
 def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     """The finished token files of a folder, the latest first.
 
@@ -1068,6 +1145,7 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
 
 _MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
 
+
 # %%
 own = Path(tempfile.mkdtemp())
 (own / "own.txt").write_text("Once upon a time.\n\n" * 200)
@@ -1094,7 +1172,7 @@ loader = create_dataloader(
 )
 x, y = next(iter(loader))
 for row in x:
-    print(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())))
 
 # %% [markdown]
 # How does it grow? `benchmarks/loader.py` writes ever larger files and measures three
@@ -1111,7 +1189,7 @@ from course import ROOT
 record = ROOT / "benchmarks" / "results" / "loader.csv"
 made_by, *table = record.read_text(encoding="utf-8").splitlines()
 recorded = list(csv.DictReader(table))
-print(made_by.removeprefix("# "))
+course.show(made_by.removeprefix("# "))
 lists = [row for row in recorded if row["loader"] == "list"]
 largest = max(lists, key=lambda row: float(row["megabytes"]))
 per_token = float(largest["anonymous_mb"]) / float(largest["megabytes"]) * 2
@@ -1138,7 +1216,8 @@ loaders_figure(recorded)
 expected = [i for text in some for i in [tokenizer.eot_token, *tokenizer.encode(text)]]
 expected.append(tokenizer.eot_token)
 stored = np.fromfile(path, dtype=np.uint16).tolist()
-print(f"ids of 2,000 stories, and of the file, equal: {stored == expected}")
+print(f"{len(expected):,} ids of 2,000 stories and of the file, all equal:", end=" ")
+print(stored == expected)
 
 common = dict(tokenizer=tokenizer, cache_dir=scratch, max_documents=2000)
 one = create_dataloader("stories", batch_size=8, context_length=32, **common)
@@ -1179,7 +1258,7 @@ check.write_whole(write_whole)
 # Nearly right, and what most programs do:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def without_fsync(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".tmp")
     part.write_bytes(data)
@@ -1189,7 +1268,7 @@ def without_fsync(path: Path, data: bytes) -> None:
 check.write_whole(without_fsync)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>write_whole</code></summary>
 #
 # A temporary name beside the file (a rename only works inside one file system), its
 # contents forced to the disk, then the rename. `flush` empties Python's own buffer;

@@ -18,8 +18,6 @@
 # much of it is ignorance, and how much is dice.
 #
 # It exports `slm/data/floor.py`.
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -182,7 +180,7 @@ def forgets_how_likely(choice) -> float:
 check.entropy(forgets_how_likely)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_entropy</code></summary>
 #
 # ```python
 # def my_entropy(choice):
@@ -226,7 +224,7 @@ from slm.data.stories import STORIES
 from slm.data.tokenizer import END_OF_TEXT, Tokenizer
 
 
-# %% mystnb={"code_prompt_show": "Given: visits to each choice, in one pass (23 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: visits to each choice, in one pass (22 lines)"} tags=["hide-input"]
 #| export
 def visits(grammar: Grammar = STORIES) -> dict[Choice, float]:
     """How often a story passes through each choice, on average.
@@ -302,7 +300,7 @@ from slm.data.grammar import Grammar
 for name, grammar in (("the napkin", Grammar(napkin)), ("the course", STORIES)):
     size = f"{count(grammar):,} stories from {len(visits(grammar)):,} choices"
     cost = f"{entropy(grammar):.4f} nats and {mean_bytes(grammar):.1f} bytes a story"
-    print(f"{name}: {size}, {cost}")
+    print(f"{name}: {size},\n    {cost}")
 
 # %% [markdown]
 # The napkin agrees with the hand. (Its fourth choice is the rule STORY itself, which
@@ -350,7 +348,7 @@ for i, (before, after) in enumerate(itertools.pairwise(begins)):
 # share their ends.
 
 
-# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (60 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (59 lines)"} tags=["hide-input"]
 #| export
 def prefix_probabilities(
     text: str, grammar: Grammar = STORIES
@@ -490,7 +488,7 @@ print([f"{line:.3f}" for line in listed_lines(by_hand, tokenizer)])
 # that may print nothing, such as "" beside " very": then the first piece is that of the
 # next item, and the last is that of the one before. That is all that `_or_else` does.
 
-# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (53 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (52 lines)"} tags=["hide-input"]
 #| export
 Odds = dict[str, float]  # pieces, each with its probability; "" prints nothing
 Pairs = dict[tuple[str, str], float]
@@ -554,7 +552,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 # the grammar where that is so.
 
 
-# %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (62 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (61 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class ReferenceLines:
@@ -660,7 +658,7 @@ def nats_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
 check.bits_per_byte(nats_per_byte)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_bits_per_byte</code></summary>
 #
 # ```python
 # def my_bits_per_byte(loss, n_tokens, n_bytes):
@@ -675,19 +673,17 @@ check.bits_per_byte(nats_per_byte)
 # The same stories, cut by four vocabularies:
 
 # %% tags=["nbval-check-output"]
+from course.tables import Table
+
 names = ("uniform", "unigram", "bigram", "floor")
-print(
-    f"{'vocabulary':>10} {'tokens':>7}", *(f"{name:>8}" for name in names), " bits/byte"
-)
-texts = [sample(seed) for seed in range(2000)]
+texts, rows = [sample(seed) for seed in range(2000)], []
 for vocab_size in (257, 400, 600, 1024):
     sized = reference_lines(Tokenizer("sized", train_bpe(texts, vocab_size)))
-    values = (f"{getattr(sized, name):8.3f}" for name in names)
-    print(
-        f"{vocab_size:10} {sized.tokens_per_story:7.1f}",
-        *values,
-        f"{sized.bits_per_byte(sized.floor):10.4f}",
-    )
+    values = [f"{getattr(sized, name):.3f}" for name in names]
+    bits = f"{sized.bits_per_byte(sized.floor):.4f}"
+    rows.append((str(vocab_size), f"{sized.tokens_per_story:.1f}", *values, bits))
+header = ("vocabulary", "tokens a story", *names, "floor, bits a byte")
+Table(header, rows, "The lines in nats per token, for four vocabularies")
 
 # %% [markdown]
 # Per token the floor rises with the vocabulary, since fewer tokens share the same
@@ -765,7 +761,8 @@ off = (mean - entropy()) / standard_error
 print("cost of a thousand stories within 3 standard errors of H:", abs(off) < 3)
 print("told in one way only:", sum(ways(text) == 1 for text in texts[:150]), "of 150")
 total = sum(surprisal(story))
-print("a story's characters cost what it costs:", math.isclose(total, -logprob(story)))
+close = math.isclose(total, -logprob(story), rel_tol=1e-9)
+print("a story's characters cost what it costs, to nine digits:", close)
 
 hero = next(row[0] for name, _, row in STORIES.draw(11).drawn if name == "hero")
 another = next(row[0] for _, row in STORIES.rows["HERO"] if row[0] != hero)

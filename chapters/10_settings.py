@@ -18,8 +18,6 @@
 # before it starts and by rows of numbers while it goes. You build both ends, a config
 # that cannot be misread and observers that write the rows, and one table of GPUs; you
 # export `slm.gpus`, `load_config` and the observers.
-#
-# *Runs in about 8 seconds on two cores.*
 
 # %%
 import course
@@ -137,6 +135,14 @@ class GPU(BaseModel):
     limit: int = Field(8, ge=1, description="how many one container can have")
 
 
+# %% [markdown]
+# The table itself is a row for each GPU, and what belongs to all of them: where the
+# prices are from and of which day, and what processor cores and memory cost. `find`
+# takes a name as Modal spells it.
+
+
+# %%
+#| export
 # Other names that Modal takes. "H100!" is an H100 and never a free upgrade to an H200,
 # "B200+" may be a later model; both cost what the plain one does.
 ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
@@ -181,7 +187,7 @@ class Prices(BaseModel):
 # NVIDIA prints one number, 4,000 TFLOPS "of AI", which is for products in 4 bits with
 # sparsity: without it half, in 8 bits half of that, in 16 bits half again.
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (27 lines)"} tags=["hide-input"]
 #| export
 _COLUMNS = "name dollars_per_second peak_tflops float32_tflops memory_gb mfu bfloat16"
 _COLUMNS += " limit"
@@ -212,16 +218,16 @@ MODAL = Prices(
 )
 
 # %%
+from course.tables import Table
 from slm.gpus import MODAL
 
-print(f"{len(MODAL.gpus)} GPUs, prices of {MODAL.date}")
+rows = []
 for gpu in MODAL.gpus:
     per_hour = 3600 * gpu.dollars_per_second
-    per_dollar = gpu.peak_tflops / per_hour
-    print(
-        f"{gpu.name:13}{gpu.peak_tflops:6.0f} TFLOP/s{gpu.memory_gb:5.0f} GB"
-        f"  ${per_hour:.2f} an hour, {per_dollar:4.0f} TFLOP/s for each dollar"
-    )
+    sizes = (f"{gpu.peak_tflops:,.0f}", f"{gpu.memory_gb:.0f}", f"{per_hour:.2f}")
+    rows.append((gpu.name, *sizes, f"{gpu.peak_tflops / per_hour:.0f}"))
+header = ("GPU", "peak, TFLOP/s", "memory, GB", "$ an hour", "TFLOP/s for a dollar")
+Table(header, rows, f"{len(MODAL.gpus)} GPUs, prices of {MODAL.date}")
 
 # %% [markdown]
 # Look at the last column. What a dollar buys goes up and down along the table and is
@@ -330,6 +336,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# %% [markdown]
+# The rules by which a plain word becomes a number are a table of patterns, sorted by
+# the first letter. The old ones for integers, floats and dates go; ours come in their
+# place.
+
+
+# %%
+#| export training/config
 _OLD = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
 _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if rule[0] not in _OLD]
@@ -342,7 +356,14 @@ for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
     _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
     _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
 
+# %% [markdown]
+# Whatever is wrong with a file is told with its name and its line. A loader can fail in
+# other ways than by its own error: by a file that nests too deeply, or by a tag such as
+# `!!int` in front of a value that is none.
 
+
+# %%
+#| export training/config
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -379,7 +400,7 @@ def _read_yaml(text: str, source: str) -> Any:
 # write a config of your own.
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section training: its settings, each with what it means (79 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class TrainingConfig:
@@ -462,7 +483,7 @@ class TrainingConfig:
         return self
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (37 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class WandbConfig:
@@ -508,7 +529,7 @@ class WandbConfig:
 # stands in the table of GPUs:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section modal: the rented machine (48 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class ModalConfig:
@@ -643,6 +664,13 @@ def make_config(
     return RunConfig(name=name, **made)
 
 
+# %% [markdown]
+# The hint looks in two places, among the names of sections and among the keys of all of
+# them; without a likeness it lists what is allowed.
+
+
+# %%
+#| export training/config
 def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
     """What may have been meant by a section that does not exist."""
     if not isinstance(key, str):
@@ -713,6 +741,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return make_config(sections, name=path.stem, source=str(path))
 
 
+# %% [markdown]
+# An override goes into the dictionaries before they are checked, so a mistake in one is
+# told like a mistake in the file.
+
+
+# %%
+#| export training/config
 def _apply(override: str, sections: dict[str, Any]) -> None:
     """Change one key of the sections as an override says."""
     key, equals, value = override.partition("=")
@@ -742,7 +777,7 @@ bad = {
 try:
     make_config(bad, source="bad.yaml")
 except SlmError as error:
-    print(error)
+    course.show(error, hanging="  ")
 
 # %% [markdown]
 # The five lines name the file, the key, the value and what is allowed. Where a key does
@@ -902,6 +937,13 @@ class MetricsFile(Observer):
             os.truncate(self.path, kept.rfind(b"\n") + 1)  # whole rows only
 
 
+# %% [markdown]
+# The smallest observer adds a number to each row on its way. It must be told before the
+# one that writes:
+
+
+# %%
+#| export training/metrics
 class Dollars(Observer):
     """Adds to each row what the run has cost so far, `cost/usd`."""
 
@@ -970,7 +1012,7 @@ def gradient_histograms(model: Any) -> dict[str, Any]:
     return row
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Is W&B wanted, and can it be used? (25 lines)"} tags=["hide-input"]
 #| export training/metrics
 def wants_wandb(config: RunConfig) -> bool:
     """Whether to log to Weights & Biases, as config, WANDB_MODE or a login says.
@@ -999,6 +1041,11 @@ def wants_wandb(config: RunConfig) -> bool:
     return logged_in
 
 
+# %% [markdown]
+# The logger keeps the id of its run among what a checkpoint holds: a run that goes on
+# finds its curve again.
+
+
 # %%
 #| export training/metrics
 class WandbLogger(Observer):
@@ -1020,33 +1067,46 @@ class WandbLogger(Observer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.id, self.known = state.get("id", self.id), True
 
-    def on_start(self, trainer: Any) -> None:
-        """Open the run, a new one or the one that the checkpoint names."""
-        import wandb
 
-        section = self.config.wandb
-        begin = functools.partial(
-            wandb.init,
-            project=section.project,
-            entity=section.entity,
-            name=section.name or self.config.name,
-            tags=section.tags,
-            resume="allow",
-            config=self.config.as_dict(),
-            dir=self.folder,
-            settings=wandb.Settings(init_timeout=30),
-        )
-        self.run = self._opened(begin)
-        self.run.define_metric("*", step_metric="train/tokens_seen")
+# %% [markdown]
+# The client is imported when the run begins, so whoever does not use it need not have
+# it. Each row is logged under its step, and drawn over the tokens that were seen.
 
-    def on_row(self, row: dict[str, Any]) -> None:
-        if self.run is not None:
-            shown = {key: _for_wandb(value) for key, value in row.items()}
-            self.run.log(shown, step=row["step"])
 
-    def on_end(self) -> None:
-        if self.run is not None:
-            self.run.finish()
+# %%
+#| export training/metrics
+@course.add_to(WandbLogger)
+def on_start(self, trainer: Any) -> None:
+    """Open the run, a new one or the one that the checkpoint names."""
+    import wandb
+
+    section = self.config.wandb
+    begin = functools.partial(
+        wandb.init,
+        project=section.project,
+        entity=section.entity,
+        name=section.name or self.config.name,
+        tags=section.tags,
+        resume="allow",
+        config=self.config.as_dict(),
+        dir=self.folder,
+        settings=wandb.Settings(init_timeout=30),
+    )
+    self.run = self._opened(begin)
+    self.run.define_metric("*", step_metric="train/tokens_seen")
+
+
+@course.add_to(WandbLogger)
+def on_row(self, row: dict[str, Any]) -> None:
+    if self.run is not None:
+        shown = {key: _for_wandb(value) for key, value in row.items()}
+        self.run.log(shown, step=row["step"])
+
+
+@course.add_to(WandbLogger)
+def on_end(self) -> None:
+    if self.run is not None:
+        self.run.finish()
 
 
 # %% [markdown]
@@ -1061,7 +1121,7 @@ class WandbLogger(Observer):
 from course import add_to
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Open the run at W&B, whatever its server says (32 lines)"} tags=["hide-input"]
 #| export training/metrics
 @add_to(WandbLogger)
 def _opened(self, begin: Callable[..., Any]) -> Any:
@@ -1152,7 +1212,7 @@ check.override(my_override)
 # dictionary, and the inner ones are still the same objects:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def shallow(sections: dict, text: str) -> dict:
     key, _, value = text.partition("=")
     name, _, field = key.partition(".")
@@ -1165,7 +1225,7 @@ def shallow(sections: dict, text: str) -> dict:
 check.override(shallow)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_override</code></summary>
 #
 # ```python
 # def my_override(sections, text):

@@ -17,8 +17,6 @@
 # From four lines of PyTorch to a trainer whose loop you can read on one screen. You
 # earn each addition by measuring what it does, then train a model to within a whisker
 # of the floor, and export `Trainer`, `Muon` and what a device can do.
-#
-# *Runs in about 200 seconds on two cores.*
 
 # %%
 import course
@@ -234,7 +232,7 @@ check.accumulate(my_accumulate)
 # Nearly everybody's first answer, and it is right for parts that are equally full:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def mean_of_parts(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
     parts = list(zip(x.split(rows), y.split(rows), strict=True))
     for part_x, part_y in parts:
@@ -244,7 +242,7 @@ def mean_of_parts(model: GPT, x: Tensor, y: Tensor, rows: int) -> None:
 check.accumulate(mean_of_parts)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_accumulate</code></summary>
 #
 # ```python
 # def my_accumulate(model, x, y, rows):
@@ -444,6 +442,14 @@ def choose_dtype(
     return torch.bfloat16 if native else torch.float32
 
 
+# %% [markdown]
+# The measurement multiplies two matrices of 768 by 768 in each type, four times, and
+# takes the best. bfloat16 must be faster by a good part, 1.4 times, since between the
+# products something has to be converted. The peak of a CPU is the same measurement.
+
+
+# %%
+#| export
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether products in bfloat16 pay on this CPU, measured.
@@ -624,6 +630,14 @@ def orthogonalize(gradient: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return x if wide else x.T
 
 
+# %% [markdown]
+# The optimizer keeps one matrix for each weight, the mean of its gradients. A step
+# moves that mean, looks ahead by one more gradient, makes the result orthogonal and
+# scales it; the weight decays as with AdamW.
+
+
+# %%
+#| export training/optim
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are orthogonalized: every direction moves equally far.
 
@@ -724,6 +738,9 @@ def make_optimizers(
 # *seconds* for each, since a step of Muon takes longer. The schedule follows the clock:
 
 # %%
+from course.tables import Table
+
+rows = []
 for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
     torch.manual_seed(0)
     model, seconds, losses = GPT(SMALL), 4.0, []
@@ -742,7 +759,11 @@ for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
             optimizer.zero_grad()
         losses.append(loss.item())
     end = sum(losses[-20:]) / 20
-    print(f"{name:5} at {rate}: {end:.2f} over the last 20 of {len(losses)} steps")
+    rows.append((name, f"{rate}", f"{len(losses)}", f"{end:.2f}"))
+header = ("optimizer", "rate", "steps", "loss")
+Table(
+    header, rows, f"{seconds:g} seconds each; the loss is the mean of the last 20 steps"
+)
 
 
 # %% [markdown]
@@ -764,11 +785,7 @@ for name, rate in itertools.product(("adamw", "muon"), (1e-2, 2e-2, 4e-2)):
 # need a common number, `all_reduce` adds up their tensors.
 #
 # What the processes say to each other is said by these functions; only DDP itself is
-# put around the model further down, where the trainer is made. `process_group` joins
-# the processes for as long as it is open, and `gather_from_ranks` gives each of them
-# every process's value. With a single process, the sum over all is the number itself,
-# and the code below does nothing. Last, `rng_state` and `set_rng_state` read and set
-# where this process's random numbers stand.
+# put around the model further down, where the trainer is made.
 
 
 # %%
@@ -790,6 +807,14 @@ def choose_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+# %% [markdown]
+# `process_group` joins the processes for as long as it is open, and `gather_from_ranks`
+# gives each of them every process's value. With a single process, the sum over all is
+# the number itself, and the code does nothing.
+
+
+# %%
+#| export
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """While inside, belong to the processes that torchrun started, if it did."""
@@ -823,6 +848,13 @@ def gather_from_ranks(value: Any) -> list[Any]:
     return values
 
 
+# %% [markdown]
+# Last, where this process's random numbers stand, on the CPU and on its device, and how
+# they are put there again:
+
+
+# %%
+#| export
 def rng_state(device: torch.device) -> dict[str, Any]:
     """Where the random numbers of this process stand, on the CPU and on its device."""
     on_device = None
@@ -897,6 +929,14 @@ def _cgroup_limits() -> Iterator[int]:
                 yield int(limit)
 
 
+# %% [markdown]
+# `free_memory` collects the limits that can be found, takes off each what it counts,
+# and returns the least. Where a system tells none of them, the answer is None, and
+# nothing is refused.
+
+
+# %%
+#| export
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still have on a device; None where nobody says.
 
@@ -962,6 +1002,13 @@ def room(
     return _full_memory_told(device, need, f"the memory is full; {needs}: {cure}")
 
 
+# %% [markdown]
+# What runs out inside is told with the same words. `_refuses` is the question to the
+# allocator; the memory is asked for and not touched, so asking costs nothing.
+
+
+# %%
+#| export
 @contextlib.contextmanager
 def _full_memory_told(device: torch.device, need: int, sentence: str) -> Iterator[None]:
     """Raise the sentence as an SlmError if an allocation fails inside."""
@@ -1012,6 +1059,14 @@ def run_memory(
     return max(step.peak, saved)
 
 
+# %% [markdown]
+# `largest` is the search, used twice: among all sizes, and among those that divide the
+# rows of a step. With several micro-batches, gradients of the earlier ones are in
+# memory too, so the second search counts them.
+
+
+# %%
+#| export
 def _smaller_batch(config: RunConfig, device: torch.device, have: int) -> str:
     """The largest batch that fits, and the largest that makes the same step, told."""
     t = config.training
@@ -1036,6 +1091,13 @@ def _smaller_batch(config: RunConfig, device: torch.device, have: int) -> str:
     return told
 
 
+# %% [markdown]
+# And the question itself: the need of a step, and if it is more than there is, the
+# proposal.
+
+
+# %%
+#| export
 PARTS = 100_000  # micro-batches a step that a config may ask for
 SMALLER_BATCH = "lower training.batch_size, raise training.gradient_accumulation_steps "
 SMALLER_BATCH += "by the same factor, and start it as another run (--run-dir, on Modal "
@@ -1082,6 +1144,15 @@ class LossModule(nn.Module):
         return self.model.loss(x, y)
 
 
+# %% [markdown]
+# What the trainer holds, in three groups. What was handed in: config, model, batches,
+# observers. What follows from the device: the type, the peak, optimizers, loss scaling,
+# and the loss, compiled and put into DDP where that is due. And where the run stands:
+# steps, tokens, seconds, the rows so far, and the losses that no row has told yet.
+
+
+# %%
+#| export training/trainer
 HISTOGRAMS_EVERY = 100  # steps
 GIVEN = {"dataset": "given as loaders"}  # where there is no section `data`
 
@@ -1161,12 +1232,6 @@ class Trainer:
 # first. One exchange carries three counts at once: targets, tokens, requests to stop
 # (all processes must stop after the same step, or one would wait for ever).
 #
-# `forward` computes one part's loss in the chosen type. All parts but the last run
-# under `no_sync`, so that gradients travel between the processes once per step and not
-# once per part. `update_weights` divides the gradient by the loss scale (1 unless the
-# type is float16), clips it and steps; if a float16 gradient overflowed, *no* optimizer
-# steps, or one would step on what clipping made of the rest.
-#
 # A GPU works through a queue, and `.item()` must wait until all of it is done. So loss
 # and norm stay tensors, kept in `pending`, and are looked at only when a row is due or
 # a state is saved.
@@ -1204,6 +1269,16 @@ def train_step(
     self.stopping = stops > 0
 
 
+# %% [markdown]
+# `forward` computes one part's loss in the chosen type. All parts but the last run
+# under `no_sync`, so that gradients travel between the processes once per step and not
+# once per part. `update_weights` divides the gradient by the loss scale (1 unless the
+# type is float16), clips it and steps; if a float16 gradient overflowed, *no* optimizer
+# steps, or one would step on what clipping made of the rest.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def forward(self, x: Tensor, y: Tensor, last: bool) -> Tensor:
     """The mean loss of a micro-batch; after the last, gradients travel."""
@@ -1240,7 +1315,7 @@ def update_weights(self) -> Tensor:
     return torch.zeros_like(norm) if overflow else norm
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: groups, sums over processes, precision (21 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def param_groups(self) -> list[dict[str, Any]]:
@@ -1380,6 +1455,14 @@ def train(self, stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]
     return self.metrics
 
 
+# %% [markdown]
+# Due is what falls on a multiple, and everything at the last step. The batches begin
+# where the run stands, a loader of ours at the exact one, and begin again when they
+# end.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def is_due(self, *every: int) -> bool:
     """Whether what is done every so many steps, and at the end, is due."""
@@ -1443,6 +1526,14 @@ def log(self, row: dict[str, Any]) -> None:
     self.metrics.append(row)
 
 
+# %% [markdown]
+# The row of the training since the last one. Its losses are read here, all at once,
+# which is where the program waits for the device; the speed is counted over the same
+# steps.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def log_training(self, bar: tqdm, since: float, seen: int) -> None:
     """A row of the training since the last one, and the bar."""
@@ -1466,6 +1557,12 @@ def log_training(self, bar: tqdm, since: float, seen: int) -> None:
     bar.set_postfix(shown(self.metrics[-1]), refresh=False)
 
 
+# %% [markdown]
+# Validation has a row of its own, and where there is no progress bar, a printed line.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def log_validation(self, bar: tqdm) -> None:
     """Validate, add a row, and tell the observers."""
@@ -1491,7 +1588,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{row[key]:{form}}" for name, (key, form) in pairs if key in row}
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: losses that are finite, the error if not, the clock (35 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def finite_losses(self) -> list[list[float]]:
@@ -1546,11 +1643,6 @@ def count_seconds(self) -> None:
 # process has random numbers of its own: `rng_state` says where they stand,
 # `gather_from_ranks` collects that from all, and `set_rng_state` lets each go on from
 # there.
-#
-# The number of processes may have changed, since a machine with eight GPUs comes back
-# as one with four. `share` keeps the rows of each step, and those that the validation
-# takes, as they were when the run began. What cannot stay is the last bit: sums are
-# rounded in another order, and of random numbers there are fewer or new ones.
 
 
 # %%
@@ -1582,6 +1674,14 @@ def state_dict(self) -> dict[str, Any]:
     }
 
 
+# %% [markdown]
+# Going back is the same list, read in the other direction. One thing is copied: an
+# optimizer keeps the tensors that it is given, and they may be mapped from a
+# checkpoint's file.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def load_state_dict(self, state: Mapping[str, Any]) -> None:
     """Go to where the trainer stood that gave this state.
@@ -1603,6 +1703,15 @@ def load_state_dict(self, state: Mapping[str, Any]) -> None:
         set_rng_state(self.device, state["rng_state"][rank()])
 
 
+# %% [markdown]
+# The number of processes may have changed, since a machine with eight GPUs comes back
+# as one with four. `share` keeps the rows of each step, and those that the validation
+# takes, as they were when the run began. What cannot stay is the last bit: sums are
+# rounded in another order, and of random numbers there are fewer or new ones.
+
+
+# %%
+#| export training/trainer
 @course.add_to(Trainer)
 def share(self, processes: int) -> None:
     """Divide the rows of a step of so many processes among those that are here."""
@@ -1766,7 +1875,7 @@ print(f"so at least {math.exp(-excess):.0%}")
 # four parts of two, whose numbers of targets differ, so that a wrong weight would show.
 # Then the properties that hold for any trainer, and the ones that this run has to have.
 
-# %% tags=["nbval-check-output"]
+# %%
 TEN = TrainingConfig(max_steps=10, warmup_steps=2, learning_rate=1e-3, weight_decay=0.0)
 plain_loader = create_dataloader(
     "stories",
@@ -1799,6 +1908,10 @@ def halves_of(x: Tensor, y: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(rows), y.split(rows), strict=True))
 
 
+# %% [markdown]
+# By hand: the four lines of a step, with the schedule of two steps up and eight down.
+
+# %%
 torch.manual_seed(0)
 by_hand = GPT(SMALL)
 optimizer = torch.optim.AdamW(by_hand.parameters(), betas=(0.9, 0.95), weight_decay=0)
@@ -1812,6 +1925,7 @@ for step, (x, y) in enumerate(plain_loader_batches()):
     optimizer.zero_grad()
 
 
+# %% tags=["nbval-check-output"]
 def weights(model: GPT) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -1868,7 +1982,7 @@ check.schedule(my_schedule)
 # What the check says to a typical wrong answer:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def one_late(step: int, peak: float, warmup: int, fall: int, steps: int) -> float:
     return peak * min(1, (step + 1) / warmup, (steps - step) / fall)
 
@@ -1876,7 +1990,7 @@ def one_late(step: int, peak: float, warmup: int, fall: int, steps: int) -> floa
 check.schedule(one_late)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_schedule</code></summary>
 #
 # ```python
 # def my_schedule(step, peak, warmup, fall, steps):
@@ -1903,7 +2017,7 @@ check.adamw(my_adamw_step)
 # With the decay where Adam has it, in the gradient, the step is another one:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def decay_in_gradient(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
     grad = grad + decay * p
     m.mul_(beta1).add_(grad, alpha=1 - beta1)
@@ -1915,7 +2029,7 @@ def decay_in_gradient(p, grad, m, v, t, lr, beta1, beta2, eps, decay) -> None:
 check.adamw(decay_in_gradient)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_adamw_step</code></summary>
 #
 # ```python
 # def my_adamw_step(p, grad, m, v, t, lr, beta1, beta2, eps, decay):

@@ -17,8 +17,6 @@
 # is there entirely or not at all, and is checked before it is used. You kill processes
 # while they write, damage files by a bit, and export the names inside a run folder,
 # `save_checkpoint`, `load_latest` and `Checkpointer`.
-#
-# *Runs in about 25 seconds on two cores.*
 
 # %%
 import course
@@ -81,10 +79,11 @@ from slm.training.trainer import Trainer
 # program in the cloud that has no PyTorch, must find the same things under the same
 # names. So the names stand in one class and nowhere else. One of them changes: rows of
 # a start that came to no checkpoint are moved aside, each time under a name that is
-# free, since nobody can make them again.
+# free, since nobody can make them again. Whether a run is finished is a question to the
+# folder, too: it is, when there is a `model/`.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (68 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class RunFolder:
@@ -198,9 +197,7 @@ with tempfile.TemporaryDirectory() as folder:
 # ## Reading a run without PyTorch
 #
 # Rows are appended, so a crash can cut the last one short: it is left out. A damaged
-# line in the middle cannot come from a crash, so it is reported as an error. `report`
-# sums a folder up, for somebody who asks how a run is doing; the cloud sends its answer
-# over the network.
+# line in the middle cannot come from a crash, so it is reported as an error.
 
 
 # %%
@@ -229,6 +226,14 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+# %% [markdown]
+# A run in the cloud keeps a second file: what each of its attempts cost. It is one
+# list, written as a whole, so nothing of it may be damaged; what is usually wrong with
+# it is that a copy was cut short.
+
+
+# %%
+#| export
 def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     """What each attempt in the cloud cost, oldest first; none if there is no such file.
 
@@ -249,6 +254,14 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     return attempts
 
 
+# %% [markdown]
+# `report` sums a folder up, for somebody who asks how a run is doing; the cloud sends
+# its answer over the network. Each figure is the newest that was written: the last row
+# may be one of training, which has no validation loss.
+
+
+# %%
+#| export
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -335,7 +348,8 @@ def read_tokenizer(run_dir: str | Path) -> str | None:
 from slm.training.folder import modules_of_a_run
 
 known = modules_of_a_run()
-print("slm.training.optim" in known, "slm.cli" in known)
+for name in ("slm.training.optim", "slm.cli"):
+    print(f"{name}: {'decides' if name in known else 'does not decide'} what a run is")
 
 # %% [markdown]
 # ## Saving in fifteen lines
@@ -428,6 +442,15 @@ class CheckpointError(SlmError):
     """A checkpoint is damaged or of another kind; the message names the file."""
 
 
+# %% [markdown]
+# Saving is two steps inside one `with`: PyTorch writes the state, and the checksum of
+# all that it wrote goes behind it. `writing` forces both to disk and renames. The
+# checksum is computed in blocks of four megabytes, so that a large file is never in
+# memory as a whole.
+
+
+# %%
+#| export training/checkpoint
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint: a reader sees the old file or the whole new one.
 
@@ -459,6 +482,15 @@ def _checksum(file: BinaryIO, size: int) -> bytes:
     return checksum.to_bytes(4, "little")
 
 
+# %% [markdown]
+# Loading asks four questions, in this order, and each has an error of its own: is the
+# file whole (the checksum)? Does it hold nothing but tensors, numbers and texts? Is it
+# of this format? Does it hold a state? The tensors stay in the file until somebody
+# reads them (`mmap`), so looking into a checkpoint costs little.
+
+
+# %%
+#| export training/checkpoint
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, after a look at its checksum; nothing in it can run code.
 
@@ -525,7 +557,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         load_checkpoint(path)
     except CheckpointError as error:
-        print(str(error).replace(f"{folder}/", ""))
+        course.show(str(error).replace(f"{folder}/", ""))
 
 # %% [markdown]
 # ## The newest that can be used
@@ -590,7 +622,7 @@ with tempfile.TemporaryDirectory() as folder:
     newest.write_bytes(newest.read_bytes()[:-100])
     with contextlib.redirect_stdout(io.StringIO()) as told:
         path, state = load_latest(folder)
-    print(told.getvalue().replace(f"{folder}/", ""), end="")
+    course.show(told.getvalue().replace(f"{folder}/", ""))
 print(f"{path.name} is used, of step {state['step']}")
 
 # %% [markdown]
@@ -636,6 +668,15 @@ def is_finite(state: Any) -> bool:
     return not isinstance(state, list | tuple) or all(map(is_finite, state))
 
 
+# %% [markdown]
+# A state that is sound can still be that of another run, or one that this trainer
+# cannot continue. Tokenizer and texts are compared by the hashes that the token files
+# keep of themselves, the precision by its name, the number of processes by whether they
+# can share a step's rows.
+
+
+# %%
+#| export training/checkpoint
 def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
     """Whether a trainer's state was reached with another tokenizer or text, in words.
 
@@ -664,6 +705,13 @@ def data_fingerprints(trainer: Trainer) -> dict[str, str]:
     return found
 
 
+# %% [markdown]
+# `trainer_mismatch` puts them together, the cheapest question first, and says with each
+# refusal how the run could go on after all.
+
+
+# %%
+#| export training/checkpoint
 def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
     """Why a trainer's state can't be continued by this one, in words; "" if it can."""
     if (before := state["dtype"]) != str(trainer.dtype):
@@ -858,6 +906,15 @@ def save(self, trainer: Trainer) -> None:
     self._writing = self._writer.submit(self._write, copy_to_cpu(state), self.best)
 
 
+# %% [markdown]
+# What the thread does: look whether the numbers are finite, write, and delete what is
+# too old. An older checkpoint that cannot be deleted is told and no more, since the new
+# one is safe. `finish` waits for the thread and raises what it raised; `on_end`, which
+# the trainer calls after the last step, does just that.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
     step = state["trainer"]["step"]
@@ -904,12 +961,6 @@ def on_end(self) -> None:
 # error on its way already; it waits too, because a half-written file helps nobody, and
 # what went wrong with the writing is printed beside. A run that diverged names the last
 # good checkpoint, for which it has to wait just the same.
-#
-# Going on is the reverse of saving: find the newest that fits, clear away the
-# unfinished checkpoints of killed processes (and no other file: the rest is the
-# user's), and give the trainer and every observer what is theirs. An observer's state
-# is found by the name of its class; a second one of the same class has its number
-# behind the name.
 
 
 # %%
@@ -944,6 +995,17 @@ def last_good(self) -> str:
     return "there is no checkpoint yet"
 
 
+# %% [markdown]
+# Going on is the reverse of saving: find the newest that fits, clear away the
+# unfinished checkpoints of killed processes (and no other file: the rest is the
+# user's), and give the trainer and every observer what is theirs. Processes that read
+# different checkpoints stop here: they would train a mixture. An observer's state is
+# found by the name of its class; a second one of the same class has its number behind
+# the name.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def resume(self, trainer: Trainer) -> Path | None:
     """Go on from the newest checkpoint of this run; None if there is none at all.
@@ -977,6 +1039,14 @@ def resume(self, trainer: Trainer) -> Path | None:
     return path
 
 
+# %% [markdown]
+# Taking over is the last test of a state. PyTorch's optimizers accept averages of any
+# shape and would read beyond their end at the next step, so the shapes are compared
+# here; the error that this raises is what `misfit` turns into a sentence.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
     """Give trainer and observers what is theirs."""
@@ -999,9 +1069,9 @@ def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
 #
 # A trainer is stopped in the middle and its checkpoint handed to another, which has
 # other weights and other random numbers; the two then do the same steps. Besides,
-# pruning keeps what it should, and a full disk leaves the file that was there.
+# pruning keeps what it should.
 
-# %% tags=["nbval-check-output"]
+# %%
 from slm.data.batches import TextDataset, TokenLoader
 from slm.data.stories import sample
 from slm.data.tokenizer import get_tokenizer
@@ -1029,6 +1099,11 @@ def run_in(folder: Path, seed: int, stop_at: int | None = None) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+# %% [markdown]
+# One run of twelve steps; one that is stopped after the eighth and goes on from other
+# weights, drawn from another seed; and all weights of both, compared bit by bit:
+
+# %% tags=["nbval-check-output"]
 with tempfile.TemporaryDirectory() as home:
     whole = run_in(Path(home) / "whole", seed=0)
     run_in(Path(home) / "torn", seed=0, stop_at=8)
@@ -1076,7 +1151,7 @@ check.resume(my_save, my_load)
 # out the live tensors:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def live(model: GPT, optimizer: torch.optim.Optimizer, step: int) -> dict:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     return state | {"rng_state": torch.get_rng_state(), "step": step}
@@ -1092,7 +1167,7 @@ def load(state: dict, model: GPT, optimizer: torch.optim.Optimizer) -> int:
 check.resume(live, load)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_save</code></summary>
 #
 # ```python
 # def my_save(model, optimizer, step):

@@ -16,8 +16,6 @@
 # on with one that was stopped, or returns one that is finished. You put together what
 # the last chapters built, kill it while it works, and export `train`, `load_run`, which
 # reads a run folder, and `Run`, what both return.
-#
-# *Runs in about 30 seconds on two cores.*
 
 # %%
 import course
@@ -141,9 +139,9 @@ class Run:
 
 
 # %% [markdown]
-# A tokenizer that was put in the place of another is the one change that nothing else
-# would show: ids that were learned as one text and are written as another give garbage,
-# and no error.
+# `load_run` asks in order: is there a run, is its config in order, is its tokenizer the
+# one that it was trained with, is there room for the weights? Then it reads them, from
+# the one place or the other.
 
 
 # %%
@@ -179,6 +177,14 @@ def load_run(run_dir: str | Path) -> Run:
     return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
 
 
+# %% [markdown]
+# A tokenizer that was put in the place of another is the one change that nothing else
+# would show: ids that were learned as one text and are written as another give garbage,
+# and no error.
+
+
+# %%
+#| export
 def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> None:
     """Refuse a tokenizer whose ids are not those that the run's model has learned.
 
@@ -191,6 +197,13 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
         raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
 
 
+# %% [markdown]
+# Of an unfinished run the newest checkpoint is read, if it belongs to this config and
+# this tokenizer: the same rule by which a run goes on.
+
+
+# %%
+#| export
 def _unfinished_model(
     folder: RunFolder, config: RunConfig, tokenizer: Tokenizer
 ) -> GPT:
@@ -578,6 +591,14 @@ def make_trainer(
     return trainer
 
 
+# %% [markdown]
+# The other half, in order: resume, write down what the run is computed with, tell,
+# train until the end or a signal, publish the model. Only the first process writes; the
+# others wait for it at the end, so that none ends before the model is there.
+
+
+# %%
+#| export
 def train_and_save(
     trainer: Trainer,
     folder: RunFolder,
@@ -618,11 +639,7 @@ def train_and_save(
 
 
 # %% [markdown]
-# Now `train` itself. Read it from top to bottom: it refuses, it returns what is
-# finished, it asks for room, it prepares, locks, joins the other processes, trains.
-# Everything that must be undone stands in a `with`, so it is undone in the reverse
-# order whatever happens. The folder is made with the lock, after all that can be
-# refused: a refused start leaves nothing behind.
+# A run that is finished already is read and returned, whoever asks for it again:
 
 
 # %%
@@ -634,6 +651,16 @@ def finished_run(folder: RunFolder, tells: bool) -> Run:
     return load_run(folder.path)
 
 
+# %% [markdown]
+# Now `train` itself. Read it from top to bottom: it refuses, it returns what is
+# finished, it asks for room, it prepares, locks, joins the other processes, trains.
+# Everything that must be undone stands in a `with`, so it is undone in the reverse
+# order whatever happens. The folder is made with the lock, after all that can be
+# refused: a refused start leaves nothing behind.
+
+
+# %%
+#| export
 def train(
     config: RunConfig,
     run_dir: str | Path | None = None,
@@ -734,18 +761,20 @@ with tempfile.TemporaryDirectory() as home:
     try:
         train(other, folder, verbose=False)
     except SlmError as error:
-        print(str(error).replace(f"{home}/", ""))
+        course.show(str(error).replace(f"{home}/", ""))
     stray = Path(home) / "stray"
     stray.mkdir()
     (stray / "metrics.jsonl").touch()
     try:
         train(config, stray, verbose=False)
     except SlmError as error:
-        print(str(error).replace(f"{home}/", ""))
-print(f"finished after the signal: {torn.finished}, after the second call:", end=" ")
-print(f"{done.finished}; the third gives the same model:", end=" ")
+        course.show(str(error).replace(f"{home}/", ""))
+print(
+    f"finished after the signal: {torn.finished}, after a second call: {done.finished}"
+)
 pairs = zip(done.model.parameters(), again.model.parameters(), strict=True)
-print(all(torch.equal(a, b) for a, b in pairs))
+same = all(torch.equal(a, b) for a, b in pairs)
+print("weights of the second call and of a third, equal to the last bit:", same)
 
 # %% [markdown]
 # ## Exercise: a loop that goes on
@@ -774,7 +803,7 @@ check.job(my_job)
 # each time:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def forgets(steps: int, every: int, load, do, save) -> None:
     for step in range(1, steps + 1):
         do(step)
@@ -785,7 +814,7 @@ def forgets(steps: int, every: int, load, do, save) -> None:
 check.job(forgets)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_job</code></summary>
 #
 # ```python
 # def my_job(steps, every, load, do, save):

@@ -16,8 +16,6 @@
 # choices, find out why the obvious loop wastes nearly all its work, and export
 # `generate` and `stream`, which write many texts at once and compute each key and value
 # only once.
-#
-# *Runs in about 10 seconds on two cores, once the story model has been trained.*
 
 # %%
 import course
@@ -215,7 +213,7 @@ def write_naively(tokens: Tensor, steps: int) -> Tensor:
 
 with torch.inference_mode():
     greedy = write_naively(tokens, steps=30)
-tokenizer.decode(greedy[1:].tolist())
+course.show(tokenizer.decode(greedy[1:].tolist()))
 
 # %% [markdown]
 # It works, and it is wasteful. To choose one token the model computes *all* positions
@@ -425,7 +423,9 @@ def _window_start(length: int, context_length: int) -> int:
 # and two doors hand them on to it. Inside the package they travel as one object that
 # checks itself; only the two functions for people, `stream` and `generate`, spell them
 # out, because people write them so. It is frozen: nobody changes it on the way, and
-# whoever holds one holds settings that can be meant.
+# whoever holds one holds settings that can be meant. The check is a table, a line for
+# each setting with its condition and the words for what is allowed; the first line that
+# fails is told.
 
 
 # %%
@@ -599,6 +599,14 @@ def generate_tokens(
     return _inside(enough, _positions(model, prompts, sampling))
 
 
+# %% [markdown]
+# `_longest` is that knowledge: with "stop" a text ends one token behind the window,
+# with "slide" it gets all it asked for. `_inside` keeps `room` around the steps for as
+# long as somebody takes tokens.
+
+
+# %%
+#| export
 def _longest(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int) -> int:
     """Positions of the longest text that can come of these prompts."""
     longest = max(map(len, prompts))
@@ -616,7 +624,10 @@ def _inside(
 
 
 # %% [markdown]
-# The loop itself:
+# The loop itself. It lays out one table for all texts, with a generator of random
+# numbers for each row. Then it goes from position to position, beginning behind the
+# shortest prompt: read, turn the logits into probabilities, and draw for each row that
+# is past its prompt and has not ended.
 
 
 # %%
@@ -658,6 +669,12 @@ def _positions(
             return
 
 
+# %% [markdown]
+# What is said of a full window:
+
+
+# %%
+#| export
 def _tell_overflow(overflow: str, context: int) -> None:
     """Say that the window is full, and what happens now."""
     happens = {
@@ -721,6 +738,15 @@ def _encode_prompt(
     return tokens
 
 
+# %% [markdown]
+# `stream` makes the settings, starts the loop, and hands out each token as soon as it
+# is a text. A token may end in the middle of a character, so an incremental decoder
+# keeps the bytes that are not yet one. The arguments are checked outside `pieces`: a
+# generator's own lines would not run before the first piece is asked for.
+
+
+# %%
+#| export
 def stream(
     model: GPT,
     tokenizer: Tokenizer,
@@ -761,6 +787,12 @@ def stream(
             yield rest
 
     return pieces()
+
+
+# %% [markdown]
+# `generate` is the same for people who wait for the whole text, or for many texts. Most
+# of its lines say what may be asked for. Then each text gets a list of its own, every
+# step adds a token to those that go on, and at the end the lists are decoded.
 
 
 # %%
@@ -826,7 +858,7 @@ def generate(
 # each as it comes; here a dot shows where one ends and the next begins.
 
 # %%
-"·".join(stream(model, tokenizer, opening, seed=1))
+course.show("·".join(stream(model, tokenizer, opening, seed=1)))
 
 # %% [markdown]
 # Here the corpus has an advantage that no real one has: its grammar can say whether a
@@ -973,7 +1005,7 @@ def compares_with_min_p(probabilities: Tensor, min_p: float) -> Tensor:
 check.min_p(compares_with_min_p)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>min_p_filter</code></summary>
 #
 # The threshold is relative to each row's own largest probability, so it has to keep its
 # axis to line up.
@@ -1016,7 +1048,7 @@ def reads_its_own_position(model, prompt: list[int], continuation: list[int]) ->
 check.log_probability(reads_its_own_position)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>log_probability</code></summary>
 #
 # The logits at position $t$ predict the token at $t + 1$. The first token of the
 # continuation is therefore predicted at the *last* position of the prompt, and the last
@@ -1072,7 +1104,7 @@ class KeepsEverything:
 check.sliding_cache(KeepsEverything)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>SlidingCache</code></summary>
 #
 # Join along time, which is axis 2 of `(B, H, T, K)`, and keep the end. `cat` copies
 # everything at every token; a ring buffer would not, at the price of positions out of

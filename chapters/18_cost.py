@@ -16,8 +16,6 @@
 # does with the operations that you have counted, turn counts into hours and dollars on
 # every GPU that Modal rents, and dollars into the loss that they buy, and export
 # `estimate`, `verdict`, `max_steps_that_fit`, `cost_table` and `report`.
-#
-# *Runs in about 50 seconds on two cores.*
 
 # %%
 import course
@@ -193,12 +191,15 @@ for (n_layers, d_model), predicted in zip(sizes, predictions, strict=True):
 # that you reserve (or use, if that is more).
 
 # %% tags=["nbval-check-output"]
-print(f"prices of {MODAL.date}, {MODAL.source}")
+from course.tables import Table
+
+rows = []
 for gpu in MODAL.gpus:
-    mfu = "-".join(f"{share:.0%}" for share in gpu.mfu)
-    speed = f"{gpu.peak_tflops:5,.0f} TFLOP/s, {gpu.memory_gb:3.0f} GB"
-    hour = 3600 * gpu.dollars_per_second
-    print(f"{gpu.name:<13} ${hour:.2f} an hour, {speed}, MFU {mfu}")
+    mfu = "-".join(f"{100 * share:.0f}" for share in gpu.mfu)
+    speed = (f"{gpu.peak_tflops:,.0f}", f"{gpu.memory_gb:.0f}", mfu)
+    rows.append((gpu.name, f"{3600 * gpu.dollars_per_second:.2f}", *speed))
+header = ("GPU", "dollars an hour", "peak, TFLOP/s", "memory, GB", "MFU, %")
+Table(header, rows, f"Prices of {MODAL.date}, {MODAL.source}")
 
 # %% [markdown]
 # The MFU ranges are assumptions, and stated as such. For A100 and H100 they lie near
@@ -225,7 +226,14 @@ UNCOMPILED = 0.5  # share of the MFU that is left without torch.compile
 HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragmentation
 LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
 
+# %% [markdown]
+# What comes out is a row of numbers, so it is a dataclass. Two things follow from them:
+# what a config would call this machine, and whether the memory suffices with the
+# headroom left free.
 
+
+# %%
+#| export
 @dataclass(frozen=True)
 class Estimate:
     """What a run would need on one kind of GPU; pairs are (fast end, slow end).
@@ -341,6 +349,15 @@ def seconds_per_step(config: RunConfig, gpu: GPU) -> tuple[float, float]:
     return micro_batches * fast, micro_batches * slow
 
 
+# %% [markdown]
+# `estimate` multiplies: seconds of a step times steps, with the overhead and the
+# start-up; hours times the machine's rate. The largest batch that fits is found by
+# bisection, since a step's memory only grows with its rows. `estimate_all` asks the
+# same for every kind of GPU that can be rented in the config's number.
+
+
+# %%
+#| export
 def estimate(
     config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
 ) -> Estimate:
@@ -451,6 +468,15 @@ def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
     return max(0, int(seconds / each))
 
 
+# %% [markdown]
+# A remedy is found in two moves. If the memory does not suffice, take the largest batch
+# that fits; if time or money still do not, take the most steps that do. After each move
+# the changed config goes through `_fits`, and if it fails the last time there is no
+# remedy to tell.
+
+
+# %%
+#| export
 def _remedy(config: RunConfig, prices: Prices) -> str:
     """The batch size and the steps with which a config would fit its own GPU, checked.
 
@@ -536,10 +562,9 @@ print(textwrap.fill(verdict(wish)[1], 88))
 
 # %%
 #| export
-_HEADER = (
-    f"{'GPU':<15} {'type':<8}{'MFU, %':>6}{'memory, GB':>13}{'batch':>9}"
-    f"{'k tokens/s':>12}{'hours':>12}{'dollars':>12}"
-)
+COLUMNS = ("GPU", "type", "MFU, %", "memory, GB", "batch", "k tokens/s", "hours")
+COLUMNS += ("dollars",)
+_LINE = "{:<15} {:<8}{:>6}{:>13}{:>9}{:>12}{:>12}{:>12}"
 
 
 def _span(low: float, high: float, digits: int = 2) -> str:
@@ -548,7 +573,8 @@ def _span(low: float, high: float, digits: int = 2) -> str:
     return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
-def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
+def table_row(row: Estimate, own: bool, prices: Prices = MODAL) -> list[str]:
+    """What the table says of a kind of GPU, an entry for each of its `COLUMNS`."""
     low, high = prices.find(row.gpu).mfu
     mark = " " if row.fits_memory else "!"
     digits = 1 if row.memory_gb < 100 else 0
@@ -556,16 +582,21 @@ def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
     most = "≥" if row.largest_batch == LARGEST_BATCH else ""
     batch = f"{most}{row.largest_batch:,}"
     fast, slow = (tokens / 1000 for tokens in row.tokens_per_second)
-    return (
-        f"{'*' if own else ' '}{row.name:<14} {row.dtype:<8}"
-        f"{_span(100 * low, 100 * high, 0):>6}{memory:>13}{batch:>9}"
-        f"{_span(slow, fast, 0):>12}{_span(*row.hours):>12}{_span(*row.dollars):>12}"
-    )
+    cells = [f"{'*' if own else ' '}{row.name}", row.dtype]
+    cells += [_span(100 * low, 100 * high, 0), memory, batch, _span(slow, fast, 0)]
+    return [*cells, _span(*row.hours), _span(*row.dollars)]
 
 
+# %% [markdown]
+# The table is the header, and for each config a line that says what is trained, a row
+# for each GPU, and the verdict. `ASSUMPTIONS` belongs below it, once.
+
+
+# %%
+#| export
 def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
     """A table of one or more runs on every GPU, each with its verdict, as text."""
-    lines = [_HEADER]
+    lines = [_LINE.format(*COLUMNS)]
     for config in [configs] if isinstance(configs, RunConfig) else configs:
         step, flops = tokens_per_step(config), count_flops_per_token(config.model)
         steps, own = config.training.max_steps, prices.find(config.modal.gpu_name).name
@@ -576,7 +607,7 @@ def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL)
         )
         rows = estimate_all(config, prices)
         lines += ["", textwrap.fill(title, 88)]
-        lines += [_table_row(row, row.gpu == own, prices) for row in rows]
+        lines += [_LINE.format(*table_row(row, row.gpu == own, prices)) for row in rows]
         lines += [textwrap.fill(verdict(config, prices)[1], 88)]
     return "\n".join(lines)
 
@@ -594,8 +625,17 @@ ASSUMPTIONS = textwrap.fill(
 )
 
 
+# %% [markdown]
+# On a page the same rows make a real table; `*` is the config's own GPU.
+
 # %% tags=["nbval-check-output"]
-print(cost_table(gpt_configs))
+from course.tables import Table
+from IPython.display import display
+
+for config in gpt_configs:
+    rows = [table_row(row, row.gpu == config.modal.gpu) for row in estimate_all(config)]
+    display(Table(COLUMNS, rows, f"{config.name}. {verdict(config)[1]}"))
+course.show(ASSUMPTIONS)
 
 # %% [markdown]
 # Read a column from top to bottom: the price per second rises tenfold, and the dollars
@@ -710,26 +750,29 @@ longer = final_loss(models[-1], 600)
 from course.figures.cost import fit_power_law, scaling
 
 law = fit_power_law(sizes[:4], losses[:4], floor)
-print(f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first four")
-for n, loss in zip(sizes, losses, strict=True):
-    excess = (loss - floor) / (law(n) - floor) - 1
-    told = f"loss {loss:.3f}, law {law(n):.3f}: excess {excess:+.0%}"
-    print(f"{n:>7,} parameters, {targets / n:4.1f} tokens each: {told}")
-span = (losses[0] - floor) / (losses[3] - floor)
-print(f"the first four span a factor of {span:.0f} in excess loss")
-n, each = sizes[-1], 2 * targets / sizes[-1]
-print(f"{n:>7,} parameters, {each:4.1f} tokens each: loss {longer:.3f}")
 scaling(sizes, losses, floor, law)
 
+# %%
+rows = []
+tokens = [targets] * len(sizes) + [2 * targets]
+for n, seen, loss in zip([*sizes, sizes[-1]], tokens, [*losses, longer], strict=True):
+    excess = (loss - floor) / (law(n) - floor) - 1
+    each = (f"{seen / n:.1f}", f"{loss:.3f}", f"{law(n):.3f}", f"{excess:+.0%}")
+    rows.append((f"{n:,}", *each))
+span = (losses[0] - floor) / (losses[3] - floor)
+header = ("parameters", "tokens for each", "loss", "law", "excess over the law's")
+fitted = f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first four"
+Table(header, rows, f"{fitted}, which span a factor of {span:.0f} in excess loss")
+
 # %% [markdown]
-# Four points lie close to a line over a range of excess loss that the cell prints. The
-# fifth leaves it upwards. All five saw the same few tokens, and the middle column shows
-# how many that is for each parameter. Is the largest model too large for the text, or
-# undertrained? The last line tells: trained for twice as long, it ends below the law's
-# prediction. A law in $N$ alone holds only where the tokens do not run out first; the
-# rule of thumb for language is twenty per parameter (Hoffmann et al. 2022). At the
-# other end the law fails, too: towards no parameters at all it goes to infinity, where
-# the loss of a model that knows nothing is $\ln V$.
+# Four points lie close to a line over the range of excess loss that the table names.
+# The fifth leaves it upwards. All five saw the same few tokens, and the second column
+# shows how many that is for each parameter. Is the largest model too large for the
+# text, or undertrained? The last line tells: trained for twice as long, it ends below
+# the law's prediction. A law in $N$ alone holds only where the tokens do not run out
+# first; the rule of thumb for language is twenty per parameter (Hoffmann et al. 2022).
+# At the other end the law fails, too: towards no parameters at all it goes to infinity,
+# where the loss of a model that knows nothing is $\ln V$.
 #
 # ## What a dollar buys
 #
@@ -809,7 +852,7 @@ check.bill(my_bill)
 # bill:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def only_the_gpu(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
     seconds = flops / (peak_tflops * 1e12 * mfu)
     return seconds / 3600, seconds * gpu
@@ -818,7 +861,7 @@ def only_the_gpu(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
 check.bill(only_the_gpu)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_bill</code></summary>
 #
 # ```python
 # def my_bill(flops, peak_tflops, mfu, gpu, cores, core, gibs, gib):
@@ -848,7 +891,7 @@ check.steps_within(my_steps)
 # check says to one who compares the two:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def hours_and_seconds(timeout, dollars, fast, slow, dollars_per_hour):
     return int(min(timeout, dollars / dollars_per_hour) / slow)
 
@@ -856,7 +899,7 @@ def hours_and_seconds(timeout, dollars, fast, slow, dollars_per_hour):
 check.steps_within(hours_and_seconds)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_steps</code></summary>
 #
 # ```python
 # def my_steps(timeout, dollars, fast, slow, dollars_per_hour):
@@ -890,7 +933,7 @@ check.best_buy(my_best_buy)
 # model and the right GPU, but counts six FLOPs for each parameter and token:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def six_per_parameter(models, gpus, dollars, law):
     def loss(pair):
         (parameters, _), (speed, price) = models[pair[0]], gpus[pair[1]]
@@ -902,7 +945,7 @@ def six_per_parameter(models, gpus, dollars, law):
 check.best_buy(six_per_parameter)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_best_buy</code></summary>
 #
 # ```python
 # def my_best_buy(models, gpus, dollars, law):

@@ -20,8 +20,6 @@
 # until a name is used.
 #
 # *An engine room: it can be skipped at first reading.*
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -70,9 +68,9 @@ for code in ("pass", "import argparse", "import torch"):
 #
 # Each command is two things: a function that takes the parsed arguments and returns the
 # exit code, and a block that describes its arguments. The work itself lies in a module
-# of its own, which the function imports when it is called. `slm train` first:
+# of its own, which the function imports when it is called.
 
-# %%
+# %% tags=["hide-input"]
 #| export
 """The one door: `slm train`, `slm generate`, `slm cost`, `slm configs`, `slm data`.
 
@@ -90,7 +88,14 @@ from typing import Any
 
 from slm.errors import SlmError
 
+# %% [markdown]
+# `slm train` first, and its function. `--print-config` needs neither PyTorch nor the
+# trainer, so both are imported behind it. A run that was stopped has an exit code of
+# its own; the reason follows below.
 
+
+# %%
+#| export
 def _train(arguments: argparse.Namespace) -> int:
     from slm.training.config import load_config
 
@@ -107,6 +112,14 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0 if run.finished or world_size() > 1 else 130
 
 
+# %% [markdown]
+# The block beside it says how the arguments are called and what they are for; `--help`
+# prints exactly that. Its last line ties the two together: `command` is the function,
+# `more` the argument that takes further words.
+
+
+# %%
+#| export
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
@@ -177,6 +190,13 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# %% [markdown]
+# Its block is a list of the options of [`stream`](#generation), each with its default,
+# in the order in which one reaches for them.
+
+
+# %%
+#| export
 def _add_generate(commands: Any) -> None:
     parser = commands.add_parser("generate", help="write a text with a trained model")
     add = parser.add_argument
@@ -261,6 +281,12 @@ def _cost(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# %% [markdown]
+# And the block:
+
+
+# %%
+#| export
 def _add_cost(commands: Any) -> None:
     parser = commands.add_parser(
         "cost", help="what training would cost on each GPU, before it starts"
@@ -347,6 +373,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# %% [markdown]
+# Now `main`, in its order: read the words, hand the left-over ones to the argument that
+# takes them, run the command. Below, each way to end has its exit code: stopped, a pipe
+# that nobody reads, a mistake told in one sentence. Any other exception is a fault of
+# ours, and shows its traceback.
+
+
+# %%
+#| export
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -451,6 +486,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# %% [markdown]
+# For the running program, one dictionary from names to modules, and the function that
+# looks into it:
+
+
+# %%
+#| export __init__
 _ADDRESSES = {
     "MultiHeadAttention": "slm.model.attention",
     "causal_attention": "slm.model.attention",
@@ -585,7 +627,7 @@ check.exit_codes(my_door)
 # sentence:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def tells_everything(command, words, say):
     try:
         return command(words)
@@ -601,7 +643,7 @@ def tells_everything(command, words, say):
 check.exit_codes(tells_everything)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_door</code></summary>
 #
 # ```python
 # def my_door(command, words, say):
@@ -638,7 +680,7 @@ check.lazy(my_lazy)
 # What the check says to a typical wrong answer, which finds everything and is not lazy:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def finds_all_first(addresses):
     modules = {name: importlib.import_module(at) for name, at in addresses.items()}
 
@@ -653,7 +695,7 @@ def finds_all_first(addresses):
 check.lazy(finds_all_first)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_lazy</code></summary>
 #
 # ```python
 # import importlib

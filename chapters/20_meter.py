@@ -20,8 +20,6 @@
 # (`slm/cloud/launch.py`).
 #
 # *An engine room: it can be skipped at first reading.*
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -92,7 +90,13 @@ from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step
 TICK = 30.0
 PATIENCE = 10  # ticks that a run has to finish its step and save, once it must end
 
+# %% [markdown]
+# A meter begins with what the earlier attempts left, and opens an entry of its own.
+# Nothing is written yet: an attempt that fails before its first `save` leaves no trace.
 
+
+# %%
+#| export
 class Meter:
     """What a run has cost over all its attempts, kept in its folder, an entry each.
 
@@ -131,30 +135,44 @@ class Meter:
         self.interrupted = False  # by this meter, because the budget is spent
         self._lock = threading.Lock()
 
-    def count(self) -> dict[str, float]:
-        """Attempts, seconds and dollars so far."""
-        seconds = time.monotonic() - self.started
-        dollars = seconds * self.dollars_per_hour / 3600
-        self.entry |= {"seconds": seconds, "dollars": dollars}
+
+# %% [markdown]
+# Counting and writing. Seconds are those of a clock that only goes forward, so that a
+# computer that sets its time cannot lose or win money. A lock lets one writer in at a
+# time, since a thread ticks beside the training.
+
+
+# %%
+#| export
+@course.add_to(Meter)
+def count(self) -> dict[str, float]:
+    """Attempts, seconds and dollars so far."""
+    seconds = time.monotonic() - self.started
+    dollars = seconds * self.dollars_per_hour / 3600
+    self.entry |= {"seconds": seconds, "dollars": dollars}
+    attempts = [*self.earlier, self.entry]
+    seconds, dollars = (
+        sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
+    )
+    return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+
+
+@course.add_to(Meter)
+def save(self) -> dict[str, float]:
+    """Count, write it down and secure it; returns what was counted."""
+    with self._lock:
+        counted, self.entry["to"] = self.count(), self._newest()
         attempts = [*self.earlier, self.entry]
-        seconds, dollars = (
-            sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
-        )
-        return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+        write_text(self.folder.attempts, json.dumps(attempts))
+        self.secure()
+    return counted
 
-    def save(self) -> dict[str, float]:
-        """Count, write it down and secure it; returns what was counted."""
-        with self._lock:
-            counted, self.entry["to"] = self.count(), self._newest()
-            attempts = [*self.earlier, self.entry]
-            write_text(self.folder.attempts, json.dumps(attempts))
-            self.secure()
-        return counted
 
-    def _newest(self) -> list[str]:
-        """The name of the newest checkpoint, or nothing."""
-        found = list_checkpoints(self.folder.checkpoints)
-        return [path.name for path in found[:1]]
+@course.add_to(Meter)
+def _newest(self) -> list[str]:
+    """The name of the newest checkpoint, or nothing."""
+    found = list_checkpoints(self.folder.checkpoints)
+    return [path.name for path in found[:1]]
 
 
 # %% [markdown]
@@ -216,6 +234,14 @@ def refuse_if_spent(self, dollars: float) -> None:
         raise SlmError(self.spent_reason(dollars))
 
 
+# %% [markdown]
+# How much will it have cost? What was spent before, what this attempt has spent, and
+# for each step that is left what a step has cost in this attempt, counted from the
+# checkpoint that it began with.
+
+
+# %%
+#| export
 @course.add_to(Meter)
 def dollars_before(self) -> float:
     """What the attempts before this one have cost."""
@@ -234,6 +260,14 @@ def projected_dollars(self) -> float:
     return self.dollars_before() + self.entry["dollars"] + left
 
 
+# %% [markdown]
+# And is a further attempt worth it? Only attempts of this call are looked at, from the
+# newest back to the last that came to a new checkpoint; those that were interrupted are
+# left out of the row.
+
+
+# %%
+#| export
 @course.add_to(Meter)
 def stall_reason(self) -> str:
     """Why no further attempt of this call would help; empty if one may."""
@@ -471,6 +505,14 @@ def how_to_upload(value: str, key: str) -> str:
     )
 
 
+# %% [markdown]
+# `check` is the question before all others: does the config name something that lies
+# only on this computer? Does the memory suffice? Is it within the budget, at the slow
+# end? Whatever fails is said with what would cure it.
+
+
+# %%
+#| export cloud/launch
 def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
     """What a run will need on the GPU that its config asks for.
 
@@ -496,6 +538,13 @@ def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
     return expected
 
 
+# %% [markdown]
+# The key of Weights & Biases is asked for only if the config says so, and before
+# anything is rented: Modal is made to look whether it is there (`hydrate`).
+
+
+# %%
+#| export cloud/launch
 def secrets(config: RunConfig) -> list[modal.Secret]:
     """The secret with the Weights & Biases key, if the config asks for it.
 
@@ -576,6 +625,14 @@ def unknown(run: str, error: Exception) -> SlmError:
     return no_answer(f"{run}, which may be running", error)
 
 
+# %% [markdown]
+# `Launched` is what one keeps of a call. `is_running` sorts the answers into the three
+# kinds: a time-out means that it runs; what stands in `ENDED`, or an error of the
+# function's own, that it has ended; anything else is no answer, and raised as that.
+
+
+# %%
+#| export cloud/launch
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer.
@@ -668,6 +725,13 @@ def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
 
+# %% [markdown]
+# The comparison at the end is four lines of text, the prediction above and what it came
+# to below.
+
+
+# %%
+#| export cloud/launch
 def live_apps() -> list[modal.App]:
     """The apps of the workspace that have not ended."""
     return modal.Environment.from_context().apps.list()
@@ -786,6 +850,13 @@ def launches(self, run: str) -> list[Launched]:
     return [*{each.call_id: each for each in both}.values(), *others]
 
 
+# %% [markdown]
+# `find` takes the one that is running, or else the last. `refuse_twice` takes any that
+# is running and is not our own app, and says how to follow, stop or fetch it.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def find(self, run: str) -> Launched | None:
     """The launch of a run that is running, or else the last one.
@@ -911,6 +982,14 @@ def _watch(launched: Launched, call: modal.FunctionCall) -> Any:
         raise unknown(launched.run, error) from None
 
 
+# %% [markdown]
+# The preparation is waited for, and the commands that follow and stop it are printed
+# first. The last two say what to do after an interrupt, and how a run is called that
+# was given no name.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def _prepare(self, text: str) -> bool:
     """Wait until the text is tokenised; an error says what is wrong with it."""
@@ -990,6 +1069,14 @@ def download(
     return to
 
 
+# %% [markdown]
+# The other two are short. `status` copies the small files and reports on them; that
+# there are none is no mistake as long as the run is running. `stop` cancels the call,
+# or, where none is known yet, the app that was about to make it.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def status(self, run: str, folder: str | Path) -> dict[str, Any]:
     """How far a run is, what it has cost, and whether it is running.
@@ -1123,7 +1210,7 @@ try_to(stand_in.find, "meter")
 alive.append(SimpleNamespace(app_id="ap-0", description="slm-meter"))
 try_to(stand_in.launch, little, run="meter", wait=False)
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Put everything back"} tags=["hide-input"]
 modal.FunctionCall.from_id = real
 shutil.rmtree("runs/modal/meter", ignore_errors=True)
 
@@ -1142,7 +1229,8 @@ total = meter.save()
 print(
     f"{total['attempts']} attempts, the first two of {history('new')[0]['seconds']} s"
 )
-print(f"adds up: {abs(total['seconds'] - 2 - meter.entry['seconds']) < 1e-9}")
+off = abs(total["seconds"] - 2 - meter.entry["seconds"])
+print("all seconds and those of the attempts, equal within 1e-9:", off < 1e-9)
 print(f"spent at $2 of $1: {meter.is_spent(2.0)}, at $0.50: {meter.is_spent(0.5)}")
 RunFolder(Path("runs/meter")).checkpoints.mkdir()
 Path("runs/meter/checkpoints/step_00000020.pt").touch()
@@ -1175,11 +1263,11 @@ exercises.most_dollars(my_most_dollars)
 # What the check says to a typical wrong answer, one that takes the limit for the
 # call's:
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 exercises.most_dollars(lambda timeout, retries, rate: timeout / 3600 * rate)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_most_dollars</code></summary>
 #
 # ```python
 # def my_most_dollars(timeout, retries, dollars_per_hour):
@@ -1209,7 +1297,7 @@ exercises.once_more(my_once_more)
 # away, a new checkpoint included:
 
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input"]
 def without_the_taken(attempts):
     last_three = [a for a in attempts if not a[2]][-3:]
     return len(last_three) < 3 or any(last > first for first, last, _ in last_three)
@@ -1218,7 +1306,7 @@ def without_the_taken(attempts):
 exercises.once_more(without_the_taken)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_once_more</code></summary>
 #
 # ```python
 # def my_once_more(attempts):

@@ -20,8 +20,6 @@
 # `SlmError`, `settings` and `section`, `check_run_name` and `answers`, and
 # `find_pretrained`, `read_shape`, `read_weights`, `told_of_generation` and
 # `write_pretrained`.
-#
-# *Runs in about 10 seconds on two cores.*
 
 # %%
 import course
@@ -155,16 +153,20 @@ def may_find(steps: list[str]) -> list[str]:
 
 
 # %% tags=["nbval-check-output"]
+from course.tables import Table
+
 recipes = {
     "rename only": ["write", "rename"],
     "fsync too late": ["write", "rename", "fsync the folder"],
     "fsync, rename": ["write", "fsync the file", "rename"],
     "and the folder": ["write", "fsync the file", "rename", "fsync the folder"],
 }
+rows = []
 for name, steps in recipes.items():
     found = set().union(*(may_find(steps[:n]) for n in range(1, len(steps))))
-    meanwhile, after = ", ".join(sorted(found)), ", ".join(may_find(steps))
-    print(f"{name:15} meanwhile: {meanwhile:23} afterwards: {after}")
+    rows.append((name, ", ".join(sorted(found)), ", ".join(may_find(steps))))
+header = ("recipe", "meanwhile", "afterwards")
+Table(header, rows, "What a reader may find if the power fails")
 
 # %% [markdown]
 # Without the first `fsync` the rename may reach the disk before the data, and the good
@@ -203,7 +205,7 @@ def renames_only(path: Path, text: str) -> None:
 check.whole_file(renames_only)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_write</code></summary>
 #
 # ```python
 # def my_write(path, text):
@@ -421,7 +423,7 @@ check.all_mistakes(my_mistakes)
 # Nearly right, and easily overlooked:
 
 
-# %% tags=["hide-input", "nbval-check-output"]
+# %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
 def with_isinstance(values: dict, allowed: dict[str, tuple[int, int]]) -> set[str]:
     wrong = values.keys() ^ allowed.keys()
     for key in values.keys() & allowed.keys():
@@ -434,7 +436,7 @@ def with_isinstance(values: dict, allowed: dict[str, tuple[int, int]]) -> set[st
 check.all_mistakes(with_isinstance)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Solution: <code>my_mistakes</code></summary>
 #
 # ```python
 # def my_mistakes(values, allowed):
@@ -486,6 +488,14 @@ def told(
     return list(dict.fromkeys(sentences))
 
 
+# %% [markdown]
+# One mistake of pydantic's is one sentence. Its kind says what to write: two fields
+# that do not fit together, a value too many, a key that is none, one that is missing,
+# or a value that is not allowed. In the last case pydantic's own words say what is.
+
+
+# %%
+#| export
 def _sentence(
     found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
 ) -> str:
@@ -551,6 +561,14 @@ def settings(cls: type[Section]) -> type[Section]:
     return checked
 
 
+# %% [markdown]
+# A section from a file is made in the same way, but told with the file's name, and the
+# nearest key may stand in another section. What is no mapping, or has keys that are no
+# texts, is told before pydantic sees it.
+
+
+# %%
+#| export
 def section(
     cls: type[Section],
     values: Any,
@@ -626,6 +644,15 @@ def check_run_name(name: str) -> str:
     return name
 
 
+# %% [markdown]
+# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
+# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
+# paths that a user writes alike. A variable that is not set is refused; a shell would
+# take it for nothing, and `$DATA/text` for `/text`.
+
+
+# %%
+#| export files
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote, with what `~`, `~name` and `$NAME` stand for.
 
@@ -647,6 +674,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(known)
 
 
+# %% [markdown]
+# A name made of any text keeps the signs that are allowed, and has a dash for each run
+# of others.
+
+
+# %%
+#| export files
 def make_run_name(text: str) -> str:
     """A run's name from any text; the text itself, if it can be one."""
     if RUN_NAME.fullmatch(text):
@@ -654,6 +688,14 @@ def make_run_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
+# %% [markdown]
+# *Is there a network?* Libraries that download try again for minutes before they give
+# up. `answers` knows after a second: it asks in a thread of its own, and waits for that
+# thread no longer than it was told.
+
+
+# %%
+#| export files
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers over HTTP in this time; an error's status is an answer.
 
@@ -680,14 +722,7 @@ def answers(url: str, seconds: float = 1.0) -> bool:
 
 
 # %% [markdown]
-# *Where is this?* A shell replaces `~` and `$HOME`, a YAML file and a quoted argument
-# do not, and a folder that is really called `~` helps nobody. `user_path` treats all
-# paths that a user writes alike. A variable that is not set is refused; a shell would
-# take it for nothing, and `$DATA/text` for `/text`.
-#
-# *Is there a network?* Libraries that download try again for minutes before they give
-# up. `answers` knows after a second. Here is the worst case, a server that accepts the
-# connection and then says nothing:
+# Here is the worst case, a server that accepts the connection and then says nothing:
 
 # %%
 import socket
@@ -801,11 +836,13 @@ a_tokenizer = SimpleNamespace(
 )
 sizes = {"vocab_size": 1026, "context_length": 128}
 for said in told_of_generation(sizes, a_tokenizer):
-    print(*(f"{key}: {value}" for key, value in said.items()), sep=", ")
+    course.show(", ".join(f"{key}: {value}" for key, value in said.items()))
 
 # %% [markdown]
-# Then the files. A full disk is an `OSError` whoever notices it, so the library's own
-# error becomes one.
+# Then the files. What is told to other programs comes first: the shape by their names,
+# and the choices that the format could make otherwise and ours does not. The weights
+# follow, under their published names, and turned where theirs lie the other way. A full
+# disk is an `OSError` whoever notices it, so the library's own error becomes one.
 
 
 # %%
@@ -1024,8 +1061,9 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"{name:34}", tuple(stored.shape))
     same_shape = read_shape(config_file) == shape
     again = read_weights(weights_file, shapes)
-    print("the same shape:", same_shape)
-    print("the same weights:", all(torch.equal(again[n], weights[n]) for n in weights))
+    same = sum(torch.equal(again[name], weights[name]) for name in weights)
+    print("the shape comes back:", same_shape)
+    print(f"{same} of {len(weights)} weights come back, equal to the last bit")
     write_text(config_file, config_file.read_text().replace("gelu_new", "relu"))
     try:
         read_shape(config_file)

@@ -5,12 +5,13 @@
 
 import os
 import sys
-import time
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 88  # columns of a chapter's code, and of what it prints
 
 # What reads notebooks imports jsonschema, which where it finds this package builds a grammar of internet addresses: over
 # a second, and no notebook's schema asks for one.
@@ -21,16 +22,12 @@ BOOK = "SLM_BOOK"
 
 Method = TypeVar("Method")
 
-_started = time.perf_counter()
-
 
 def start(seed: int = 0) -> None:
     """Prepare a notebook: work from the repository's root, on one thread, seeded, with the course's plotting style.
 
     One thread, because models as small as ours spend more time waking a second thread than it saves.
     """
-    global _started
-    _started = time.perf_counter()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault(
@@ -62,8 +59,23 @@ def add_to(cls: type) -> Callable[[Method], Method]:
     return register
 
 
+def show(*values: object, hanging: str = "") -> None:
+    """Print as `print` does, each line wrapped at the width of a chapter; `hanging` begins what runs over."""
+    for line in " ".join(map(str, values)).splitlines() or [""]:
+        print(
+            textwrap.fill(
+                line,
+                WIDTH,
+                subsequent_indent=hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
+        )
+
+
 def summary(*modules: str) -> None:
-    """Print what a chapter leaves behind: each module with its size and public names, and the time since `start()`."""
+    """Print what a chapter leaves behind: each module with its size and public names."""
     from course.provenance import public_names
 
     for module in modules:
@@ -73,7 +85,5 @@ def summary(*modules: str) -> None:
                 f"{module} is not there; `python -m course export` writes it from this chapter."
             )
         source = path.read_text(encoding="utf-8")
-        print(
-            f"{module}: {len(source.splitlines())} lines, {', '.join(public_names(source))}"
-        )
-    print(f"this chapter: {time.perf_counter() - _started:.0f} seconds")
+        names = ", ".join(public_names(source))
+        show(f"{module}: {len(source.splitlines())} lines, {names}", hanging="  ")

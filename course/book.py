@@ -206,6 +206,8 @@ def dress(app: Any, document: nodes.document) -> None:
             _name_fold(cell)
             if chapter:
                 _add_badge(cell, chapter.exports)
+    if chapter:
+        _tell_time(document, times().get(page))
     if chapter and chapter.engine_room:
         _mark_engine_room(document)
     _link_modules(document, page)
@@ -225,13 +227,13 @@ def fold_summary(source: str) -> str:
     imports = (ast.Import, ast.ImportFrom)
     if all(isinstance(node, imports) or is_text(node) for node in body):
         return "Imports"
+    modules = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    if any(module.startswith("course.figures") for module in modules):
+        return "The code of the figure"
     names = [name for node in body for name in defined_names(node)]
     if names:
         rest = " and more" if len(names) > 4 else ""
         return f"The code of {', '.join(names[:4])}{rest}"
-    modules = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-    if any(module.startswith("course.figures") for module in modules):
-        return "The code of the figure"
     return "The code of this cell"
 
 
@@ -265,6 +267,15 @@ def _add_badge(cell: nodes.container, exports: list[str]) -> None:
         badge = f'<div class="export-badge">→ {module}</div>'
         # behind the source, which has to stay first to be foldable; the style sheet draws it above
         cell.insert(1, nodes.raw("", badge, format="html"))
+
+
+def _tell_time(document: nodes.document, seconds: float | None) -> None:
+    """Say below a chapter's goal how long its execution took, the number of the welcome page."""
+    goal = next(iter(document.findall(nodes.paragraph)), None)
+    if goal is not None and seconds is not None:
+        told = f"All of its code ran in {seconds:.0f} seconds for this page."
+        line = nodes.paragraph("", "", nodes.emphasis("", told), classes=["ran-in"])
+        goal.parent.insert(goal.parent.index(goal) + 1, line)
 
 
 def _mark_engine_room(document: nodes.document) -> None:

@@ -119,7 +119,10 @@ def test_welcome_page_shows_what_each_chapter_exports_and_takes(html):
         chapter = chapter_of(path)
         assert f'href="{path.stem}.html"' in page
         assert all(module in page for module in chapter.exports)
-        assert f"<p>{times()[path.stem]:.0f}</p>" in page
+        seconds = f"{times()[path.stem]:.0f}"
+        assert f"<p>{seconds}</p>" in page
+        own = (html / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert own.count(f"code ran in {seconds} seconds") == 1
     assert page.count('class="module"') == sum(
         len(chapter_of(path).exports) for path in chapters()
     )

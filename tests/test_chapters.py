@@ -12,7 +12,7 @@ import pytest
 import yaml
 from traitlets.config.loader import PyFileConfigLoader
 
-from course import ROOT, lab
+from course import ROOT, WIDTH, lab
 from course.book import anchor
 from course.export import Chapter, chapters
 from course.modules import MODULES, imports, in_import_order
@@ -253,9 +253,42 @@ def test_ends_with_what_you_have_now(chapter):
 
 
 @each_chapter
-def test_measured_time_is_stated_once(chapter):
-    text = markdown_of(chapter)
-    assert len(re.findall(r"Runs\s+in\s+about\s+\d+\s+seconds", text)) == 1
+def test_no_cell_is_a_wall(chapter):
+    """At most 80 lines may be seen at once, and above 40 the text before them says what they do."""
+    told = ""
+    for cell in jupytext.read(chapter, fmt="py:percent").cells:
+        lines = len(cell.source.splitlines())
+        folded = "hide-input" in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and not folded:
+            assert lines <= 80, cell.source[:60]
+            assert lines <= 40 or len(told.split()) >= 30, cell.source[:60]
+        told = cell.source if cell.cell_type == "markdown" else ""
+
+
+@each_chapter
+def test_a_fold_counts_its_lines_rightly(chapter):
+    for cell in jupytext.read(chapter, fmt="py:percent").cells:
+        summary = cell.metadata.get("mystnb", {}).get("code_prompt_show", "")
+        if found := re.search(r"(\d+) lines", summary):
+            source = re.sub(r"^#\| export.*\n", "", cell.source)
+            assert int(found[1]) == len(source.splitlines()), summary
+
+
+@each_chapter
+def test_what_is_printed_fits_the_page(chapter):
+    for cell in notebook_of(chapter).cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("text", "")
+            if "data" in output and set(output.data) == {"text/plain"}:
+                shown = output.data["text/plain"]
+            wide = [line for line in shown.splitlines() if len(line) > WIDTH]
+            assert wide == [], cell.source[:60]
+
+
+@each_chapter
+def test_the_measured_time_is_left_to_the_page(chapter):
+    """`course book` writes what `course run` measured; a typed number would be another one."""
+    assert not re.search(r"Runs\s+in\s+about", markdown_of(chapter))
 
 
 @each_chapter

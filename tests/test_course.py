@@ -33,13 +33,27 @@ def test_start_prepares_a_notebook(tmp_path, monkeypatch):
 def test_summary_counts_lines_and_names_what_is_public(capsys):
     course.start()
     course.summary("slm/model/attention.py")
-    module, seconds = capsys.readouterr().out.splitlines()
+    (module,) = capsys.readouterr().out.splitlines()
     lines = len((course.ROOT / "slm/model/attention.py").read_text().splitlines())
     assert (
         module
         == f"slm/model/attention.py: {lines} lines, causal_attention, MultiHeadAttention"
     )
-    assert seconds.startswith("this chapter: ")
+
+
+def test_what_is_shown_is_wrapped_at_the_width_of_a_chapter(capsys):
+    path = "/" + "x" * 100
+    course.show("word " * 20, path, hanging="  ")
+    course.show("one\n\n  two")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        ("word " * 17).strip(),
+        "  word word word",
+        f"  {path}",
+        "one",
+        "",
+        "  two",
+    ]
 
 
 def test_summary_of_a_missing_module_says_how_to_get_it():

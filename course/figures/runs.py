@@ -138,7 +138,8 @@ def shot_and_resumed(shots: int = 2) -> None:
         weights = [file.read_bytes() for file in files]
         curves = [_losses(run) for run in (whole, torn)]
     same = weights[0] == weights[1], curves[0] == curves[1]
-    print(f"weights identical: {same[0]}; {len(curves[0])} losses identical: {same[1]}")
+    print(f"{len(weights[0]):,} bytes of weights, all equal: {same[0]}")
+    print(f"{len(curves[0])} losses, all equal to the last digit: {same[1]}")
 
 
 def _losses(run: Path) -> list[float]:

@@ -255,10 +255,9 @@ def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> 
 
 # The table
 
-_HEADER = (
-    f"{'GPU':<15} {'type':<8}{'MFU, %':>6}{'memory, GB':>13}{'batch':>9}"
-    f"{'k tokens/s':>12}{'hours':>12}{'dollars':>12}"
-)
+COLUMNS = ("GPU", "type", "MFU, %", "memory, GB", "batch", "k tokens/s", "hours")
+COLUMNS += ("dollars",)
+_LINE = "{:<15} {:<8}{:>6}{:>13}{:>9}{:>12}{:>12}{:>12}"
 
 
 def _span(low: float, high: float, digits: int = 2) -> str:
@@ -267,7 +266,8 @@ def _span(low: float, high: float, digits: int = 2) -> str:
     return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
-def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
+def table_row(row: Estimate, own: bool, prices: Prices = MODAL) -> list[str]:
+    """What the table says of a kind of GPU, an entry for each of its `COLUMNS`."""
     low, high = prices.find(row.gpu).mfu
     mark = " " if row.fits_memory else "!"
     digits = 1 if row.memory_gb < 100 else 0
@@ -275,16 +275,14 @@ def _table_row(row: Estimate, own: bool, prices: Prices) -> str:
     most = "≥" if row.largest_batch == LARGEST_BATCH else ""
     batch = f"{most}{row.largest_batch:,}"
     fast, slow = (tokens / 1000 for tokens in row.tokens_per_second)
-    return (
-        f"{'*' if own else ' '}{row.name:<14} {row.dtype:<8}"
-        f"{_span(100 * low, 100 * high, 0):>6}{memory:>13}{batch:>9}"
-        f"{_span(slow, fast, 0):>12}{_span(*row.hours):>12}{_span(*row.dollars):>12}"
-    )
+    cells = [f"{'*' if own else ' '}{row.name}", row.dtype]
+    cells += [_span(100 * low, 100 * high, 0), memory, batch, _span(slow, fast, 0)]
+    return [*cells, _span(*row.hours), _span(*row.dollars)]
 
 
 def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
     """A table of one or more runs on every GPU, each with its verdict, as text."""
-    lines = [_HEADER]
+    lines = [_LINE.format(*COLUMNS)]
     for config in [configs] if isinstance(configs, RunConfig) else configs:
         step, flops = tokens_per_step(config), count_flops_per_token(config.model)
         steps, own = config.training.max_steps, prices.find(config.modal.gpu_name).name
@@ -295,7 +293,7 @@ def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL)
         )
         rows = estimate_all(config, prices)
         lines += ["", textwrap.fill(title, 88)]
-        lines += [_table_row(row, row.gpu == own, prices) for row in rows]
+        lines += [_LINE.format(*table_row(row, row.gpu == own, prices)) for row in rows]
         lines += [textwrap.fill(verdict(config, prices)[1], 88)]
     return "\n".join(lines)
 
