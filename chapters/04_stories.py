@@ -406,9 +406,10 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # own line and in the rules that the line calls, and forgotten where the line ends. (The
 # naive teller forgets nothing; our stories never ask for more.)
 #
-# One detail pays off when [the floor](#floor) counts tokens. A space before a slot
-# moves into the choice, to the word that it belongs to: " naps" and not "naps".
-# [Tokens](#tokens) begin with their space, too.
+# One detail pays off when [the floor](#floor/counting-tokens-without-listing-stories)
+# counts tokens. A space before a slot moves into the choice, to the word that it
+# belongs to: " naps" and not "naps". [Tokens](#tokens/first-words-are-cut) begin with
+# their space, too.
 
 
 # %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
@@ -1004,7 +1005,7 @@ for mistake in ({"MOOD": ["naps|sings"]}, {"VERY": [(0, "")]}, {"MOOD": ["{CAT}"
 # also says what it did to the *entropy*, the surprise of a story to a reader who knows
 # the odds. It may well fall although there are more stories: the new plot takes
 # probability from the others, and if it leaves less to chance than they do, the mean
-# surprise can go down ([the floor](#floor) computes it).
+# surprise can go down ([the floor](#floor/counting-visits) computes it).
 
 
 # %% tags=["exercise"]

@@ -81,8 +81,9 @@ from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step
 # An entry holds which call the attempt belongs to, the newest checkpoint when it began
 # and when the entry was written last (`from` and `to`), its seconds and dollars, and
 # how it ended. `count` reads the clock and nothing else; `save` writes all entries; the
-# file is whole or the old one ([files and errors](#files)), and `secure` is what keeps
-# it beyond this machine: on the volume nothing is safe before it is committed.
+# file is whole or the old one ([files and errors](#files/published-file-or-folder)),
+# and `secure` is what keeps it beyond this machine: on the volume nothing is safe
+# before it is committed.
 
 
 # %%
@@ -406,10 +407,10 @@ package.TICK = kept
 # ## The launch: refuse before anything costs money
 #
 # The other half is on your computer's side. Everything that can be known before a
-# machine is rented is looked at first: whether the prediction ([the cost](#cost)) is
-# above `modal.max_dollars`, whether the model fits the GPU's memory, whether the text
-# or the tokenizer lies on a computer that the container will never see, whether the key
-# for Weights & Biases is there.
+# machine is rented is looked at first: whether the prediction ([the
+# cost](#cost/is-the-config-honest)) is above `modal.max_dollars`, whether the model
+# fits the GPU's memory, whether the text or the tokenizer lies on a computer that the
+# container will never see, whether the key for Weights & Biases is there.
 #
 # `NothingYet` has a class of its own because `status` catches it: a run that still
 # waits for its machine has nothing on the volume, and that is no failure.

@@ -27,6 +27,17 @@ LINKS = (nodes.reference, addnodes.pending_xref)
 NO_PROSE = (*LINKS, nodes.literal, nodes.math, nodes.raw, nodes.title)
 NO_FIRST_USE = (*NO_PROSE, nodes.entry, nodes.caption, nodes.legend)
 PAPER = re.compile(r"(?P<authors>.+) (?P<year>\d{4})")
+PLAIN = (
+    "activation function",
+    "at a loss",
+    "by rank",
+    "in your head",
+    "never prompts",
+    "pays attention",
+    "token that is no longer valid",
+    "vocabulary of axes",
+)
+"""Phrases in which a word is not the term that is written like it."""
 DOCSTRING = re.compile(r'(?<=<span class="sd">)[^<]+')
 
 
@@ -41,11 +52,11 @@ class Entry:
 
     @property
     def pattern(self) -> str:
-        """How a text may write it: a term also in the plural, a paper also without its year or with it in brackets."""
+        """How a text may write it: a term also in the plural, a paper with its year in brackets or without one."""
         return "|".join(map(_pattern, self.forms))
 
 
-class Lookup(nodes.reference):  # type: ignore[misc]
+class Lookup(nodes.reference):
     """A link that shows what is said at its end."""
 
 
@@ -85,7 +96,9 @@ def link(app: Any, document: nodes.document, page: str) -> None:
     if page != REFERENCES:
         _link_entries(document, nodes.TextElement, NO_PROSE, papers, uri, once=False)
         if page != GLOSSARY:
-            _link_entries(document, nodes.paragraph, NO_FIRST_USE, terms, uri, once=True)
+            _link_entries(
+                document, nodes.paragraph, NO_FIRST_USE, terms, uri, once=True
+            )
 
 
 def link_docstrings(
@@ -98,7 +111,9 @@ def link_docstrings(
     pattern = _any(papers)
 
     def linked(found: re.Match[str]) -> str:
-        entry = papers[int(str(found.lastgroup)[1:])]
+        entry = _which(found, papers)
+        if entry is None:
+            return found[0]
         address = f"{app.builder.get_relative_uri(page, entry.page)}#{entry.place}"
         said = html.escape(entry.said)
         return f'<a class="lookup paper" href="{address}" data-said="{said}">{found[0]}</a>'
@@ -111,15 +126,14 @@ def link_docstrings(
 def _link_names(
     document: nodes.document, page: str, homes: dict[str, tuple[str, str]], uri: Any
 ) -> None:
-    """A name that is bound on the page itself is its own; a plain word counts only where it is imported."""
+    """Link a name that the page imports, or one with a capital letter that it does not bind itself."""
     bound, imported = _names(document)
     for code in list(document.findall(nodes.literal)):
         whole = code.astext().partition("(")[0]
         name = next((n for n in (whole, whole.rpartition(".")[0]) if n in homes), "")
-        plain = name.isalpha() and name.islower()
         if not name or homes[name][0] == page or _above(code, *LINKS, nodes.title):
             continue
-        if name in imported or not (plain or name in bound):
+        if name in imported or not (name.islower() or name in bound):
             home, place = homes[name]
             target = nodes.reference("", "", internal=True, classes=["name"])
             target["refuri"] = f"{uri(home)}#{place}"
@@ -140,6 +154,7 @@ def _link_entries(
         return
     pattern, seen = _any(entries), set()
     whole = {form: entry for entry in entries for form in entry.forms}
+    _join_lines(document)
     for text in list(document.findall(nodes.Text)):
         within, parts, at = text.parent, [], 0
         if isinstance(within, nodes.literal) and within.astext() in whole:
@@ -152,11 +167,11 @@ def _link_entries(
         if not _above(text, kind) or _above(text, *apart) or _printed(text):
             continue
         for found in pattern.finditer(text):
-            entry = entries[int(str(found.lastgroup)[1:])]
-            if not (once and entry in seen):
-                seen.add(entry)
+            which = _which(found, entries)
+            if which and not (once and which in seen):
+                seen.add(which)
                 parts += [nodes.Text(text[at : found.start()])]
-                parts += [_lookup(entry, uri, nodes.Text(found[0]))]
+                parts += [_lookup(which, uri, nodes.Text(found[0]))]
                 at = found.end()
         if parts:
             within.replace(text, [*parts, nodes.Text(text[at:])])
@@ -195,20 +210,41 @@ def _exported(env: Any) -> dict[str, tuple[str, str]]:
 
 def _any(entries: list[Entry]) -> re.Pattern[str]:
     """Any of the entries; the group that matched has its number."""
-    groups = (f"(?P<e{k}>{entry.pattern})" for k, entry in enumerate(entries))
-    return re.compile(rf"(?<![\w-])(?:{'|'.join(groups)})(?![\w-])")
+    groups = [phrase.replace(" ", r"\s+") for phrase in PLAIN]
+    groups += [f"(?P<e{k}>{entry.pattern})" for k, entry in enumerate(entries)]
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(groups)})(?!\w|-\w)")
+
+
+def _which(found: re.Match[str], entries: list[Entry]) -> Entry | None:
+    """The entry that was found, or none in a phrase that means something else."""
+    return entries[int(found.lastgroup[1:])] if found.lastgroup else None
 
 
 def _pattern(form: str) -> str:
-    paper = PAPER.fullmatch(form)
-    words = re.escape(paper["authors"] if paper else form).split(r"\ ")
-    pattern = r"\s+".join(words)
-    if paper:
-        year = rf"(?:\s+\(?{paper['year']}\)?)"
-        return pattern + (f"{year}?" if form.count("et al.") else year)
+    pattern = re.escape(form).replace(r"\ ", r"\s+")
+    if paper := PAPER.fullmatch(form):
+        year = paper["year"]
+        authors = re.escape(paper["authors"]).replace(r"\ ", r"\s+")
+        return rf"{authors}(?:\s+{year}|\s+\({year}\))"
     if form[0].islower():
         pattern = f"[{form[0]}{form[0].upper()}]{pattern[1:]}"
     return f"{pattern[:-1]}(?:y|ies)" if form.endswith("y") else f"{pattern}(?:e?s)?"
+
+
+def _join_lines(document: nodes.document) -> None:
+    """Make one text of those that only a line's end divides, since a term may stand on both sides of it."""
+    for element in document.findall(nodes.TextElement):
+        joined: list[nodes.Node] = []
+        for child in element.children:
+            if (
+                joined
+                and isinstance(child, nodes.Text)
+                and isinstance(joined[-1], nodes.Text)
+            ):
+                joined[-1] = nodes.Text(joined[-1] + child)
+            else:
+                joined.append(child)
+        element[:] = joined
 
 
 def _sources(document: nodes.document) -> Iterator[nodes.literal_block]:
@@ -228,7 +264,9 @@ def _names(document: nodes.document) -> tuple[set[str], set[str]]:
         except SyntaxError:  # a cell with a magic
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("slm"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "slm"
+            ):
                 imported |= {alias.asname or alias.name for alias in node.names}
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 bound.add(node.id)
@@ -277,4 +315,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("doctree-resolved", link)
     app.connect("html-page-context", link_docstrings)
     app.add_css_file("links.css")
+    app.add_js_file("links.js", type="module")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
