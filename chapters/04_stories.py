@@ -39,7 +39,7 @@ course.start()
 #
 # So the text has to come from a process that we know completely, and still hold what
 # makes language hard: facts that are told once and needed again, sentences later. Here
-# is a story from the end of this chapter.
+# is a story from [the end](#stories/the-rules) of this chapter.
 
 # %% mystnb={"code_prompt_show": "Draw the story with its choices marked"} tags=["hide-input"]
 from course.figures.stories import choices_marked
@@ -194,8 +194,8 @@ check.pick(forgets_the_sum)
 # time. What we need is an object that holds the whole process, to walk around in.
 #
 # The next three sections build it. Its code is folded, as *given*: at a first reading
-# take from each what the object holds, and go on with "A story, and what was drawn for
-# it".
+# take from each what the object holds, and go on with [A story, and what was drawn for
+# it](#stories/a-story-and-what-was-drawn-for-it).
 #
 # ## Choices
 #

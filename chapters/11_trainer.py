@@ -297,14 +297,14 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
 # ## The learning rate, and clipping
 #
 # The optimizer here, AdamW, moves a weight by about the rate, however large or small
-# its gradient is (its own section, below, says how). So the rate alone decides how far
-# a step goes. The first steps start from random weights and go where one or two batches
-# point: let the rate rise along a line, the *warm-up*. At the end, steps of constant
-# size only circle the minimum: let the rate fall along a cosine, to zero (Loshchilov
-# and Hutter 2017). **Clipping** (Pascanu et al. 2013) scales a gradient whose norm
-# exceeds a limit down to it, so that one odd batch cannot undo the work of many. What
-# are they worth? The same run with a high learning rate, each time with one part taken
-# away:
+# its gradient is ([its own section](#trainer/optimizers), below, says how). So the rate
+# alone decides how far a step goes. The first steps start from random weights and go
+# where one or two batches point: let the rate rise along a line, the *warm-up*. At the
+# end, steps of constant size only circle the minimum: let the rate fall along a cosine,
+# to zero (Loshchilov and Hutter 2017). **Clipping** (Pascanu et al. 2013) scales a
+# gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the
+# work of many. What are they worth? The same run with a high learning rate, each time
+# with one part taken away:
 
 
 # %%

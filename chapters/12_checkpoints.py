@@ -382,11 +382,12 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # It goes on, and not as if it had never stopped: behind the sixth step the losses are
 # others. The weights came back, but a step depends on more than on weights. What else
-# it depends on is the exercise at the end of this page; in the trainer,
-# [`state_dict`](#trainer/what-a-run-needs-to-go-on) collects it. And there are
-# questions that a file of fifteen lines does not ask. What if the process is killed
-# while it writes? If a bit of the file changes? If the file belongs to another run? Who
-# waits while a gigabyte is written? The rest of the page answers them, one by one.
+# it depends on is [the exercise](#checkpoints/exercise-resume) at the end of this page;
+# in the trainer, [`state_dict`](#trainer/what-a-run-needs-to-go-on) collects it. And
+# there are questions that a file of fifteen lines does not ask. What if the process is
+# killed while it writes? If a bit of the file changes? If the file belongs to another
+# run? Who waits while a gigabyte is written? The rest of the page answers them, one by
+# one.
 #
 # ## A file that survives the power failure
 #

@@ -134,8 +134,8 @@ roofline(machine, small.model)
 # $$\text{MFU} =
 # \frac{\text{tokens per second} \times \text{FLOPs per token}}{\text{peak FLOP/s}}$$
 #
-# is 30 to 64 % for the published codes that are named under *Prices* below, and less
-# for small models.
+# is 30 to 64 % for the published codes that are named under [Prices](#cost/prices)
+# below, and less for small models.
 #
 # ### Predict, then run
 #
@@ -321,9 +321,10 @@ def step_memory(config: RunConfig, gpu: GPU, batch_size: int | None = None) -> M
 
 
 # %% [markdown]
-# The seconds of a step are the formula from the beginning of the chapter, with two
-# corrections. A GPU has two peaks: one for 16-bit products in its matrix units, and a
-# far smaller one for float32. And a layer takes at least as long as its launches.
+# The seconds of a step are the formula from [the beginning](#cost/the-idea) of the
+# chapter, with two corrections. A GPU has two peaks: one for 16-bit products in its
+# matrix units, and a far smaller one for float32. And a layer takes at least as long as
+# its launches.
 
 
 # %%

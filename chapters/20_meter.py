@@ -362,7 +362,7 @@ def watching(self) -> Iterator[None]:
 
 
 # %% [markdown]
-# The experiment that the figure at the top promised. A process starts an attempt, with
+# The experiment that {numref}`fig-ticks` promised. A process starts an attempt, with
 # ten ticks a second, and is killed in its sleep after a second. `kill -9` leaves it no
 # time for anything: no `finally`, no `except`. What is on disk was there before.
 

@@ -82,9 +82,10 @@ def label(app: Any, document: nodes.document) -> None:
                 labels.setdefault(f"{module}.{name}", (page, section["ids"][0]))
 
 
-def everywhere(app: Any, env: Any) -> list[str]:
-    """All pages are written anew, since each may name what has changed on another."""
-    return sorted(env.found_docs)
+def write_all(app: Any, env: Any, changed: list[str]) -> None:
+    """Where one page has changed all are written anew, since each may name what is told there."""
+    if changed:
+        app.connect("env-updated", lambda app, env: sorted(env.found_docs))
 
 
 def link(app: Any, document: nodes.document, page: str) -> None:
@@ -298,8 +299,10 @@ def _above(node: nodes.Node, *kinds: type) -> Any:
 
 def visit_lookup(writer: Any, node: Lookup) -> None:
     """A link with what it shows."""
-    shown = {"data-said": node["said"], "href": node["refuri"]}
-    writer.body.append(writer.starttag(node, "a", "", CLASS="lookup", **shown))
+    said = {"data-said": node["said"], "aria-description": node["said"]}
+    writer.body.append(
+        writer.starttag(node, "a", "", CLASS="lookup", href=node["refuri"], **said)
+    )
 
 
 def depart_lookup(writer: Any, node: Lookup) -> None:
@@ -311,7 +314,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
     app.add_node(Lookup, html=(visit_lookup, depart_lookup))
     app.connect("doctree-read", label, priority=400)  # while the code has its marks
-    app.connect("env-updated", everywhere)
+    app.connect("env-before-read-docs", write_all)
     app.connect("doctree-resolved", link)
     app.connect("html-page-context", link_docstrings)
     app.add_css_file("links.css")
