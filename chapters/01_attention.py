@@ -51,8 +51,8 @@ from torch import Tensor, nn
 # ## The idea
 #
 # Read "Mia has a kite. Leo has a boat. Mia lost the ...". To guess the next word you go
-# back to *Mia* and take what stood beside it. Attention does this with three vectors
-# for every token:
+# back to *Mia* and take what stood beside it. Attention (Vaswani et al. 2017) does this
+# with three vectors for every token:
 #
 # - a **query**: what am I looking for?
 # - a **key**: what could I be found by?
@@ -122,10 +122,10 @@ print("output: ", [round(number, 3) for number in output])
 # o_t = \sum_{s \le t} w_{ts}\, v_s$$
 #
 # The vectors come from the token's own row of numbers $x_t$, `(D,)` (where it comes
-# from is told in [GPT](#gpt)), by three matrices of shape `(K, D)`: $q_t = W_Q x_t$,
-# $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what attention
-# learns; the rest is fixed. As code, one loop runs over $t$ and one over $s$; the sums
-# over channels and over $r$ hide in `@` and `sum`:
+# from is told in [GPT](#gpt/tokens-in)), by three matrices of shape `(K, D)`: $q_t =
+# W_Q x_t$, $k_t = W_K x_t$, $v_t = W_V x_t$. Those matrices, with a bias each, are what
+# attention learns; the rest is fixed. As code, one loop runs over $t$ and one over $s$;
+# the sums over channels and over $r$ hide in `@` and `sum`:
 
 
 # %%
@@ -201,12 +201,13 @@ check.causal_attention(masked_too_late)
 # </details>
 #
 # Compare yours with the package's. Nothing depends on the axes in front, so the same
-# lines serve `(T, K)` and `(B, H, T, K)`. Two things are added. *Dropout* sets each
-# weight to zero with a given probability in training, and enlarges those that stay, so
-# that a model cannot lean on one token alone; at 0 it does nothing. And there may be
-# `S` keys for `T` queries, more keys than queries, when the first keys were computed
-# earlier ([generation](#generation) lives on it). Then the queries are the *last* `T`
-# of `S` positions, and the diagonal moves right by `S - T`; here that is 0.
+# lines serve `(T, K)` and `(B, H, T, K)`. Two things are added. *Dropout* (Srivastava
+# et al. 2014) sets each weight to zero with a given probability in training, and
+# enlarges those that stay, so that a model cannot lean on one token alone; at 0 it does
+# nothing. And there may be `S` keys for `T` queries, more keys than queries, when the
+# first keys were computed earlier ([generation](#generation/remember-keys-and-values)
+# lives on it). Then the queries are the *last* `T` of `S` positions, and the diagonal
+# moves right by `S - T`; here that is 0.
 
 
 # %%
@@ -296,13 +297,13 @@ for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_a
 # ## The kernel that PyTorch brings
 #
 # A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of
-# the above in a single one (*fused*) that never stores the `(T, S)` weights, where
-# there is one for the case; elsewhere (on a CPU: with dropout) it falls back to the
-# plain products. Two traps come with it. It applies dropout whenever you ask, and knows
-# nothing of `eval()`: passing 0 there is the caller's job, and who forgets it gets
-# another answer every time. And its `is_causal=True` aligns the diagonal to the *top
-# left*, so it is right only when `T == S`. With 2 queries at the end of 4 keys, let
-# every value name its position, and see how far each query looks:
+# the above in a single one (*fused*, Dao et al. 2022) that never stores the `(T, S)`
+# weights, where there is one for the case; elsewhere (on a CPU: with dropout) it falls
+# back to the plain products. Two traps come with it. It applies dropout whenever you
+# ask, and knows nothing of `eval()`: passing 0 there is the caller's job, and who
+# forgets it gets another answer every time. And its `is_causal=True` aligns the
+# diagonal to the *top left*, so it is right only when `T == S`. With 2 queries at the
+# end of 4 keys, let every value name its position, and see how far each query looks:
 
 # %% tags=["nbval-check-output"]
 same = torch.zeros(1, 1, 4, 8)  # equal scores
@@ -319,9 +320,10 @@ print("is_causal=True sees", seen, "keys; it should see [3, 4]")
 
 # %% [markdown]
 # One case remains where plain products win: *training* on texts of up to 256 tokens in
-# 16-bit numbers (`bfloat16`; [the trainer](#trainer) chooses them) on a CPU, where the
-# backward pass of the fused kernel is slow. The function that the package uses chooses
-# between the two; at first reading skip how, and take it as "the formula, fast".
+# 16-bit numbers (`bfloat16`; [the trainer](#trainer/precision) chooses them) on a CPU,
+# where the backward pass of the fused kernel is slow. The function that the package
+# uses chooses between the two; at first reading skip how, and take it as "the formula,
+# fast".
 
 # %% mystnb={"code_prompt_show": "Measure on your machine which of the two is faster"} tags=["hide-cell"]
 from course.figures.attention import kernel_ratio
@@ -510,7 +512,7 @@ for swap in (True, False):
 # instead of three; so its `view` has one more axis, for which of the three. One
 # argument looks ahead. When a text grows token by token, keys and values of the past
 # can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them
-# ([generation](#generation) makes one).
+# ([generation](#generation/remember-keys-and-values) makes one).
 #
 # `forward` reads from top to bottom as you did it by hand: one product, cut into
 # queries, keys and values of each head; attention; the heads side by side again; the
@@ -615,9 +617,9 @@ def answers(who: Tensor, what: Tensor) -> Tensor:
 # > guesses among eight, more for one that is sure and wrong. `backward` finds the
 # > *gradient* of each parameter: how the loss would change if that number grew a
 # > little. `step` moves each parameter a little against its gradient, so that the loss
-# > falls (how far is AdamW's choice, told in [the trainer](#trainer)); `zero_grad`
-# > forgets the old gradients, to which `backward` would add. Draw, answer, loss, clear,
-# > backward, step: every training loop is these six lines.
+# > falls (how far is AdamW's choice, told in [the trainer](#trainer/optimizers));
+# > `zero_grad` forgets the old gradients, to which `backward` would add. Draw, answer,
+# > loss, clear, backward, step: every training loop is these six lines.
 
 # %%
 optimizer = torch.optim.AdamW(parts.parameters(), lr=1e-2)

@@ -68,7 +68,7 @@ block_diagram()
 # Every part adds to the stream, so its numbers grow with depth. A part that must work
 # with inputs of any size learns badly; so give each a copy of the stream in which every
 # token's `D` numbers have mean 0 and variance 1, then let it stretch ($\gamma$) and
-# shift ($\beta$) each channel as it likes, `(D,)` both:
+# shift ($\beta$) each channel as it likes, `(D,)` both (Ba et al. 2016):
 #
 # $$\operatorname{Norm}(x)
 # = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta$$
@@ -159,9 +159,9 @@ print("our layer norm and PyTorch's, equal within 1e-6:", equal)
 #
 # Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The
 # simplest bend is the ReLU, which replaces what is negative by 0. Its slope there is 0,
-# too, so a channel that has fallen below zero learns nothing any more. The GELU is a
-# rounded ReLU: $x$ times the probability that a standard normal number is smaller than
-# $x$.
+# too, so a channel that has fallen below zero learns nothing any more. The GELU
+# (Hendrycks and Gimpel 2016) is a rounded ReLU: $x$ times the probability that a
+# standard normal number is smaller than $x$.
 
 # %% mystnb={"code_prompt_show": "Draw the GELU", "figure": {"caption": "The bend of GPT-2 beside the simpler one. Far from zero they agree. Near zero the GELU is smooth, and just left of it its slope is not zero: something is still passed on, and learned.", "name": "fig-gelu"}, "image": {"alt": "Two panels over inputs from -4 to 4. Left: the ReLU is 0 up to zero and then the diagonal; the GELU follows it in a smooth curve that dips slightly below zero between -3 and 0. Right: the ReLU's slope jumps from 0 to 1; the GELU's passes from 0 through a small dip below zero and rises smoothly to a little above 1."}} tags=["hide-input"]
 from course.figures.blocks import gelu_figure
@@ -215,11 +215,11 @@ class FeedForward(nn.Module):
 # %% [markdown]
 # ## Where the norm goes, and what the plus sign does
 #
-# The original Transformer normalised *after* adding: $x \leftarrow
-# \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 normalises what each part
-# *reads*, $x \leftarrow x + f(\operatorname{Norm}(x))$, called pre-norm, and leaves the
-# stream itself alone. And one could do without the plus: $x \leftarrow
-# f(\operatorname{Norm}(x))$.
+# The original Transformer (Vaswani et al. 2017) normalised *after* adding: $x
+# \leftarrow \operatorname{Norm}(x + f(x))$, called post-norm. GPT-2 (Radford et al.
+# 2019) normalises what each part *reads*, $x \leftarrow x + f(\operatorname{Norm}(x))$,
+# called pre-norm, and leaves the stream itself alone. And one could do without the
+# plus: $x \leftarrow f(\operatorname{Norm}(x))$.
 #
 # **Exercise 2. Wire a block.** You get four callables, each from `(B, T, D)` to `(B, T,
 # D)`. Connect them as a pre-norm block.
@@ -291,11 +291,13 @@ class AnyBlock(nn.Module):
 # %% [markdown]
 # Stack 32 of them, and give each stack the same short text to learn by heart, letter by
 # letter: the model reads `text[:-1]` and at each position must name the letter that
-# follows, `text[1:]`. The loop is the six lines of [attention](#attention), with two
-# things ahead of their chapters: a table `places` tells a token where it stands, see
-# [GPT](#gpt); and a *warm-up* lets the learning rate grow from zero during the first
-# steps, see [the trainer](#trainer). Besides the losses it notes what each block does
-# before any training. Which of the three will learn the text?
+# follows, `text[1:]`. The loop is the six lines of
+# [attention](#attention/a-head-learns-to-look-something-up), with two things ahead of
+# their chapters: a table `places` tells a token where it stands, see
+# [GPT](#gpt/tokens-in); and a *warm-up* lets the learning rate grow from zero during
+# the first steps, see [the trainer](#trainer/the-learning-rate-and-clipping). Besides
+# the losses it notes what each block does before any training. Which of the three will
+# learn the text?
 
 # %%
 story = b"Mia lost her red kite. Leo found it near the old tree. "
@@ -361,9 +363,9 @@ gradient_figure(results)
 
 # %% [markdown]
 # Why so? The derivative of $x + f(x)$ is $1 + f'(x)$: the plus sign hands each block
-# the gradient from above untouched. Without it the gradient has to pass through every
-# block on its way down. And where all tokens are alike, it makes no difference who
-# looks at whom, so queries and keys have nothing to learn from.
+# the gradient from above untouched (He et al. 2016). Without it the gradient has to
+# pass through every block on its way down. And where all tokens are alike, it makes no
+# difference who looks at whom, so queries and keys have nothing to learn from.
 #
 # Third, what that costs: the loss, the mean of $-\ln p$ of the right letter, in *nats*.
 

@@ -132,9 +132,9 @@ for name, added in {"without": 0 * position, "with": position}.items():
 #
 # First the shape of a model, checked when it is made and not when it fails an hour
 # later. It gets a module of its own, without PyTorch, so that reading a config stays
-# quick. The line `@settings` (from [files and errors](#files)) makes it a frozen
-# dataclass that says in one sentence what is wrong with it; the numbers in `Field` are
-# what is allowed.
+# quick. The line `@settings` (from [files and
+# errors](#files/settings-that-check-themselves)) makes it a frozen dataclass that says
+# in one sentence what is wrong with it; the numbers in `Field` are what is allowed.
 
 
 # %%
@@ -332,8 +332,8 @@ def forward(
 
 
 # %% [markdown]
-# Here is GPT-2, the smallest of the four that OpenAI published, with the parameter
-# count that everybody checks:
+# Here is GPT-2, the smallest of the four that OpenAI published (Radford et al. 2019),
+# with the parameter count that everybody checks:
 
 # %% tags=["nbval-check-output"]
 sizes = {"vocab_size": 50257, "context_length": 1024, "n_layers": 12, "n_heads": 12}
@@ -428,8 +428,8 @@ print(f"{counted:,} counted by the formula, {held:,} held by the model")
 # | should answer, `y` | i | a | ␣ | l | o |
 #
 # `T` questions for one pass, and each is fair, because none can see its own answer:
-# that is what the mask of [attention](#attention) is for. The loss is the mean over all
-# positions of $-\ln p(\text{next token})$, in nats.
+# that is what the mask of [attention](#attention/all-tokens-at-once) is for. The loss
+# is the mean over all positions of $-\ln p(\text{next token})$, in nats.
 #
 # ### Exercise 2: the loss by hand
 #
@@ -614,7 +614,7 @@ print(bytes(sample_tokens(model, list(b"Mia lo"), max_tokens=60, seed=0)))
 # %% [markdown]
 # It has learned one text by heart and says it. Each step computes the whole text anew,
 # keys and values of the past included. The fast way keeps them, and
-# [generation](#generation) proves it equal to this one.
+# [generation](#generation/is-it-right) proves it equal to this one.
 
 # %% [markdown]
 # ## Is it right?
@@ -681,8 +681,8 @@ def count_forward_flops(config: GPTConfig) -> dict[str, int]:
     """FLOPs of one token's forward pass at full context, by part.
 
     Counts the matrix products, two FLOPs per multiply-add, and attention over all
-    `context_length` keys as if nothing were masked (the convention of Chowdhery et al.
-    2022, appendix B). Look-ups, norms, GELU and softmax are not counted.
+    `context_length` keys as if nothing were masked: the convention of
+    Chowdhery et al. 2022, appendix B. Look-ups, norms, GELU and softmax do not count.
     """
     L, D, F = config.n_layers, config.d_model, config.d_ff
     T, V = config.context_length, config.vocab_size
@@ -760,9 +760,9 @@ for sizes in ((512, 64, 2, 2, 64, 256), (1000, 128, 3, 4, 96, 200)):
 # %% [markdown]
 # ### Exercise 3: a gate
 #
-# Newer models use a feed-forward network with a gate: *three* matrices, two from $D$ to
-# $F$ and one back. Count the training FLOPs per token of such a model, everything else
-# as above.
+# Newer models use a feed-forward network with a gate (Shazeer 2020): *three* matrices,
+# two from $D$ to $F$ and one back. Count the training FLOPs per token of such a model,
+# everything else as above.
 
 
 # %% tags=["exercise"]
@@ -858,10 +858,10 @@ for name, a, b in zip(("loss", "for h", "for W"), in_chunks, expected, strict=Tr
 # %% [markdown]
 # The real one adds care. Its blocks of rows are large enough for the matrix products to
 # be efficient. Inside a block the softmax, which needs 32-bit numbers even where the
-# products use 16 (*autocast*, see [the trainer](#trainer)), takes so few rows at a time
-# that they never leave the processor's cache: fetching memory, not arithmetic, is what
-# costs here. How many rows that makes is a question of memory, so it is answered beside
-# the shape:
+# products use 16 (*autocast*, see [the trainer](#trainer/precision)), takes so few rows
+# at a time that they never leave the processor's cache: fetching memory, not
+# arithmetic, is what costs here. How many rows that makes is a question of memory, so
+# it is answered beside the shape:
 
 
 # %%
@@ -1101,8 +1101,9 @@ class Memory:
 
 # %% [markdown]
 # A run that needs more than its device has will be refused by this count [before it
-# starts](#trainer), and what fits must not be. So it counts what is surely there at the
-# same time, and leaves out what comes and goes inside single operations.
+# starts](#trainer/is-there-room), and what fits must not be. So it counts what is
+# surely there at the same time, and leaves out what comes and goes inside single
+# operations.
 #
 # It first counts what a token leaves behind in a block, `per_block` bytes, with what a
 # CPU keeps besides; then what it leaves in the embedding. Then come the two moments at
@@ -1197,9 +1198,9 @@ for sizes, batch_size in (
 #
 # A published model can be loaded, and what you train can be opened by every program
 # that opens GPT-2. The files and their names are dealt with in [files and
-# errors](#files); what is left for the model is to hand over its shape and its
-# parameters, or to take them. Whoever opens a model needs its
-# [tokenizer](#tokens), too, so it may be saved along with it.
+# errors](#files/gpt-2-s-published-format); what is left for the model is to hand over
+# its shape and its parameters, or to take them. Whoever opens a model needs its
+# [tokenizer](#tokens/for-other-programs), too, so it may be saved along with it.
 
 
 # %%

@@ -37,7 +37,7 @@ course.start()
 #
 # So the text has to come from a process that we know completely, and still hold what
 # makes language hard: facts that are told once and needed again, sentences later. Here
-# is a story from the end of this chapter.
+# is a story from [the end](#stories/the-rules) of this chapter.
 
 # %% mystnb={"code_prompt_show": "Draw the story with its choices marked"} tags=["hide-input"]
 from course.figures.stories import choices_marked
@@ -192,8 +192,8 @@ check.pick(forgets_the_sum)
 # time. What we need is an object that holds the whole process, to walk around in.
 #
 # The next three sections build it. Its code is folded, as *given*: at a first reading
-# take from each what the object holds, and go on with "A story, and what was drawn for
-# it".
+# take from each what the object holds, and go on with [A story, and what was drawn for
+# it](#stories/a-story-and-what-was-drawn-for-it).
 #
 # ## Choices
 #
@@ -404,9 +404,10 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # own line and in the rules that the line calls, and forgotten where the line ends. (The
 # naive teller forgets nothing; our stories never ask for more.)
 #
-# One detail pays off when [the floor](#floor) counts tokens. A space before a slot
-# moves into the choice, to the word that it belongs to: " naps" and not "naps".
-# [Tokens](#tokens) begin with their space, too.
+# One detail pays off when [the floor](#floor/counting-tokens-without-listing-stories)
+# counts tokens. A space before a slot moves into the choice, to the word that it
+# belongs to: " naps" and not "naps". [Tokens](#tokens/first-words-are-cut) begin with
+# their space, too.
 
 
 # %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (63 lines)"} tags=["hide-input"]
@@ -1000,7 +1001,7 @@ for mistake in ({"MOOD": ["naps|sings"]}, {"VERY": [(0, "")]}, {"MOOD": ["{CAT}"
 # also says what it did to the *entropy*, the surprise of a story to a reader who knows
 # the odds. It may well fall although there are more stories: the new plot takes
 # probability from the others, and if it leaves less to chance than they do, the mean
-# surprise can go down ([the floor](#floor) computes it).
+# surprise can go down ([the floor](#floor/counting-visits) computes it).
 
 
 # %% tags=["exercise"]

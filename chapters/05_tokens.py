@@ -481,8 +481,8 @@ print(f"a hundred stories: encode_word {slow_time:.3f} s, Tokenizer {fast_time:.
 # *A fingerprint.* Token files are worth nothing without the tokenizer that wrote them,
 # and two tokenizers may share a name. A hash of the ranks tells them apart. And since
 # the ranks are all that there is, a file of them is all that there is to save;
-# `writing`, from [files and errors](#files), gives it its name only when it is
-# complete, so that nobody ever reads half of one.
+# `writing`, from [files and errors](#files/published-file-or-folder), gives it its name
+# only when it is complete, so that nobody ever reads half of one.
 
 
 # %%

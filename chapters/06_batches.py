@@ -624,7 +624,8 @@ for step in range(5):
 # while it computes: copying out of an array or a file lets go of Python's lock, so
 # threads are enough, and nothing has to be sent between processes. The results are
 # needed in order, and not too many at once, or a fast reader would fill the memory. A
-# few lines do that, and they will serve the [tokenizing of files](#prepare) too:
+# few lines do that, and they will serve the [tokenizing of
+# files](#prepare/from-pieces-to-ids) too:
 
 # %%
 #| export

@@ -317,12 +317,12 @@ def read_utf8(path: Path, start: int, stop: int, advance: Advance) -> Iterator[s
 
 # %% [markdown]
 # Some text files are many documents, one behind the other, with a line between them
-# that is end-of-text and nothing else; TinyStories itself is published so. Read as one
-# document, such a file would put the marker into the text, in pieces, and a model
-# trained on it would write it. So a line that is the marker alone ends a document;
-# inside a sentence it is text like any other. Whether a file has such a line is known
-# once it is found, or the file has been searched to its end, which takes a small part
-# of the time that its tokens will take.
+# that is end-of-text and nothing else; TinyStories itself (Eldan and Li 2023) is
+# published so. Read as one document, such a file would put the marker into the text, in
+# pieces, and a model trained on it would write it. So a line that is the marker alone
+# ends a document; inside a sentence it is text like any other. Whether a file has such
+# a line is known once it is found, or the file has been searched to its end, which
+# takes a small part of the time that its tokens will take.
 
 
 # %%
@@ -757,12 +757,12 @@ except SlmError as error:
     print(error)
 
 # %% [markdown]
-# Paths in it are those of [files](#files): `~` and `$HOME` stand for what they stand
-# for in a shell. All mistakes are told at once, with what is allowed and the nearest
-# key. Some of the keys belong to later steps: `tokenizer`, `packing` and `num_workers`
-# are read by [what prepares and deals out tokens](#prepare). They stand here because a
-# run names its data in one place, and what is handed on whole cannot be mixed up with
-# its neighbour.
+# Paths in it are those of [files](#files/names-paths-servers): `~` and `$HOME` stand
+# for what they stand for in a shell. All mistakes are told at once, with what is
+# allowed and the nearest key. Some of the keys belong to later steps: `tokenizer`,
+# `packing` and `num_workers` are read by [what prepares and deals out
+# tokens](#prepare). They stand here because a run names its data in one place, and what
+# is handed on whole cannot be mixed up with its neighbour.
 #
 # ## Three sources, one form
 #

@@ -73,8 +73,8 @@ from slm.data.tokenizer import Tokenizer
 # ids go into a file, two bytes each (four if the vocabulary has more than 65,536
 # tokens), with nothing between them. To train, the file is *mapped*: the operating
 # system lends the file as if it were an array, fetches the pages that are touched and
-# drops them when memory gets scarce. The rows of a [batch](#batches) are gathered from
-# it as from any array.
+# drops them when memory gets scarce. The rows of a [batch](#batches/rows-to-keep) are
+# gathered from it as from any array.
 
 # %% tags=["nbval-check-output"]
 import tempfile
@@ -97,9 +97,10 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # company harmless; a full disk costs the work, and nothing else.
 #
 # - Tokens are written under a **temporary name**, forced to the disk (`fsync`), and
-#   only then [published](#files), that is renamed. A rename happens entirely or not at
-#   all. Without the `fsync` before it, a power failure can leave the new name on an
-#   empty file: the disk may have written the folder's entry before the contents.
+#   only then [published](#files/published-file-or-folder), that is renamed. A rename
+#   happens entirely or not at all. Without the `fsync` before it, a power failure can
+#   leave the new name on an empty file: the disk may have written the folder's entry
+#   before the contents.
 # - A **sidecar**, a small JSON file, says what the file was made of and how long it is.
 #   It is there before the tokens get their name; tokens without one do not count.
 # - Every few seconds a **note** beside the unfinished file says how far it has got. A

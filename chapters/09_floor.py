@@ -54,8 +54,9 @@ surprisal_strip(story, slm.data.floor.surprisal(story))
 #
 # ## Sixteen stories by hand
 #
-# Take [the grammar on the napkin](#stories), with its two pets, two frequencies and two
-# moods twice. All of its stories can be listed with their probabilities:
+# Take [the grammar on the napkin](#stories/a-grammar-that-fits-on-a-napkin), with its
+# two pets, two frequencies and two moods twice. All of its stories can be listed with
+# their probabilities:
 
 # %% tags=["nbval-check-output"]
 import itertools
@@ -442,7 +443,9 @@ print("a story about a bird:", logprob("Bea the bird naps. She naps.", grammar))
 #
 # A model that learns passes them in this order, and each says what it has understood:
 # below the unigram line it looks at more than frequencies; below the bigram line it
-# uses more than the last token: what came earlier, or its own place. The first line is
+# uses more than the last token: what came earlier, or its own place. (A loss is often
+# told as *perplexity*, $e$ to its power: a model with a perplexity of 2 guesses as well
+# as one that always hesitates between two equally likely tokens.) The first line is
 # $\ln V$; on the napkin the other three follow from the list of stories:
 
 
@@ -546,10 +549,10 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 
 # %% [markdown]
 # From pieces to tokens it is one step, if a story's tokens are those of its pieces, one
-# after the other. [Words are cut before their space](#tokens), so no token of ours
-# spans two pieces; but a grammar may glue things together ("sun" and "flower"), and
-# then the step is wrong. `reference_lines` checks every pair that can meet, and refuses
-# the grammar where that is so.
+# after the other. [Words are cut before their space](#tokens/first-words-are-cut), so
+# no token of ours spans two pieces; but a grammar may glue things together ("sun" and
+# "flower"), and then the step is wrong. `reference_lines` checks every pair that can
+# meet, and refuses the grammar where that is so.
 
 
 # %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (61 lines)"} tags=["hide-input"]

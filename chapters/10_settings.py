@@ -389,11 +389,12 @@ def _read_yaml(text: str, source: str) -> Any:
 # ## The sections
 #
 # A section of the file is a class, and a key of the section is a field: its type, its
-# default, its limits, and a few words on what it means. [`settings`](#files) makes such
-# a class check itself when it is called, so that nothing else in the package ever has
-# to ask whether a batch size is positive. Two sections stand elsewhere, where what they
-# describe is built: `model` with [the model](#gpt) and `data` with [the
-# corpora](#corpora).
+# default, its limits, and a few words on what it means.
+# [`settings`](#files/settings-that-check-themselves) makes such a class check itself
+# when it is called, so that nothing else in the package ever has to ask whether a batch
+# size is positive. Two sections stand elsewhere, where what they describe is built:
+# `model` with [the model](#gpt/the-shape) and `data` with [the
+# corpora](#corpora/what-is-read-the-section-data).
 #
 # The next two cells are long and hold no idea that you need now: the keys of
 # `training`, `wandb` and `modal`, each with its unit and default. Open them when you
@@ -789,7 +790,7 @@ except SlmError as error:
 # Some keys may change while a run is stopped: how often it is logged, how many threads
 # read ahead. Every other change would make another run, and going on with it would give
 # something that is neither the old run nor a new one. `changed_keys` tells them apart;
-# [a run](#runs) refuses to go on when it finds any.
+# [a run](#runs/one-run-one-folder-one-process) refuses to go on when it finds any.
 
 # %%
 #| export training/config

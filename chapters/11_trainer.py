@@ -295,13 +295,14 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
 # ## The learning rate, and clipping
 #
 # The optimizer here, AdamW, moves a weight by about the rate, however large or small
-# its gradient is (its own section, below, says how). So the rate alone decides how far
-# a step goes. The first steps start from random weights and go where one or two batches
-# point: let the rate rise along a line, the *warm-up*. At the end, steps of constant
-# size only circle the minimum: let the rate fall along a cosine, to zero. **Clipping**
-# scales a gradient whose norm exceeds a limit down to it, so that one odd batch cannot
-# undo the work of many. What are they worth? {numref}`fig-recipe` is the same run with
-# a high learning rate, each time with one part taken away:
+# its gradient is ([its own section](#trainer/optimizers), below, says how). So the rate
+# alone decides how far a step goes. The first steps start from random weights and go
+# where one or two batches point: let the rate rise along a line, the *warm-up*. At the
+# end, steps of constant size only circle the minimum: let the rate fall along a cosine,
+# to zero (Loshchilov and Hutter 2017). **Clipping** (Pascanu et al. 2013) scales a
+# gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the
+# work of many. What are they worth? {numref}`fig-recipe` is the same run with a high
+# learning rate, each time with one part taken away:
 
 
 # %%
@@ -405,7 +406,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 # small as that. So with float16 the *loss* is multiplied by a large factor before the
 # backward pass, which makes every gradient larger by as much; the gradients are divided
 # by it before the step, and a step whose gradients overflowed is skipped. That is *loss
-# scaling*, and PyTorch's `GradScaler` does it. bfloat16 needs none of it.
+# scaling* (Micikevicius et al. 2018), and PyTorch's `GradScaler` does it. bfloat16
+# needs none of it.
 #
 # Only the matrix products are done in 16 bits, since they take nearly all of the time.
 # Within `torch.autocast` PyTorch sees to that; weights, optimizer and residual stream
@@ -416,9 +418,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 # So the device is asked, and where it is a CPU, it is measured.
 #
 # **How fast could it be?** A device's *peak* is the most operations per second that it
-# can do in products of that type. For GPUs it stands in [a table](#settings); a CPU is
-# measured (two $n \times n$ matrices take $2n^3$ operations). The share of the peak
-# that a run reaches is its *MFU*, model FLOPs utilization; the log will tell it.
+# can do in products of that type. For GPUs it stands in [a
+# table](#settings/one-table-of-gpus); a CPU is measured (two $n \times n$ matrices take
+# $2n^3$ operations). The share of the peak that a run reaches is its *MFU*, model FLOPs
+# utilization (Chowdhery et al. 2022); the log will tell it.
 
 
 # %%
@@ -538,13 +541,14 @@ print(f"paid back after {took / saved * 1e3:,.0f} steps")
 #
 # ## Optimizers
 #
-# **AdamW** keeps two running averages for every weight $w$ with gradient $g$ at step
-# $t$: of the gradient, $m$, and of its square, $v$. Both start at zero: after $t$ steps
-# the shares of what they have seen add up to only $1 - \beta^t$, so dividing by that
-# gives true averages, $\hat m$ and $\hat v$. If all gradients were alike, $\hat m$ and
-# $\sqrt{\hat v}$ would be of one size, and the weight would move by the learning rate
-# $\eta$, whatever that size is. If their signs change, $\hat m$ is smaller and so is
-# the step: $\eta$ at first, soon a fraction of it.
+# **AdamW** (Kingma and Ba 2015; Loshchilov and Hutter 2019) keeps two running averages
+# for every weight $w$ with gradient $g$ at step $t$: of the gradient, $m$, and of its
+# square, $v$. Both start at zero: after $t$ steps the shares of what they have seen add
+# up to only $1 - \beta^t$, so dividing by that gives true averages, $\hat m$ and $\hat
+# v$. If all gradients were alike, $\hat m$ and $\sqrt{\hat v}$ would be of one size,
+# and the weight would move by the learning rate $\eta$, whatever that size is. If their
+# signs change, $\hat m$ is smaller and so is the step: $\eta$ at first, soon a fraction
+# of it.
 #
 # $$\begin{gathered}
 # m \leftarrow \beta_1 m + (1 - \beta_1)\, g \qquad
@@ -779,10 +783,10 @@ Table(
 # On one device you can skip this section. On several GPUs, `torchrun` starts one
 # process for each, and tells every process by environment variables how many there are
 # (the *world size*) and which of them it is (its *rank*). Every process has the whole
-# model and its own share of each batch. *DistributedDataParallel* (DDP) starts all from
-# the same weights and replaces each gradient by its mean over the processes as soon as
-# backward has made it, so that all make the same step and stay equal. Where processes
-# need a common number, `all_reduce` adds up their tensors.
+# model and its own share of each batch. *DistributedDataParallel* (DDP; Li et al. 2020)
+# starts all from the same weights and replaces each gradient by its mean over the
+# processes as soon as backward has made it, so that all make the same step and stay
+# equal. Where processes need a common number, `all_reduce` adds up their tensors.
 #
 # What the processes say to each other is said by these functions; only DDP itself is
 # put around the model further down, where the trainer is made.
@@ -873,10 +877,11 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
 # %% [markdown]
 # ## Is there room?
 #
-# [The GPT](#gpt) knows what a step holds in memory. A run that needs more than there is
-# fails late, after its text is prepared and its model is drawn, and it may take other
-# programs down with it: an operating system promises memory that it does not have, and
-# ends some process when too many promises are kept. So a run asks first.
+# [The GPT](#gpt/what-a-training-step-holds-in-memory) knows what a step holds in
+# memory. A run that needs more than there is fails late, after its text is prepared and
+# its model is drawn, and it may take other programs down with it: an operating system
+# promises memory that it does not have, and ends some process when too many promises
+# are kept. So a run asks first.
 #
 # What a process can have is the least of several limits. The machine has so much
 # memory; a container's *control group* may allow less; `ulimit -v` limits the addresses
@@ -1124,8 +1129,8 @@ def room_for_run(config: RunConfig) -> contextlib.AbstractContextManager[None]:
 # are folded away beside them), and in `slm/training/trainer.py` all stand together.
 # First what it holds: a model, its batches, the optimizers, and where it stands. It
 # writes no file; of checkpoints it knows only when one is due, so that a validation
-# loss comes with it. Whoever wants to know how it goes is an [observer](#settings);
-# what a run needs to go on, `state_dict` hands out.
+# loss comes with it. Whoever wants to know how it goes is an
+# [observer](#settings/observers); what a run needs to go on, `state_dict` hands out.
 #
 # DDP sees only calls of a module's `forward`; we call `model.loss`, so the small module
 # `LossModule` makes a `forward` of it. `torch.compile` takes it too.
@@ -1410,7 +1415,8 @@ def validate(self) -> float:
 #
 # Everything is in place, and `train` says in which order: a step, then a row if one is
 # due, then validation if that is due, then the observers. `stop` is asked before every
-# step; a run that must be able to stop hands in [a look at the signals](#runs).
+# step; a run that must be able to stop hands in [a look at the
+# signals](#runs/stopping).
 #
 # A bar shows the speed. It is measured over the steps between two rows; the time for
 # validation, checkpoints and samples is left out, so the number says what the hardware
@@ -1505,7 +1511,7 @@ def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
 #
 # `shown` picks from a row what the bar has room for. The MFU is the share of the
 # hardware's peak that was used: tokens per second times the FLOPs of a token, [counted
-# by hand](#gpt), divided by the peak of all devices.
+# by hand](#gpt/what-a-token-costs), divided by the peak of all devices.
 
 
 # %%
@@ -1843,13 +1849,13 @@ print("\n".join(f"{key}: {value:.6g}" for key, value in last.items()))
 # healthy run `train/grad_norm` stays below the limit of clipping most of the time,
 # tokens per second do not sink, and the loss falls.
 #
-# And what does it write? `sample_tokens`, [the plain sampler](#gpt), begins with
-# nothing but end-of-text. Three stories as they come, then thirty put before the
-# grammar, which knows exactly what a story is: one wrong name in eighty words, and it
-# refuses the whole. What the loss promises can be computed: a model that needs, on
-# average over the grammar's stories, $d$ nats too many writes valid ones with a
-# probability of at least $e^{-d}$ (the mean of a logarithm is at most the logarithm of
-# the mean).
+# And what does it write? `sample_tokens`, [the plain sampler](#gpt/let-it-write),
+# begins with nothing but end-of-text. Three stories as they come, then thirty put
+# before the grammar, which knows exactly what a story is: one wrong name in eighty
+# words, and it refuses the whole. What the loss promises can be computed: a model that
+# needs, on average over the grammar's stories, $d$ nats too many writes valid ones with
+# a probability of at least $e^{-d}$ (the mean of a logarithm is at most the logarithm
+# of the mean).
 
 # %%
 import textwrap

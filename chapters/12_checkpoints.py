@@ -396,11 +396,12 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # It goes on, and not as if it had never stopped: behind the sixth step the losses are
 # others. The weights came back, but a step depends on more than on weights. What else
-# it depends on is the exercise at the end of this page; in the trainer,
-# [`state_dict`](#trainer) collects it. And there are questions that a file of fifteen
-# lines does not ask. What if the process is killed while it writes? If a bit of the
-# file changes? If the file belongs to another run? Who waits while a gigabyte is
-# written? The rest of the page answers them, one by one.
+# it depends on is [the exercise](#checkpoints/exercise-resume) at the end of this page;
+# in the trainer, [`state_dict`](#trainer/what-a-run-needs-to-go-on) collects it. And
+# there are questions that a file of fifteen lines does not ask. What if the process is
+# killed while it writes? If a bit of the file changes? If the file belongs to another
+# run? Who waits while a gigabyte is written? The rest of the page answers them, one by
+# one.
 #
 # ## A file that survives the power failure
 #
@@ -408,8 +409,9 @@ with tempfile.TemporaryDirectory() as folder:
 # name, in place of the last whole one.
 #
 # So the file is written under a temporary name, forced to disk, and only then renamed,
-# which the operating system does entirely or not at all ([`writing`](#files) does the
-# three). What does a kill leave, at each moment?
+# which the operating system does entirely or not at all
+# ([`writing`](#files/published-file-or-folder) does the three). What does a kill leave,
+# at each moment?
 #
 # | killed | under the good name | besides |
 # |---|---|---|
@@ -736,9 +738,9 @@ def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
 # tokenizer or with another text would look healthy and be another run; and with another
 # *validation* text, its "best" checkpoint would be the best of two measures. Another
 # number of processes is no reason to refuse, as long as they can share the rows of a
-# step equally: the [trainer](#trainer) divides them anew. But it is said, since the run
-# is then no longer equal to an undisturbed one in its last bits. What an earlier
-# version did not write down is not compared.
+# step equally: the [trainer](#trainer/what-a-run-needs-to-go-on) divides them anew. But
+# it is said, since the run is then no longer equal to an undisturbed one in its last
+# bits. What an earlier version did not write down is not compared.
 
 
 # %%
@@ -770,11 +772,11 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
 # memory: the numbers then go straight from it into the model, without a copy in
 # between.
 #
-# The `Checkpointer` is an [observer](#settings) of the trainer. After a step at which a
-# checkpoint is due, or after which the run stops, it collects the state of the trainer
-# *and of every observer* into one dictionary: each part says itself what it needs to go
-# on exactly. Several processes agree on it (each has random numbers of its own), and
-# the first one writes.
+# The `Checkpointer` is an [observer](#settings/observers) of the trainer. After a step
+# at which a checkpoint is due, or after which the run stops, it collects the state of
+# the trainer *and of every observer* into one dictionary: each part says itself what it
+# needs to go on exactly. Several processes agree on it (each has random numbers of its
+# own), and the first one writes.
 #
 # {numref}`fig-beside` shows who waits for whom. Three rules follow from it:
 #

@@ -105,8 +105,9 @@ killed_twice()
 
 # %% [markdown]
 # All parts are there: [the trainer](#trainer) hands out its state, the
-# [checkpointer](#checkpoints) writes it, [observers](#settings) keep the rows. What is
-# left is the order in which they are put together, and a few refusals.
+# [checkpointer](#checkpoints/saving-beside-the-training) writes it,
+# [observers](#settings/observers) keep the rows. What is left is the order in which
+# they are put together, and a few refusals.
 #
 # ## Reading a run
 #
@@ -417,8 +418,8 @@ del os.environ["SLM_FAILURE_FILE"]
 # `environment.json` has the versions, the device, the type of the numbers, and a hash
 # of the code. It tells of the last start only: a run that went on elsewhere keeps no
 # trace there of where it began. The hash of the code is [the last
-# chapter's](#checkpoints). The tokenizer's fingerprint is what `load_run` and `train`
-# compare.
+# chapter's](#checkpoints/reading-a-run-without-pytorch). The tokenizer's fingerprint is
+# what `load_run` and `train` compare.
 #
 # `Samples` is the last observer: after each validation it lets the model write a text,
 # always from random numbers of its own, so that looking does not change the run.
@@ -507,13 +508,13 @@ with tempfile.TemporaryDirectory() as home:
 # %% [markdown]
 # What follows is these lines, each made to hold when something goes wrong.
 #
-# Before anything is built: [is there room](#trainer) for the run? A text that took an
-# hour to prepare is a high price for the news that the first step fails. And does the
-# tokenizer fit? Its ids index the model's tables, and an id beyond the last row would
-# fail at the first batch that happens to hold it. Then the batches of both texts. With
-# several processes, whichever comes first prepares the tokens and the others wait; that
-# happens *before* they join hands, because a process that waits in an exchange gives up
-# after a while, and a large corpus takes longer.
+# Before anything is built: [is there room](#trainer/is-there-room) for the run? A text
+# that took an hour to prepare is a high price for the news that the first step fails.
+# And does the tokenizer fit? Its ids index the model's tables, and an id beyond the
+# last row would fail at the first batch that happens to hold it. Then the batches of
+# both texts. With several processes, whichever comes first prepares the tokens and the
+# others wait; that happens *before* they join hands, because a process that waits in an
+# exchange gives up after a while, and a large corpus takes longer.
 #
 # The order of the observers matters. The price is added to a row first; the file and
 # the service then see it; the checkpointer comes last, because what it saves of the

@@ -123,10 +123,10 @@ for tau in (2.0, 1.0, 0.5, 0.1):
 # thousand tokens here, fifty thousand in GPT-2, each nearly impossible, but not all
 # together. Two ways to cut it:
 #
-# - **top-k** keeps the `k` largest. Simple, but blind: where only two tokens make sense
-#   it keeps 40, where a hundred do, it keeps 40.
-# - **top-p** keeps the smallest set whose probabilities add up to at least `p`. Where
-#   the model is sure, that is one token; where it is not, many.
+# - **top-k** (Fan et al. 2018) keeps the `k` largest. Simple, but blind: where only two
+#   tokens make sense it keeps 40, where a hundred do, it keeps 40.
+# - **top-p** (Holtzman et al. 2020) keeps the smallest set whose probabilities add up
+#   to at least `p`. Where the model is sure, that is one token; where it is not, many.
 #
 # Top-p by hand: sort, add up from the top, and keep a token if what stands *before* it
 # does not reach `p` yet. So the token that crosses the line stays, and there is always
@@ -237,9 +237,9 @@ every_time, once, round(every_time / once)
 #
 # What does a new token need of the old ones? Only their keys and values, in every
 # layer; never their queries, and nothing of the feed-forward. So keep those: this is
-# the **KV cache**. [Attention](#attention) has taken a `cache` from its first day, a
-# callable that is handed the new keys and values and gives back all so far. Here is
-# what it must do.
+# the **KV cache**. [Attention](#attention/many-heads) has taken a `cache` from its
+# first day, a callable that is handed the new keys and values and gives back all so
+# far. Here is what it must do.
 #
 # The obvious way to append is `torch.cat`, which copies everything at every token.
 # Instead, allocate the longest that can come, once, write each new key into its place,
@@ -552,8 +552,8 @@ class _Reader:
 # gradients.
 #
 # How long the texts can get is known before the first token, and so is the memory for
-# them and their caches; `room`, from [the trainer](#trainer), refuses what there is no
-# memory for.
+# them and their caches; `room`, from [the trainer](#trainer/is-there-room), refuses
+# what there is no memory for.
 
 
 # %%
@@ -916,10 +916,10 @@ print(f"{ratio:.1f} times as fast with the cache")
 #
 # ## Is it right?
 #
-# [The model's own sampler](#gpt) fits a dozen lines: it reads the whole text again for
-# every token, one text at a time. Slow, but hard to get wrong. Everything that was
-# built here must give the very tokens that it gives, since both draw the same random
-# numbers:
+# [The model's own sampler](#gpt/let-it-write) fits a dozen lines: it reads the whole
+# text again for every token, one text at a time. Slow, but hard to get wrong.
+# Everything that was built here must give the very tokens that it gives, since both
+# draw the same random numbers:
 
 # %% mystnb={"code_prompt_show": "Imports"} tags=["hide-input"]
 from slm.model.gpt import sample_tokens
@@ -976,9 +976,9 @@ compare("the same seed again", again, together)
 #
 # ### 1. Min-p
 #
-# Top-p keeps tokens until a sum is reached. *Min-p* asks something simpler: is this
-# token at least `min_p` times as likely as the likeliest one? What fails is removed,
-# and the rest is scaled up to sum to one again.
+# Top-p keeps tokens until a sum is reached. *Min-p* (Nguyen et al. 2025) asks something
+# simpler: is this token at least `min_p` times as likely as the likeliest one? What
+# fails is removed, and the rest is scaled up to sum to one again.
 
 # %% tags=["exercise"]
 from course import check
@@ -1070,7 +1070,7 @@ check.log_probability(reads_its_own_position)
 # `capacity` positions and forgets the oldest. Write it: called with new keys and values
 # `(B, H, T, K)`, it returns the last `capacity` positions, or all if there are fewer.
 # (With this course's attention it serves one new token at a time; a long prompt at once
-# would need the window mask of [attention](#attention) as well.)
+# would need the window mask of [attention](#attention/one-more-exercise) as well.)
 
 
 # %% tags=["exercise"]
@@ -1127,8 +1127,8 @@ check.sliding_cache(KeepsEverything)
 # ## What you have now
 #
 # A model that writes: with any taste for risk, many texts at once, computing each
-# position only once, and without a character cut in half. The next chapter asks what
-# all this costs.
+# position only once, and without a character cut in half. [The next chapter](#cost)
+# asks what all this costs.
 
 # %%
 course.summary("slm/generation.py")

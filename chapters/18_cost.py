@@ -82,10 +82,10 @@ hours_and_dollars(gpt_configs)
 # ## One bill, by hand
 #
 # Three numbers have been counted before: the parameters of a model, the FLOPs of a
-# token, and the bytes that a step needs ([the GPT](#gpt)). Three more stand in the
-# table of GPUs ([the settings](#settings)): the peak, the price, and the share of the
-# peak that training code is assumed to reach, the *model FLOPs utilisation* (MFU). For
-# the smallest of the configs on its own GPU:
+# token, and the bytes that a step needs ([the GPT](#gpt/what-a-token-costs)). Three
+# more stand in the table of GPUs ([the settings](#settings/one-table-of-gpus)): the
+# peak, the price, and the share of the peak that training code is assumed to reach, the
+# *model FLOPs utilisation* (MFU). For the smallest of the configs on its own GPU:
 
 # %% tags=["nbval-check-output"]
 small = gpt_configs[0]
@@ -111,9 +111,9 @@ for share in sorted(t4.mfu, reverse=True):
 # How fast is the machine in front of you? One number is its **peak**: FLOP/s in a large
 # matrix product. The other is its **bandwidth**: bytes per second when it only moves
 # numbers. An operation that does few FLOPs per byte waits for memory, however fast the
-# processor is. The roof in {numref}`fig-roofline` is what the two numbers allow, and
-# the points are what the parts of GPT-2 reach, with 256 tokens, and two of them with
-# one.
+# processor is. The roof (Williams et al. 2009) in {numref}`fig-roofline` is what the
+# two numbers allow, and the points are what the parts of GPT-2 reach, with 256 tokens,
+# and two of them with one.
 
 # %% mystnb={"figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it, in GFLOP/s. Few FLOPs per byte, at the left, means waiting for memory; two of the products stand there when they are done for one token (orange).", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens at the right, close to its flat part; layer norm, GELU and products of one token low at the left, where it rises."}} tags=["hide-input"]
 from course.figures.cost import measure_machine, roofline
@@ -133,8 +133,8 @@ roofline(machine, small.model)
 # $$\text{MFU} =
 # \frac{\text{tokens per second} \times \text{FLOPs per token}}{\text{peak FLOP/s}}$$
 #
-# is 30 to 64 % for the published codes that are named under *Prices* below, and less
-# for small models.
+# is 30 to 64 % for the published codes that are named under [Prices](#cost/prices)
+# below, and less for small models.
 #
 # ### Predict, then run
 #
@@ -203,10 +203,14 @@ Table(header, rows, f"Prices of {MODAL.date}, {MODAL.source}")
 
 # %% [markdown]
 # The MFU ranges are assumptions, and stated as such. For A100 and H100 they lie near
-# what published training codes reach: on an A100, nanoGPT 30 %, Raschka's tuned loop 39
-# %, and llm.c, written in CUDA, 60 to 64 %; on an H100, modded-nanogpt's baseline 40 %
-# and nanochat 41 to 46 %. For all other GPUs they are a guess by analogy. All hold for
-# compiled code; without `torch.compile` expect about half.
+# what published training codes reach: on an A100,
+# [nanoGPT](https://github.com/karpathy/nanoGPT) 30 %, [Raschka's tuned
+# loop](https://github.com/rasbt/LLMs-from-scratch) 39 %, and
+# [llm.c](https://github.com/karpathy/llm.c), written in CUDA, 60 to 64 %; on an H100,
+# [modded-nanogpt](https://github.com/KellerJordan/modded-nanogpt)'s baseline 40 % and
+# [nanochat](https://github.com/karpathy/nanochat) 41 to 46 %. For all other GPUs they
+# are a guess by analogy. All hold for compiled code; without `torch.compile` expect
+# about half.
 #
 # ## The estimate
 #
@@ -279,8 +283,8 @@ class Estimate:
 # own rule, asked before there is a device? And what must the memory hold? On a T4,
 # which has no bfloat16, the trainer takes float16 with loss scaling, in which its peak
 # is given. A plan leaves a tenth of the memory free for what is not counted. [The
-# trainer](#trainer) asks the device itself before a run starts and leaves out that
-# tenth: it must not refuse what might fit.
+# trainer](#trainer/is-there-room) asks the device itself before a run starts and leaves
+# out that tenth: it must not refuse what might fit.
 
 
 # %%
@@ -326,9 +330,10 @@ def step_memory(config: RunConfig, gpu: GPU, batch_size: int | None = None) -> M
 
 
 # %% [markdown]
-# The seconds of a step are the formula from the beginning of the chapter, with two
-# corrections. A GPU has two peaks: one for 16-bit products in its matrix units, and a
-# far smaller one for float32. And a layer takes at least as long as its launches.
+# The seconds of a step are the formula from [the beginning](#cost/the-idea) of the
+# chapter, with two corrections. A GPU has two peaks: one for 16-bit products in its
+# matrix units, and a far smaller one for float32. And a layer takes at least as long as
+# its launches.
 
 
 # %%
@@ -706,9 +711,9 @@ def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
 #
 # $E$ is what no model can predict, the entropy of the text. For natural language nobody
 # knows it, and it has to be fitted along with $a$ and $b$. Here the grammar gives it
-# exactly ([the floor](#floor)). So train five sizes on the same batches, subtract $E$,
-# and a power law must be a straight line on logarithmic axes. In {numref}`fig-scaling`
-# the line is fitted to the *first four*, and the fifth tests it.
+# exactly ([the floor](#floor/counting-visits)). So train five sizes on the same
+# batches, subtract $E$, and a power law must be a straight line on logarithmic axes. In
+# {numref}`fig-scaling` the line is fitted to the *first four*, and the fifth tests it.
 
 # %%
 from slm.data.floor import reference_lines
@@ -776,10 +781,10 @@ Table(header, rows, f"{fitted}, which span a factor of {span:.0f} in excess loss
 #
 # ## What a dollar buys
 #
-# Money buys parameters and tokens, so the law must know both. Hoffmann et al. fitted
-# one to over 400 models on web text; its $E$ is an estimate. With it, a price table
-# becomes a question of loss, answered in {numref}`fig-loss-for-dollars`: for each GPU,
-# which of our three models is the best use of so many dollars, and how good?
+# Money buys parameters and tokens, so the law must know both. Hoffmann et al. (2022)
+# fitted one to over 400 models on web text; its $E$ is an estimate. With it, a price
+# table becomes a question of loss, answered in {numref}`fig-loss-for-dollars`: for each
+# GPU, which of our three models is the best use of so many dollars, and how good?
 
 
 # %%
@@ -962,8 +967,8 @@ check.best_buy(six_per_parameter)
 # ## What you have now
 #
 # The cost of any config before it starts, with every assumption on the table. [The
-# door](#door) makes it a command, and [the launch](#launch) asks it before anything is
-# rented.
+# door](#door/several-files-and-some-settings) makes it a command, and [the
+# launch](#launch) asks it before anything is rented.
 
 # %%
 course.summary("slm/cloud/cost.py")

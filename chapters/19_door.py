@@ -38,8 +38,8 @@ course.start()
 #   sentence and exit code 2; a bug of the program keeps its traceback, because whoever
 #   repairs it needs that. Which is which is decided where the error is raised, by its
 #   class: whatever a command line, a config, a file or a server can cause is an
-#   `SlmError` ([files and errors](#files)) or Python's own `OSError`. Everything else
-#   is a bug. Nobody has to read a message to find out.
+#   `SlmError` ([files and errors](#files/one-kind-of-error)) or Python's own `OSError`.
+#   Everything else is a bug. Nobody has to read a message to find out.
 # - **Its exit code is part of the answer.** A shell goes on after `&&` only if the code
 #   is 0, and whatever starts a run again until it succeeds must not take a run that was
 #   stopped for a finished one (whoever starts `torchrun` must look for the folder
@@ -249,7 +249,7 @@ def _add_configs(commands: Any) -> None:
 # `slm cost` takes any number of configs, and settings that hold for all of them. Both
 # are words, and a word with `=` in it is a setting, unless a folder stands before:
 # whoever has a file named `a=b.yaml` writes `./a=b.yaml`. The table, its assumptions,
-# and the numbers for a machine come from [the cost](#cost).
+# and the numbers for a machine come from [the cost](#cost/the-table).
 
 
 # %%
@@ -306,8 +306,8 @@ def _add_cost(commands: Any) -> None:
 
 
 # %% [markdown]
-# `slm data` shows the [token files](#prepare) of a cache. It deletes nothing unless it
-# is told to, and then only what is stale.
+# `slm data` shows the [token files](#prepare/what-lies-in-the-cache) of a cache. It
+# deletes nothing unless it is told to, and then only what is stale.
 
 
 # %%
@@ -713,7 +713,8 @@ check.lazy(finds_all_first)
 # ## What you have now
 #
 # A command with five verbs and a package whose names cost nothing until they are used.
-# What is left is to go through the door with money: the next chapters rent a GPU.
+# What is left is to go through the door with money: the next chapters, [the
+# meter](#meter) and [the launch](#launch), rent a GPU.
 
 # %%
 course.summary("slm/cli.py", "slm/__main__.py", "slm/__init__.py")

@@ -79,8 +79,9 @@ from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step
 # An entry holds which call the attempt belongs to, the newest checkpoint when it began
 # and when the entry was written last (`from` and `to`), its seconds and dollars, and
 # how it ended. `count` reads the clock and nothing else; `save` writes all entries; the
-# file is whole or the old one ([files and errors](#files)), and `secure` is what keeps
-# it beyond this machine: on the volume nothing is safe before it is committed.
+# file is whole or the old one ([files and errors](#files/published-file-or-folder)),
+# and `secure` is what keeps it beyond this machine: on the volume nothing is safe
+# before it is committed.
 
 
 # %%
@@ -395,7 +396,7 @@ def watching(self) -> Iterator[None]:
 
 
 # %% [markdown]
-# The experiment that the figure at the top promised. A process starts an attempt, with
+# The experiment that {numref}`fig-ticks` promised. A process starts an attempt, with
 # ten ticks a second, and is killed in its sleep after a second. `kill -9` leaves it no
 # time for anything: no `finally`, no `except`. What is on disk was there before.
 
@@ -440,10 +441,10 @@ package.TICK = kept
 # ## The launch: refuse before anything costs money
 #
 # The other half is on your computer's side. Everything that can be known before a
-# machine is rented is looked at first: whether the prediction ([the cost](#cost)) is
-# above `modal.max_dollars`, whether the model fits the GPU's memory, whether the text
-# or the tokenizer lies on a computer that the container will never see, whether the key
-# for Weights & Biases is there.
+# machine is rented is looked at first: whether the prediction ([the
+# cost](#cost/is-the-config-honest)) is above `modal.max_dollars`, whether the model
+# fits the GPU's memory, whether the text or the tokenizer lies on a computer that the
+# container will never see, whether the key for Weights & Biases is there.
 #
 # `NothingYet` has a class of its own because `status` catches it: a run that still
 # waits for its machine has nothing on the volume, and that is no failure.

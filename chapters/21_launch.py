@@ -167,7 +167,8 @@ app = modal.App("slm-training")
 #
 # Before the function itself, its inside: one attempt to train to the end. It asks the
 # meter first, trains under its watch, and secures each checkpoint. Then it sorts what
-# can end it, and here the classes of [files and errors](#files) earn their keep.
+# can end it, and here the classes of [files and errors](#files/one-kind-of-error) earn
+# their keep.
 #
 # What another attempt cannot mend is returned as a sentence, and ends the call: an
 # `SlmError`, such as a folder that holds a run with another config, a loss that is no
@@ -233,10 +234,11 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
 #
 # How does it learn what went wrong? `torchrun` ends with exit code 1 whatever happened
 # to its ranks. So it names a file, on the machine's own disk (the volume may be what is
-# full), to which a rank that fails writes what [the run](#runs) knows of its error: the
-# sentence, and whether another attempt may mend it. Where no rank could write, because
-# it was killed for its memory, say, another attempt is made. The price goes the other
-# way, as an option of the command, so that the ranks can write down what they cost.
+# full), to which a rank that fails writes what [the run](#runs/failing) knows of its
+# error: the sentence, and whether another attempt may mend it. Where no rank could
+# write, because it was killed for its memory, say, another attempt is made. The price
+# goes the other way, as an option of the command, so that the ranks can write down what
+# they cost.
 
 
 # %%
@@ -481,9 +483,10 @@ def train(
 # A corpus of many files goes to many containers. `prepare_part.map(range(n))` is a loop
 # whose rounds run at the same time, each in a container of its own, and sixteen
 # containers for an hour cost what one costs for sixteen. Each makes one part, `prepare`
-# joins them ([preparing](#prepare)), and a part that is there when the command is typed
-# again is not made again. A few files are not worth the container starts, and a limit
-# on the number of documents cannot be divided: both stay in one container.
+# joins them ([preparing](#prepare/a-corpus-for-many-machines)), and a part that is
+# there when the command is typed again is not made again. A few files are not worth the
+# container starts, and a limit on the number of documents cannot be divided: both stay
+# in one container.
 #
 # Preparation is cheap, but it is rented, too, and `max_dollars` does not count it. What
 # ends it are the time limit and the retries of the decorator.
@@ -645,8 +648,9 @@ for gpu in ("T4", "H100", "H100:8"):
 # `modal run` has nothing to build before `main` has looked at the config. The helpers
 # are made in the same way: in `modal run modal_app.py::status`, `status` is the name of
 # an app in this file, and Modal calls the one local entrypoint that it has. A mistake
-# is told in one sentence, with the exit code for bad input, as at [the door](#door).
-# And as there, 130 says that somebody stopped it: here the watching, and nothing else.
+# is told in one sentence, with the exit code for bad input, as at [the
+# door](#door/the-one-place-where-errors-are-told). And as there, 130 says that somebody
+# stopped it: here the watching, and nothing else.
 
 
 # %%
@@ -758,7 +762,8 @@ ON_MODAL = LAUNCH and modal_settings.get("token_id") is not None
 print(f"{modal_app.app.name}: trains {'on Modal' if ON_MODAL else 'in this notebook'}")
 
 # %% [markdown]
-# The config is the trainer chapter's, cut to a short run. First the bill:
+# The config is that of [the trainer](#trainer/train), cut to a short run. First the
+# bill:
 
 # %%
 short = ["training.max_steps=60", "training.warmup_steps=10"]
@@ -855,11 +860,11 @@ print(reconcile(expected, report(folder)))
 # ## Is it right?
 #
 # The claim that carries everything is that a run that was stopped goes on as if nothing
-# had happened. [The runs](#runs) show it for a process that is killed. Here it is shown
-# for the launch, with stops in one process. The run has twenty steps. First it trains
-# in one go. Then it trains again, and pays for each second; its budget is always a
-# billionth of a dollar above what it has cost so far. So each attempt stops soon after
-# its first checkpoint, and the next one goes on from there:
+# had happened. [The runs](#runs/kill-it) show it for a process that is killed. Here it
+# is shown for the launch, with stops in one process. The run has twenty steps. First it
+# trains in one go. Then it trains again, and pays for each second; its budget is always
+# a billionth of a dollar above what it has cost so far. So each attempt stops soon
+# after its first checkpoint, and the next one goes on from there:
 
 # %%
 twenty = ["training.max_steps=20", "training.warmup_steps=2"]
@@ -893,8 +898,8 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 # ## What goes wrong
 #
 # What can be wrong with a config shows before anything is built, in one sentence that
-# costs nothing ([the meter](#meter) shows some). The rest happens far away. What it
-# looks like, and what to do about it:
+# costs nothing ([the meter](#meter/the-launch-refuse-before-anything-costs-money) shows
+# some). The rest happens far away. What it looks like, and what to do about it:
 #
 # - **Preemption**: the machine is needed elsewhere. The log says `stopped after step
 #   …`, then `continuing`, with no more than a new container's start between them. Do

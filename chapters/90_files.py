@@ -614,7 +614,8 @@ print(section(Bread, {"minutes": 40, "degrees": 220.0}, "kitchen.yaml: bread"))
 
 # %% [markdown]
 # The whole list in the first attempt. Models, data and training have their settings in
-# this form, and [the settings](#settings) put them together into the config of a run.
+# this form, and [the settings](#settings/the-sections) put them together into the
+# config of a run.
 #
 # ## Names, paths, servers
 #
@@ -740,8 +741,8 @@ with socket.socket() as silent:
 # A model is two files: `config.json` says which shape it has, `model.safetensors` holds
 # its weights by name. Whoever keeps to the names that OpenAI's and Hugging Face's GPT-2
 # have can be opened by every program that opens GPT-2. This section translates, both
-# ways. It works on plain dictionaries and knows no model; [GPT](#gpt) hands it its
-# shape and its weights.
+# ways. It works on plain dictionaries and knows no model; [GPT](#gpt/gpt-2-s-weights)
+# hands it its shape and its weights.
 #
 # The names first. Most are a matter of taste. One thing is not: four matrices in each
 # block are stored *transposed*, because GPT-2's code computed `x @ W` where `nn.Linear`

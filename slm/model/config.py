@@ -74,8 +74,8 @@ def count_forward_flops(config: GPTConfig) -> dict[str, int]:
     """FLOPs of one token's forward pass at full context, by part.
 
     Counts the matrix products, two FLOPs per multiply-add, and attention over all
-    `context_length` keys as if nothing were masked (the convention of Chowdhery et al.
-    2022, appendix B). Look-ups, norms, GELU and softmax are not counted.
+    `context_length` keys as if nothing were masked: the convention of
+    Chowdhery et al. 2022, appendix B. Look-ups, norms, GELU and softmax do not count.
     """
     L, D, F = config.n_layers, config.d_model, config.d_ff
     T, V = config.context_length, config.vocab_size
