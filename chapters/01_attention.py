@@ -512,6 +512,11 @@ for swap in (True, False):
 # argument looks ahead. When a text grows token by token, keys and values of the past
 # can be kept, so there are `S` keys for `T` queries, `S >= T`; a `Cache` keeps them
 # ([generation](#generation) makes one).
+#
+# `forward` reads from top to bottom as you did it by hand: one product, cut into
+# queries, keys and values of each head; attention; the heads side by side again; the
+# product that mixes them. Dropout acts twice, on the attention weights and on the
+# output, and only in training.
 
 # %%
 #| export

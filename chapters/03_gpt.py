@@ -194,7 +194,9 @@ for sizes in ((1000, 64, 2, 5, 32, 128), (1000, 64, 2, 4, 32, 0)):
 # small normal numbers (standard deviation 0.02), and the two matrices per block that
 # write to the stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many
 # additions of independent vectors then end with the same variance at any depth.
-# (Further down this is measured.)
+# (Further down this is measured.) Behind the assembly stand three short answers that
+# later chapters ask for: where the model is, how many numbers it trains, and which of
+# its matrices are tables to look up.
 
 
 # %%
@@ -274,6 +276,13 @@ def _check(self, tokens: Tensor, start: int = 0) -> None:
         raise ValueError(f"{outside}; ids from 0 to {last} are allowed")
 
 
+# %% [markdown]
+# `hidden` is the way through the model: the row of each token plus the row of its
+# place, then block after block, then the norm.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 def hidden(
     self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
@@ -292,6 +301,13 @@ def hidden(
     return self.norm(x)
 
 
+# %% [markdown]
+# `forward` asks for that stream and multiplies it with the table of tokens, the same
+# numbers that the tokens came in by.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 def forward(
     self, tokens: Tensor, caches: Sequence[Cache] | None = None, start: int = 0
@@ -867,9 +883,9 @@ def logit_rows(
 
 
 # %% [markdown]
-# A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient":
-# `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
-# everywhere in PyTorch, mark positions that do not count.
+# Two helpers first. One turns a block of logits into its losses and, in the same
+# memory, into the gradient that the formula gives. The other adds a product to the
+# gradient of the table, in slices, so that no second table is made.
 
 
 # %%
@@ -898,6 +914,20 @@ def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
         rows += columns.T @ h
 
 
+# %% [markdown]
+# A custom `autograd.Function` is PyTorch's way to say "I bring my own gradient":
+# `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
+# everywhere in PyTorch, mark positions that do not count.
+#
+# The loop takes `rows` rows at a time. It makes their logits `z`, has `few` of them at
+# a time turned into losses and gradient, and uses the gradient at once: for the rows
+# themselves, and for the table. Then `z` is let go. Dividing by the number of targets
+# that count is left to the end. In `backward` there is nothing to compute but a product
+# with the gradient that comes from above.
+
+
+# %%
+#| export model/gpt
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of `hidden @ weight.T`, some rows at a time.
 
@@ -1072,6 +1102,12 @@ class Memory:
 # A run that needs more than its device has will be refused by this count [before it
 # starts](#trainer), and what fits must not be. So it counts what is surely there at the
 # same time, and leaves out what comes and goes inside single operations.
+#
+# It first counts what a token leaves behind in a block, `per_block` bytes, with what a
+# CPU keeps besides; then what a whole text leaves in the embedding. Then come the two
+# moments at which the loss holds most, while it is computed and when its gradients are
+# handed on; the larger one counts. The rest is four bytes for each parameter, as often
+# as weights, averages and gradients keep one.
 
 
 # %%
@@ -1186,6 +1222,13 @@ def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
     write_pretrained(Path(folder), shape, weights, tokenizer)
 
 
+# %% [markdown]
+# And back. The files say what shape the model has, so it is built from them;
+# `read_weights` gives the weights in our names, or says what does not fit.
+
+
+# %%
+#| export model/gpt
 @course.add_to(GPT)
 @classmethod
 def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":

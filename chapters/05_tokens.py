@@ -309,6 +309,12 @@ print(f"a word can change {sum(len(word) - 1 for word in words):,} times in all"
 # from a *heap*, a list that always knows its smallest entry (hence the minus before the
 # counts). A heap cannot change an entry, so a pair whose count moved is pushed anew,
 # and an entry that no longer tells the truth is thrown away when it comes up.
+#
+# The function has three parts. The texts become words with their counts (`times`), each
+# a list of bytes (`words`). Then counts and holders are filled, in one pass over the
+# words, and the heap is made of them. The loop takes the best pair that is still true,
+# gives it a rank, merges it in the words that hold it, takes the old pairs of those
+# words out of the counts and puts the new ones in, and pushes all that moved.
 
 
 # %%
@@ -515,35 +521,47 @@ class Tokenizer(tiktoken.Encoding):
             text, allowed_special=allowed_special, disallowed_special=disallowed_special
         )
 
-    def ranks_file(self) -> bytes:
-        """The ranks in tiktoken's format: a line each, bytes in base64 and the rank."""
-        ranks = self.ranks.items()
-        return b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for t, rank in ranks)
 
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of the ranks, whatever the name.
+# %% [markdown]
+# The file is the ranks in `tiktoken`'s own format, so that other programs can read it;
+# the fingerprint is a hash of the same ranks in their order, and knows no name. `save`
+# writes the file, and beside it what the next section is about.
 
-        Equal ranks have equal ones; others differ but for one chance in 2**64.
-        """
-        ordered = sorted(self.ranks.items(), key=lambda item: item[1])
-        return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
 
-    def save(
-        self, path: str | os.PathLike[str], context_length: int | None = None
-    ) -> Path:
-        """Write a `.tiktoken` file, or one into a folder; returns the file's path.
+# %%
+#| export
+@course.add_to(Tokenizer)
+def ranks_file(self) -> bytes:
+    """The ranks in tiktoken's format: a line each, bytes in base64 and the rank."""
+    ranks = self.ranks.items()
+    return b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for t, rank in ranks)
 
-        A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
-        `transformers`; `context_length` is how many tokens the model behind it reads.
-        """
-        file = Path(path)
-        if file.suffix != ".tiktoken":
-            write_published(file, self.ranks, context_length)
-            file = file / RANKS_FILE
-        with writing(file) as part:
-            part.write_bytes(self.ranks_file())
-        return file
+
+@course.add_to(Tokenizer)
+@property
+def fingerprint(self) -> str:
+    """A short hash of the ranks, whatever the name.
+
+    Equal ranks have equal ones; others differ but for one chance in 2**64.
+    """
+    ordered = sorted(self.ranks.items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(ordered).encode()).hexdigest()[:16]
+
+
+@course.add_to(Tokenizer)
+def save(self, path: str | os.PathLike[str], context_length: int | None = None) -> Path:
+    """Write a `.tiktoken` file, or one into a folder; returns the file's path.
+
+    A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
+    `transformers`; `context_length` is how many tokens the model behind it reads.
+    """
+    file = Path(path)
+    if file.suffix != ".tiktoken":
+        write_published(file, self.ranks, context_length)
+        file = file / RANKS_FILE
+    with writing(file) as part:
+        part.write_bytes(self.ranks_file())
+    return file
 
 
 # %% [markdown]
@@ -685,6 +703,14 @@ def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
     }
 
 
+# %% [markdown]
+# Two files go into the folder: this one, and `tokenizer_config.json`, which says what
+# class opens it and that one and the same token stands for a text's beginning, its end
+# and its padding.
+
+
+# %%
+#| export
 def write_published(
     folder: Path, ranks: dict[bytes, int], context_length: int | None = None
 ) -> None:
@@ -749,6 +775,14 @@ def get_tokenizer(name: str | os.PathLike[str] = "gpt2") -> Tokenizer:
     return known[name]() if name in known else load_tokenizer(name)
 
 
+# %% [markdown]
+# Behind the door, one function for each name. `functools.cache` keeps what it made, so
+# a program trains or reads a tokenizer once. Whether GPT-2's two files are kept here is
+# a look into `tiktoken`'s own folder, where it names a file by a hash of its address.
+
+
+# %%
+#| export
 @functools.cache
 def _stories() -> Tokenizer:
     texts = map(stories.sample, range(STORIES_SAMPLE))

@@ -407,6 +407,13 @@ def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
         return np.concatenate(parts)
 
 
+# %% [markdown]
+# The data set puts end-of-text before each text and behind the last, joins them all,
+# and leaves the rest to `RowDataset`.
+
+
+# %%
+#| export
 class TextDataset(RowDataset):
     """Texts in hand as rows `(x, y)`, both `(T,)` int64, where y is x shifted by one.
 
@@ -700,34 +707,52 @@ class TokenLoader:
         self.pin_memory = cuda if pin_memory is None else pin_memory
         self.step = 0
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """B·T, of this process."""
-        return self.batch_size * self.dataset.context_length
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """The steps after which each row has been seen."""
-        return -(-len(self.dataset) // (self.batch_size * self.world_size))
+# %% [markdown]
+# Its size in tokens, its length in steps, and the formula. The places of a step are
+# dealt out with `divmod`: which epoch, and which place in it. A batch that lies on the
+# border of two epochs takes from both orders.
 
-    def indices(self, step: int) -> np.ndarray:
-        """The rows of a step: `(B,)`."""
-        R, first = len(self.dataset), (step * self.world_size + self.rank)
-        g = np.arange(first * self.batch_size, (first + 1) * self.batch_size)
-        epoch, place = np.divmod(g, R)  # (B,) both
-        if not self.shuffle:
-            return place
-        epochs = range(epoch[0], epoch[-1] + 1)
-        orders = [epoch_order(R, self.seed, e)[place[epoch == e]] for e in epochs]
-        return np.concatenate(orders)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of any step, past or future: x and y, both `(B, T)` int64."""
-        return self._fetch(self.indices(step))
+# %%
+#| export
+@course.add_to(TokenLoader)
+@property
+def tokens_per_batch(self) -> int:
+    """B·T, of this process."""
+    return self.batch_size * self.dataset.context_length
 
-    def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        x, y = self.dataset.rows(indices)
-        return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
+
+@course.add_to(TokenLoader)
+@property
+def steps_per_epoch(self) -> int:
+    """The steps after which each row has been seen."""
+    return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+
+@course.add_to(TokenLoader)
+def indices(self, step: int) -> np.ndarray:
+    """The rows of a step: `(B,)`."""
+    R, first = len(self.dataset), (step * self.world_size + self.rank)
+    g = np.arange(first * self.batch_size, (first + 1) * self.batch_size)
+    epoch, place = np.divmod(g, R)  # (B,) both
+    if not self.shuffle:
+        return place
+    epochs = range(epoch[0], epoch[-1] + 1)
+    orders = [epoch_order(R, self.seed, e)[place[epoch == e]] for e in epochs]
+    return np.concatenate(orders)
+
+
+@course.add_to(TokenLoader)
+def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    """The batch of any step, past or future: x and y, both `(B, T)` int64."""
+    return self._fetch(self.indices(step))
+
+
+@course.add_to(TokenLoader)
+def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    x, y = self.dataset.rows(indices)
+    return (x.pin_memory(), y.pin_memory()) if self.pin_memory else (x, y)
 
 
 # %% [markdown]
@@ -754,6 +779,13 @@ def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
+# %% [markdown]
+# Validation needs no order and no end without end: each row once, dealt out to the
+# ranks batch by batch.
+
+
+# %%
+#| export
 @add_to(TokenLoader)
 def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Each row once over all ranks, in order; the last batch may be shorter.
@@ -768,6 +800,15 @@ def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tenso
     return map_ahead(self._fetch, groups, self.num_workers)
 
 
+# %% [markdown]
+# When a run goes on with another number of processes, its steps must keep their rows.
+# `share_rows` finds how each does its share, in batches as large as before or smaller.
+# And since the order is a function of the seed and the step, these two numbers are all
+# that a loader has to remember.
+
+
+# %%
+#| export
 def share_rows(rows: int, processes: int, most: int) -> tuple[int, int] | None:
     """How each process does its share of a step: rows of a batch, number of batches.
 

@@ -224,26 +224,42 @@ class _Writer:
         """Forget what was left behind."""
         self.progress, self.digest = Progress(), hashlib.sha256()
 
-    def __enter__(self) -> "_Writer":
-        self.file = open(self.partial, "ab")
-        self.file.truncate(self.progress.tokens * self.dtype.itemsize)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+# %% [markdown]
+# While it is open, whatever lies behind the noted tokens is cut off, and each write
+# goes into the file and into the hash. `take_note` is where the order counts: first the
+# tokens, then the note.
 
-    def write(self, tokens: np.ndarray | bytes) -> None:
-        """Append ids."""
-        data = tokens if isinstance(tokens, bytes) else tokens.data
-        self.file.write(data)
-        self.digest.update(data)
 
-    def take_note(self) -> None:
-        """Force the tokens to the disk, and then say how far they reach."""
-        self.file.flush()
-        force(self.partial)
-        self.progress.sha256 = self.digest.hexdigest()
-        write_text(self.note, json.dumps(asdict(self.progress)))
+# %%
+#| export
+@course.add_to(_Writer)
+def __enter__(self) -> "_Writer":
+    self.file = open(self.partial, "ab")
+    self.file.truncate(self.progress.tokens * self.dtype.itemsize)
+    return self
+
+
+@course.add_to(_Writer)
+def __exit__(self, *_: object) -> None:
+    self.file.close()
+
+
+@course.add_to(_Writer)
+def write(self, tokens: np.ndarray | bytes) -> None:
+    """Append ids."""
+    data = tokens if isinstance(tokens, bytes) else tokens.data
+    self.file.write(data)
+    self.digest.update(data)
+
+
+@course.add_to(_Writer)
+def take_note(self) -> None:
+    """Force the tokens to the disk, and then say how far they reach."""
+    self.file.flush()
+    force(self.partial)
+    self.progress.sha256 = self.digest.hexdigest()
+    write_text(self.note, json.dumps(asdict(self.progress)))
 
 
 def _blocks(path: Path, size: int) -> Iterator[bytes]:
@@ -413,6 +429,15 @@ def _encode_pieces(pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts)
 
 
+# %% [markdown]
+# The reading is skipped up to the note, with a hash of the texts that go by. If that
+# hash is another one, the text has changed, and everything begins anew. From there on
+# threads tokenize ahead, and this loop writes, counts and notes, in order; `done` is
+# the progress that stands in the note.
+
+
+# %%
+#| export
 def _write_tokens(
     writer: _Writer, reading: Reading, plan: Plan, about: dict[str, Any]
 ) -> None:
@@ -516,6 +541,14 @@ def _tell(path: Path, reading: Reading) -> None:
         print(line, file=sys.stderr)
 
 
+# %% [markdown]
+# First what cannot be done is refused, then comes the look, the lock, and the second
+# look. Only then the source is asked for its pieces: whoever finds the file there pays
+# for nothing.
+
+
+# %%
+#| export
 def prepare_tokens(
     data: DataConfig, split: str, tokenizer: Tokenizer, part: Part | None = None
 ) -> Path:
@@ -676,6 +709,14 @@ def count_shards(data: DataConfig, split: str, tokenizer: Tokenizer) -> int:
     return 1 if whole else plan.source.shards(plan.about["split"])
 
 
+# %% [markdown]
+# Joining is a token file like any other: it is made under the same lock, with the same
+# writer, and published when it is whole. Only then the parts are removed, with their
+# sidecars and locks.
+
+
+# %%
+#| export
 def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> Path:
     """Join n finished parts into the file of the whole, and remove them.
 
@@ -710,6 +751,14 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
     return path
 
 
+# %% [markdown]
+# Each part ends with an end-of-text, and the next begins with one. So the last token of
+# each is left out (`left` counts the bytes that are still to be written), and the
+# writer ends the whole with one.
+
+
+# %%
+#| export
 def _join(writer: _Writer, parts: list[Path], abouts: list[dict[str, Any]]) -> None:
     """Write parts one behind the other, without the end-of-text at their ends."""
     done, itemsize = writer.progress, writer.dtype.itemsize
@@ -827,37 +876,51 @@ class TokenDataset(RowDataset):
             raise SlmError(f"{path} is damaged: {wrong}; prepare the text again.")
         super().__init__(tokens, context_length, eot, packing, str(path))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process gets the path, not a copy of the tokens."""
-        made_of = (self.path, self.context_length, self.packing, self.tokenizer)
-        return TokenDataset, made_of
 
-    def verify(self) -> None:
-        """Read the whole file and compare its SHA-256 with the one in its sidecar.
+# %% [markdown]
+# Two things about files. A worker that gets the data set gets its path, and maps the
+# file for itself. And a checksum over the whole file is worth one reading for each
+# process, so `verify_once` remembers which files it has seen, by size and time.
 
-        Raises:
-            SlmError: A bit has changed.
-        """
-        with open(self.path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.about["tokens_sha256"]:
-            wrong = "its contents are not what was written; delete it"
-            raise SlmError(f"{self.path} is damaged: {wrong}, and it is made anew.")
 
-    def verify_once(self) -> None:
-        """`verify`, unless this process has, since the file was last written.
+# %%
+#| export data/dataset
+@course.add_to(TokenDataset)
+def __reduce__(self) -> tuple[Any, ...]:
+    """Another process gets the path, not a copy of the tokens."""
+    made_of = (self.path, self.context_length, self.packing, self.tokenizer)
+    return TokenDataset, made_of
 
-        A file above `LARGE` is not read whole; that is printed.
-        """
-        status = self.path.stat()
-        known = (str(self.path.absolute()), status.st_size, status.st_mtime_ns)
-        if known not in _verified and status.st_size > LARGE:
-            size = f"{status.st_size / 1e9:.0f} GB"
-            told = "its checksum is not compared; TokenDataset(…).verify() does that"
-            print(f"{self.path} is large ({size}): {told}", file=sys.stderr)
-        elif known not in _verified:
-            self.verify()
-        _verified.add(known)
+
+@course.add_to(TokenDataset)
+def verify(self) -> None:
+    """Read the whole file and compare its SHA-256 with the one in its sidecar.
+
+    Raises:
+        SlmError: A bit has changed.
+    """
+    with open(self.path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != self.about["tokens_sha256"]:
+        wrong = "its contents are not what was written; delete it"
+        raise SlmError(f"{self.path} is damaged: {wrong}, and it is made anew.")
+
+
+@course.add_to(TokenDataset)
+def verify_once(self) -> None:
+    """`verify`, unless this process has, since the file was last written.
+
+    A file above `LARGE` is not read whole; that is printed.
+    """
+    status = self.path.stat()
+    known = (str(self.path.absolute()), status.st_size, status.st_mtime_ns)
+    if known not in _verified and status.st_size > LARGE:
+        size = f"{status.st_size / 1e9:.0f} GB"
+        told = "its checksum is not compared; TokenDataset(…).verify() does that"
+        print(f"{self.path} is large ({size}): {told}", file=sys.stderr)
+    elif known not in _verified:
+        self.verify()
+    _verified.add(known)
 
 
 # %% [markdown]
@@ -952,7 +1015,9 @@ def make_loaders(
 
 # %% [markdown]
 # Its settings are those of the section `data:` and of the two constructors. A path
-# given as `dataset_path` is a path whatever its name, even "stories".
+# given as `dataset_path` is a path whatever its name, even "stories". Most of the lines
+# name the settings and say whose they are; then the two ways to name a corpus become
+# one, and the settings go to `DataConfig`, to the rows and to the loader.
 
 
 # %%
@@ -1040,6 +1105,14 @@ class TokenFile:
             file.unlink(missing_ok=True)
 
 
+# %% [markdown]
+# The list goes from the latest file to the oldest. What a file was made of, as its
+# sidecar says, is its key; a key that was seen before belongs to a later file, so this
+# one is stale.
+
+
+# %%
+#| export data/dataset
 def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     """The finished token files of a folder, the latest first.
 
@@ -1067,6 +1140,7 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
 
 
 _MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
+
 
 # %%
 own = Path(tempfile.mkdtemp())

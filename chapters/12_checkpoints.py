@@ -81,10 +81,11 @@ from slm.training.trainer import Trainer
 # program in the cloud that has no PyTorch, must find the same things under the same
 # names. So the names stand in one class and nowhere else. One of them changes: rows of
 # a start that came to no checkpoint are moved aside, each time under a name that is
-# free, since nobody can make them again.
+# free, since nobody can make them again. Whether a run is finished is a question to the
+# folder, too: it is, when there is a `model/`.
 
 
-# %%
+# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (69 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class RunFolder:
@@ -198,9 +199,7 @@ with tempfile.TemporaryDirectory() as folder:
 # ## Reading a run without PyTorch
 #
 # Rows are appended, so a crash can cut the last one short: it is left out. A damaged
-# line in the middle cannot come from a crash, so it is reported as an error. `report`
-# sums a folder up, for somebody who asks how a run is doing; the cloud sends its answer
-# over the network.
+# line in the middle cannot come from a crash, so it is reported as an error.
 
 
 # %%
@@ -229,6 +228,14 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+# %% [markdown]
+# A run in the cloud keeps a second file: what each of its attempts cost. It is one
+# list, written as a whole, so nothing of it may be damaged; what is usually wrong with
+# it is that a copy was cut short.
+
+
+# %%
+#| export
 def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     """What each attempt in the cloud cost, oldest first; none if there is no such file.
 
@@ -249,6 +256,14 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
     return attempts
 
 
+# %% [markdown]
+# `report` sums a folder up, for somebody who asks how a run is doing; the cloud sends
+# its answer over the network. Each figure is the newest that was written: the last row
+# may be one of training, which has no validation loss.
+
+
+# %%
+#| export
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -428,6 +443,15 @@ class CheckpointError(SlmError):
     """A checkpoint is damaged or of another kind; the message names the file."""
 
 
+# %% [markdown]
+# Saving is two steps inside one `with`: PyTorch writes the state, and the checksum of
+# all that it wrote goes behind it. `writing` forces both to disk and renames. The
+# checksum is computed in blocks of four megabytes, so that a large file is never in
+# memory as a whole.
+
+
+# %%
+#| export training/checkpoint
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint: a reader sees the old file or the whole new one.
 
@@ -459,6 +483,15 @@ def _checksum(file: BinaryIO, size: int) -> bytes:
     return checksum.to_bytes(4, "little")
 
 
+# %% [markdown]
+# Loading asks four questions, in this order, and each has an error of its own: is the
+# file whole (the checksum)? Does it hold nothing but tensors, numbers and texts? Is it
+# of this format? Does it hold a state? The tensors stay in the file until somebody
+# reads them (`mmap`), so looking into a checkpoint costs little.
+
+
+# %%
+#| export training/checkpoint
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, after a look at its checksum; nothing in it can run code.
 
@@ -636,6 +669,15 @@ def is_finite(state: Any) -> bool:
     return not isinstance(state, list | tuple) or all(map(is_finite, state))
 
 
+# %% [markdown]
+# A state that is sound can still be that of another run, or one that this trainer
+# cannot continue. Tokenizer and texts are compared by the hashes that the token files
+# keep of themselves, the precision by its name, the number of processes by whether they
+# can share a step's rows.
+
+
+# %%
+#| export training/checkpoint
 def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
     """Whether a trainer's state was reached with another tokenizer or text, in words.
 
@@ -858,6 +900,15 @@ def save(self, trainer: Trainer) -> None:
     self._writing = self._writer.submit(self._write, copy_to_cpu(state), self.best)
 
 
+# %% [markdown]
+# What the thread does: look whether the numbers are finite, write, and delete what is
+# too old. An older checkpoint that cannot be deleted is told and no more, since the new
+# one is safe. `finish` waits for the thread and raises what it raised; `on_end`, which
+# the trainer calls after the last step, does just that.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def _write(self, state: dict[str, Any], best: tuple[float, int] | None) -> None:
     step = state["trainer"]["step"]
@@ -904,12 +955,6 @@ def on_end(self) -> None:
 # error on its way already; it waits too, because a half-written file helps nobody, and
 # what went wrong with the writing is printed beside. A run that diverged names the last
 # good checkpoint, for which it has to wait just the same.
-#
-# Going on is the reverse of saving: find the newest that fits, clear away the
-# unfinished checkpoints of killed processes (and no other file: the rest is the
-# user's), and give the trainer and every observer what is theirs. An observer's state
-# is found by the name of its class; a second one of the same class has its number
-# behind the name.
 
 
 # %%
@@ -944,6 +989,17 @@ def last_good(self) -> str:
     return "there is no checkpoint yet"
 
 
+# %% [markdown]
+# Going on is the reverse of saving: find the newest that fits, clear away the
+# unfinished checkpoints of killed processes (and no other file: the rest is the
+# user's), and give the trainer and every observer what is theirs. Processes that read
+# different checkpoints stop here: they would train a mixture. An observer's state is
+# found by the name of its class; a second one of the same class has its number behind
+# the name.
+
+
+# %%
+#| export training/checkpoint
 @course.add_to(Checkpointer)
 def resume(self, trainer: Trainer) -> Path | None:
     """Go on from the newest checkpoint of this run; None if there is none at all.

@@ -191,6 +191,15 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
         raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
 
 
+# %% [markdown]
+# Of an unfinished run the newest checkpoint is read, if it belongs to this config and
+# this tokenizer: the same rule by which a run goes on. The model into which it is read
+# is made on PyTorch's device `meta`, which has shapes and no numbers; memory is taken
+# once, and no random weights are drawn only to be overwritten.
+
+
+# %%
+#| export
 def _unfinished_model(
     folder: RunFolder, config: RunConfig, tokenizer: Tokenizer
 ) -> GPT:
@@ -578,6 +587,15 @@ def make_trainer(
     return trainer
 
 
+# %% [markdown]
+# The other half, in order: resume, write down what the run is computed with, tell,
+# train until the end or a signal, publish the model. Only the first process writes; the
+# others wait for it at the end, since a process that ends first would take the group
+# down with it.
+
+
+# %%
+#| export
 def train_and_save(
     trainer: Trainer,
     folder: RunFolder,
@@ -618,11 +636,7 @@ def train_and_save(
 
 
 # %% [markdown]
-# Now `train` itself. Read it from top to bottom: it refuses, it returns what is
-# finished, it asks for room, it prepares, locks, joins the other processes, trains.
-# Everything that must be undone stands in a `with`, so it is undone in the reverse
-# order whatever happens. The folder is made with the lock, after all that can be
-# refused: a refused start leaves nothing behind.
+# A run that is finished already is read and returned, whoever asks for it again:
 
 
 # %%
@@ -634,6 +648,16 @@ def finished_run(folder: RunFolder, tells: bool) -> Run:
     return load_run(folder.path)
 
 
+# %% [markdown]
+# Now `train` itself. Read it from top to bottom: it refuses, it returns what is
+# finished, it asks for room, it prepares, locks, joins the other processes, trains.
+# Everything that must be undone stands in a `with`, so it is undone in the reverse
+# order whatever happens. The folder is made with the lock, after all that can be
+# refused: a refused start leaves nothing behind.
+
+
+# %%
+#| export
 def train(
     config: RunConfig,
     run_dir: str | Path | None = None,

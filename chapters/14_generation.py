@@ -425,7 +425,9 @@ def _window_start(length: int, context_length: int) -> int:
 # and two doors hand them on to it. Inside the package they travel as one object that
 # checks itself; only the two functions for people, `stream` and `generate`, spell them
 # out, because people write them so. It is frozen: nobody changes it on the way, and
-# whoever holds one holds settings that can be meant.
+# whoever holds one holds settings that can be meant. The check is a table, a line for
+# each setting with its condition and the words for what is allowed; the first line that
+# fails is told.
 
 
 # %%
@@ -599,6 +601,14 @@ def generate_tokens(
     return _inside(enough, _positions(model, prompts, sampling))
 
 
+# %% [markdown]
+# `_longest` is that knowledge: with "stop" a text ends one token behind the window,
+# with "slide" it gets all it asked for. `_inside` keeps the memory reserved for as long
+# as somebody takes tokens.
+
+
+# %%
+#| export
 def _longest(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int) -> int:
     """Positions of the longest text that can come of these prompts."""
     longest = max(map(len, prompts))
@@ -616,7 +626,10 @@ def _inside(
 
 
 # %% [markdown]
-# The loop itself:
+# The loop itself. It lays out one table for all texts, with a generator of random
+# numbers for each row. Then it goes from position to position, beginning behind the
+# shortest prompt: read, turn the logits into probabilities, and draw for each row that
+# is past its prompt and has not ended.
 
 
 # %%
@@ -658,6 +671,12 @@ def _positions(
             return
 
 
+# %% [markdown]
+# What is said of a full window, once for each text that fills it:
+
+
+# %%
+#| export
 def _tell_overflow(overflow: str, context: int) -> None:
     """Say that the window is full, and what happens now."""
     happens = {
@@ -721,6 +740,15 @@ def _encode_prompt(
     return tokens
 
 
+# %% [markdown]
+# `stream` makes the settings, starts the loop, and hands out each token as soon as it
+# is a text. A token may end in the middle of a character, so an incremental decoder
+# keeps the bytes that are not yet one. The arguments are checked outside `pieces`: a
+# generator's own lines would not run before the first piece is asked for.
+
+
+# %%
+#| export
 def stream(
     model: GPT,
     tokenizer: Tokenizer,

@@ -325,7 +325,14 @@ OVERHEAD = 0.10  # of the training time: evaluation, checkpoints
 HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragmentation
 LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
 
+# %% [markdown]
+# What comes out is a row of numbers, so it is a dataclass. Two of its properties are
+# judgements: what the config would call this machine, and whether the memory suffices
+# with the headroom left free.
 
+
+# %%
+#| export
 @dataclass(frozen=True)
 class Estimate:
     """What a run would need on one kind of GPU; pairs are (fast end, slow end).
@@ -453,6 +460,15 @@ def seconds_per_step(config: RunConfig, gpu: GPU) -> tuple[float, float]:
     return expected / (1 + spread), expected / (1 - spread)
 
 
+# %% [markdown]
+# `estimate` multiplies: seconds of a step times steps, with the overhead and the
+# start-up; hours times the machine's rate. The largest batch that fits is found by
+# bisection, since a step's memory only grows with its rows. `estimate_all` asks the
+# same for every kind of GPU that can be rented in the config's number.
+
+
+# %%
+#| export
 def estimate(
     config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
 ) -> Estimate:
@@ -612,6 +628,15 @@ def max_steps_that_fit(config: RunConfig, prices: Prices = MODAL) -> int:
     return max(0, int(seconds / each))
 
 
+# %% [markdown]
+# A remedy is found in two moves. If the memory does not suffice, take the largest batch
+# that fits; if time or money still do not, take the most steps that do. After each move
+# the changed config goes through `_fits`, and if it fails the last time there is no
+# remedy to tell.
+
+
+# %%
+#| export
 def _remedy(config: RunConfig, prices: Prices) -> str:
     """The batch size and the steps with which a config would fit its own GPU, checked.
 
@@ -734,6 +759,13 @@ def _table_row(row: Estimate, own: bool) -> str:
     )
 
 
+# %% [markdown]
+# The table is the header, and for each config a line that says what is trained, a row
+# for each GPU, and the verdict. `ASSUMPTIONS` belongs below it, once.
+
+
+# %%
+#| export
 def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL) -> str:
     """A table of one or more runs on every GPU, each with its verdict, as text."""
     lines = [_HEADER]

@@ -70,9 +70,9 @@ for code in ("pass", "import argparse", "import torch"):
 #
 # Each command is two things: a function that takes the parsed arguments and returns the
 # exit code, and a block that describes its arguments. The work itself lies in a module
-# of its own, which the function imports when it is called. `slm train` first:
+# of its own, which the function imports when it is called.
 
-# %%
+# %% tags=["hide-input"]
 #| export
 """The one door of the package: `slm train`, `slm generate`, `slm cost`, `slm data`.
 
@@ -90,7 +90,14 @@ from typing import Any
 
 from slm.errors import SlmError
 
+# %% [markdown]
+# `slm train` first, and its function. `--print-config` needs neither PyTorch nor the
+# trainer, so both are imported behind it. A run that was stopped has an exit code of
+# its own; the reason follows below.
 
+
+# %%
+#| export
 def _train(arguments: argparse.Namespace) -> int:
     from slm.training.config import load_config
 
@@ -107,6 +114,14 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0 if run.finished or world_size() > 1 else 130
 
 
+# %% [markdown]
+# The block beside it says how the arguments are called and what they are for; `--help`
+# prints exactly that. Its last line ties the two together: `command` is the function,
+# `more` the argument that takes further words.
+
+
+# %%
+#| export
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
@@ -177,6 +192,13 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# %% [markdown]
+# Its block is a list of the options of [`stream`](#generation), each with its default,
+# in the order in which one reaches for them.
+
+
+# %%
+#| export
 def _add_generate(commands: Any) -> None:
     parser = commands.add_parser("generate", help="write a text with a trained model")
     add = parser.add_argument
@@ -236,6 +258,12 @@ def _cost(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# %% [markdown]
+# And the block:
+
+
+# %%
+#| export
 def _add_cost(commands: Any) -> None:
     parser = commands.add_parser(
         "cost", help="what training would cost on each GPU, before it starts"
@@ -322,6 +350,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# %% [markdown]
+# Now `main`, in its order: read the words, hand the left-over ones to the argument that
+# takes them, run the command. Below, each way to end has its exit code: stopped, a pipe
+# that nobody reads, a mistake told in one sentence. Any other exception is a fault of
+# ours, and shows its traceback.
+
+
+# %%
+#| export
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -426,6 +463,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# %% [markdown]
+# For the running program, one dictionary from names to modules, and the function that
+# looks into it:
+
+
+# %%
+#| export __init__
 _ADDRESSES = {
     "MultiHeadAttention": "slm.model.attention",
     "causal_attention": "slm.model.attention",

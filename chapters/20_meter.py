@@ -92,7 +92,13 @@ from slm.training.folder import RunFolder, list_checkpoints, read_attempts, step
 TICK = 30.0
 PATIENCE = 10  # ticks that a run has to finish its step and save, once it must end
 
+# %% [markdown]
+# A meter begins with what the earlier attempts left, and opens an entry of its own.
+# Nothing is written yet: an attempt that fails before its first `save` leaves no trace.
 
+
+# %%
+#| export
 class Meter:
     """What a run has cost over all its attempts, kept in its folder, an entry each.
 
@@ -131,30 +137,44 @@ class Meter:
         self.interrupted = False  # by this meter, because the budget is spent
         self._lock = threading.Lock()
 
-    def count(self) -> dict[str, float]:
-        """Attempts, seconds and dollars so far."""
-        seconds = time.monotonic() - self.started
-        dollars = seconds * self.dollars_per_hour / 3600
-        self.entry |= {"seconds": seconds, "dollars": dollars}
+
+# %% [markdown]
+# Counting and writing. Seconds are those of a clock that only goes forward, so that a
+# computer that sets its time cannot lose or win money. A lock lets one writer in at a
+# time, since a thread ticks beside the training.
+
+
+# %%
+#| export
+@course.add_to(Meter)
+def count(self) -> dict[str, float]:
+    """Attempts, seconds and dollars so far."""
+    seconds = time.monotonic() - self.started
+    dollars = seconds * self.dollars_per_hour / 3600
+    self.entry |= {"seconds": seconds, "dollars": dollars}
+    attempts = [*self.earlier, self.entry]
+    seconds, dollars = (
+        sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
+    )
+    return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+
+
+@course.add_to(Meter)
+def save(self) -> dict[str, float]:
+    """Count, write it down and secure it; returns what was counted."""
+    with self._lock:
+        counted, self.entry["to"] = self.count(), self._newest()
         attempts = [*self.earlier, self.entry]
-        seconds, dollars = (
-            sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
-        )
-        return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
+        write_text(self.folder.attempts, json.dumps(attempts))
+        self.secure()
+    return counted
 
-    def save(self) -> dict[str, float]:
-        """Count, write it down and secure it; returns what was counted."""
-        with self._lock:
-            counted, self.entry["to"] = self.count(), self._newest()
-            attempts = [*self.earlier, self.entry]
-            write_text(self.folder.attempts, json.dumps(attempts))
-            self.secure()
-        return counted
 
-    def _newest(self) -> list[str]:
-        """The name of the newest checkpoint, or nothing."""
-        found = list_checkpoints(self.folder.checkpoints)
-        return [path.name for path in found[:1]]
+@course.add_to(Meter)
+def _newest(self) -> list[str]:
+    """The name of the newest checkpoint, or nothing."""
+    found = list_checkpoints(self.folder.checkpoints)
+    return [path.name for path in found[:1]]
 
 
 # %% [markdown]
@@ -216,6 +236,14 @@ def refuse_if_spent(self, dollars: float) -> None:
         raise SlmError(self.spent_reason(dollars))
 
 
+# %% [markdown]
+# How much will it have cost? What was spent before, what this attempt has spent, and
+# for each step that is left what a step has cost in this attempt, counted from the
+# checkpoint that it began with.
+
+
+# %%
+#| export
 @course.add_to(Meter)
 def dollars_before(self) -> float:
     """What the attempts before this one have cost."""
@@ -234,6 +262,14 @@ def projected_dollars(self) -> float:
     return self.dollars_before() + self.entry["dollars"] + left
 
 
+# %% [markdown]
+# And is a further attempt worth it? Only attempts of this call are looked at, from the
+# newest back to the last that came to a new checkpoint; those that were interrupted are
+# left out of the row.
+
+
+# %%
+#| export
 @course.add_to(Meter)
 def stall_reason(self) -> str:
     """Why no further attempt of this call would help; empty if one may."""
@@ -471,6 +507,14 @@ def how_to_upload(value: str, key: str) -> str:
     )
 
 
+# %% [markdown]
+# `check` is the question before all others: does the config name something that lies
+# only on this computer? Does the memory suffice? Is it within the budget, at the slow
+# end? Whatever fails is said with what would cure it.
+
+
+# %%
+#| export cloud/launch
 def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
     """What a run will need on the GPU that its config asks for.
 
@@ -496,6 +540,13 @@ def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
     return expected
 
 
+# %% [markdown]
+# The key of Weights & Biases is asked for only if the config says so, and before
+# anything is rented: Modal is made to look whether it is there (`hydrate`).
+
+
+# %%
+#| export cloud/launch
 def secrets(config: RunConfig) -> list[modal.Secret]:
     """The secret with the Weights & Biases key, if the config asks for it.
 
@@ -576,6 +627,14 @@ def unknown(run: str, error: Exception) -> SlmError:
     return no_answer(f"{run}, which may be running", error)
 
 
+# %% [markdown]
+# `Launched` is what one keeps of a call. `is_running` sorts the answers into the three
+# kinds: a time-out means that it runs; what stands in `ENDED`, or an error of the
+# function's own, that it has ended; anything else is no answer, and raised as that.
+
+
+# %%
+#| export cloud/launch
 @dataclass(frozen=True)
 class Launched:
     """A call in the cloud: enough to find it again from any computer.
@@ -668,6 +727,13 @@ def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
 
+# %% [markdown]
+# The comparison at the end is four lines of text, the prediction above and what it came
+# to below.
+
+
+# %%
+#| export cloud/launch
 def live_apps() -> list[modal.App]:
     """The apps of the workspace that have not ended."""
     return modal.Environment.from_context().apps.list()
@@ -786,6 +852,13 @@ def launches(self, run: str) -> list[Launched]:
     return [*{each.call_id: each for each in both}.values(), *others]
 
 
+# %% [markdown]
+# `find` takes the one that is running, or else the last. `refuse_twice` takes any that
+# is running and is not our own app, and says how to follow, stop or fetch it.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def find(self, run: str) -> Launched | None:
     """The launch of a run that is running, or else the last one.
@@ -911,6 +984,14 @@ def _watch(launched: Launched, call: modal.FunctionCall) -> Any:
         raise unknown(launched.run, error) from None
 
 
+# %% [markdown]
+# The preparation is waited for, and the commands that follow and stop it are printed
+# first. The last two say what to do after an interrupt, and how a run is called that
+# was given no name.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def _prepare(self, text: str) -> bool:
     """Wait until the text is tokenised; an error says what is wrong with it."""
@@ -990,6 +1071,14 @@ def download(
     return to
 
 
+# %% [markdown]
+# The other two are short. `status` copies the small files and reports on them; a run
+# that is running and has left nothing yet raises `NothingYet`'s sentence only if it is
+# not running either.
+
+
+# %%
+#| export cloud/launch
 @course.add_to(Cloud)
 def status(self, run: str, folder: str | Path) -> dict[str, Any]:
     """How far a run is, what it has cost, and whether it is running.

@@ -250,6 +250,15 @@ def unpack(config_text: str, name: str) -> Path:
     return path
 
 
+# %% [markdown]
+# What happens in it, in order: the config is written to a file for the ranks, an old
+# failure file is removed, `torchrun` is started, and once a second this process looks
+# whether there is a new checkpoint. However the loop ends, the ranks are told to save
+# and waited for. Then the exit code decides, and the failure file says why.
+
+
+# %%
+#| export
 def train_on_ranks(
     config: "RunConfig",
     run_dir: str,
@@ -373,6 +382,16 @@ def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]
         return outcome(tempfile.mkdtemp(), name, problem or str(error))
 
 
+# %% [markdown]
+# Now the function. First it looks at what it was given, and begins the meter; what is
+# wrong there goes back with the result. Then the attempt, and three ways out of it. A
+# return means that the run is finished, or cannot be mended. An error is noted in the
+# meter's entry, and raised again unless the meter sees a row of attempts in vain. An
+# interrupt is noted too, and raised again.
+
+
+# %%
+#| export
 @app.function(
     image=image,
     volumes={DATA: volume},
@@ -506,6 +525,14 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
     return told
 
 
+# %% [markdown]
+# One part of one split, the smallest piece of work. `problem_of` is between it and
+# Modal: what no further attempt can mend comes back as a sentence, and what was written
+# is committed whatever happens.
+
+
+# %%
+#| export
 @app.function(**ON_CORES)
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
@@ -518,6 +545,13 @@ def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
 
 
+# %% [markdown]
+# And the whole: for each split, count the files; few are prepared here, many in parts,
+# each in its container. It asks for the parts, waits for all, and joins them.
+
+
+# %%
+#| export
 @app.function(**ON_CORES)
 @problem_of
 def prepare(config_text: str) -> None:
@@ -653,6 +687,13 @@ def main(config: str, run: str = "", yes_spend: bool = False) -> None:
         sys.exit(1)
 
 
+# %% [markdown]
+# The three helpers are a line or two each, since [the meter](#meter)'s `Cloud` does the
+# work; `command` makes an app of each.
+
+
+# %%
+#| export
 def show_status(run: str) -> None:
     """Print how far a run is, what it has cost, and whether it is running."""
     with tempfile.TemporaryDirectory() as folder:
@@ -679,6 +720,7 @@ def command(function: Callable[..., None]) -> modal.App:
 
 
 status, stop, fetch = command(show_status), command(stop_run), command(fetch_run)
+
 
 # %% [markdown]
 # The rehearsal that costs nothing and needs no account is `.venv/bin/slm cost
