@@ -125,10 +125,10 @@ class TrainingStep(NamedTuple):
     source: str
 
 
-_OURS = "measured 2026-11-27, PyTorch 2.11, bfloat16, fused AdamW"
+_OURS = "2026-11-27, PyTorch 2.11"  # bfloat16, fused AdamW
 STEPS = (
     TrainingStep("H200", "slm", True, 8, 27.3, _OURS),
-    TrainingStep("H200", "slm", True, 32, 74.0, f"{_OURS}; sum of its kernels"),
+    TrainingStep("H200", "slm", True, 32, 74.0, f"{_OURS}, kernels"),
     TrainingStep("H200", "slm", False, 8, 43.5, _OURS),
     TrainingStep("H200", "plain", True, 32, 63.6, _OURS),
     TrainingStep("H200", "plain", False, 8, 37.9, _OURS),

@@ -375,7 +375,7 @@ def _table_row(row: Estimate, own: bool) -> str:
     batch = f"{most}{row.largest_batch:,}"
     fast, slow = (tokens / 1000 for tokens in row.tokens_per_second)
     speed = f"{_span(slow, fast, 0)}k"
-    if fast >= 10_000:
+    if fast >= 1_000:
         speed = f"{_span(slow / 1000, fast / 1000, 1)}M"
     return (
         f"{'*' if own else ' '}{row.name:<14} {_SHORT[row.dtype]:<5}{row.evidence:<10}"
