@@ -252,10 +252,8 @@ def cheapest_batch(
     fitting = [n for n in fitting if n <= found.largest_batch]
     if not fitting or fitting[-1] == training.batch_size:
         return config
-    changes = {
-        "batch_size": fitting[-1],
-        "gradient_accumulation_steps": rows // fitting[-1],
-    }
+    changes: dict[str, Any] = {"batch_size": fitting[-1]}
+    changes["gradient_accumulation_steps"] = rows // fitting[-1]
     return dataclasses.replace(
         config, training=dataclasses.replace(training, **changes)
     )
