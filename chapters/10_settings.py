@@ -33,7 +33,7 @@ course.start()
 
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import (
@@ -108,14 +108,15 @@ from slm.training.config import RunConfig
 # Two of the columns deserve a word. The *peak* is for dense matrix products in 16 bits:
 # data sheets like to print a number with *sparsity*, twice as large, which counts
 # products with zeros that the hardware skips, and a model's matrices hold no such
-# zeros. The *MFU* is the share of that peak that training code is assumed to reach. It
-# is a guess to plan with, and, with one peak that is worked out below, the only one.
+# zeros. The *product* column says what large products were measured to reach. On most
+# cards that is about four fifths of the peak. On a T4 it is little more than a third:
+# the card may draw 70 watts and slows down to keep to them.
 
 
 # %%
 #| export
 class GPU(BaseModel):
-    """One GPU: its price, what it can do, what training code is assumed to reach."""
+    """One GPU: its price, what it can do, what it holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -124,13 +125,13 @@ class GPU(BaseModel):
     peak_tflops: PositiveFloat = Field(
         description="dense, in bfloat16, or in float16 where there is no bfloat16"
     )
+    product_tflops: PositiveFloat = Field(
+        description="what large products of that type were measured to reach"
+    )
     float32_tflops: PositiveFloat = Field(
         description="outside the matrix units, which is where float32 is computed"
     )
     memory_gb: PositiveFloat
-    mfu: tuple[PositiveFloat, PositiveFloat] = Field(
-        description="lowest and highest share of the peak to plan with, an assumption"
-    )
     bfloat16: bool = True
     limit: int = Field(8, ge=1, description="how many one container can have")
 
@@ -189,23 +190,24 @@ class Prices(BaseModel):
 
 # %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (27 lines)"} tags=["hide-input"]
 #| export
-_COLUMNS = "name dollars_per_second peak_tflops float32_tflops memory_gb mfu bfloat16"
-_COLUMNS += " limit"
+_COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
+_COLUMNS += " memory_gb bfloat16 limit"
 
-# The MFU ranges are assumptions, for compiled code and 100M parameters or more. Those
-# of A100 and H100 lie near what published codes reach (A100: nanoGPT 30 %, llm.c
-# 60-64 %; H100: modded-nanogpt 40 %, nanochat 41-46 %). All others are a guess.
+# Products as measured: A100, H100, H200 and B200 in the table of achievable products of
+# github.com/stas00/ml-engineering, L4 by github.com/mag-/gpu_benchmark, and the T4,
+# under its power limit, in forums.developer.nvidia.com, thread 264462. Four fifths of
+# the peak, which is usual, stand for A10, L40S and RTX-PRO-6000.
 _GPUS = (
-    ("T4", 0.000164, 65, 8.1, 16, (0.25, 0.35), False, 8),
-    ("L4", 0.000222, 121, 30.3, 24, (0.30, 0.40), True, 8),
-    ("A10", 0.000306, 125, 31.2, 24, (0.30, 0.40), True, 4),
-    ("L40S", 0.000542, 362, 91.6, 48, (0.30, 0.40), True, 8),
-    ("A100-40GB", 0.000583, 312, 19.5, 40, (0.35, 0.50), True, 8),
-    ("A100-80GB", 0.000694, 312, 19.5, 80, (0.35, 0.50), True, 8),
-    ("RTX-PRO-6000", 0.000842, 500, 125, 96, (0.30, 0.40), True, 8),
-    ("H100", 0.001097, 989, 67, 80, (0.30, 0.45), True, 8),
-    ("H200", 0.001261, 989, 67, 141, (0.30, 0.45), True, 8),
-    ("B200", 0.001736, 2250, 75, 180, (0.25, 0.40), True, 8),
+    ("T4", 0.000164, 65, 24, 8.1, 16, False, 8),
+    ("L4", 0.000222, 121, 91, 30.3, 24, True, 8),
+    ("A10", 0.000306, 125, 100, 31.2, 24, True, 4),
+    ("L40S", 0.000542, 362, 290, 91.6, 48, True, 8),
+    ("A100-40GB", 0.000583, 312, 268, 19.5, 40, True, 8),
+    ("A100-80GB", 0.000694, 312, 268, 19.5, 80, True, 8),
+    ("RTX-PRO-6000", 0.000842, 500, 400, 125, 96, True, 8),
+    ("H100", 0.001097, 989, 792, 67, 80, True, 8),
+    ("H200", 0.001261, 989, 794, 67, 141, True, 8),
+    ("B200", 0.001736, 2250, 1745, 75, 180, True, 8),
 )
 
 MODAL = Prices(
@@ -219,21 +221,69 @@ MODAL = Prices(
 
 # %%
 from course.tables import Table
-from slm.gpus import MODAL
+from slm.gpus import MODAL, STEPS
 
 rows = []
 for gpu in MODAL.gpus:
     per_hour = 3600 * gpu.dollars_per_second
-    sizes = (f"{gpu.peak_tflops:,.0f}", f"{gpu.memory_gb:.0f}", f"{per_hour:.2f}")
-    rows.append((gpu.name, *sizes, f"{gpu.peak_tflops / per_hour:.0f}"))
-header = ("GPU", "peak, TFLOP/s", "memory, GB", "$ an hour", "TFLOP/s for a dollar")
+    sizes = (f"{gpu.product_tflops:,.0f}", f"{gpu.memory_gb:.0f}", f"{per_hour:.2f}")
+    peak, per_dollar = f"{gpu.peak_tflops:,.0f}", f"{gpu.product_tflops / per_hour:.0f}"
+    rows.append((gpu.name, peak, *sizes, per_dollar))
+header = ("GPU", "peak, TFLOP/s", "product, TFLOP/s", "memory, GB", "$ an hour")
+header += ("TFLOP/s for a dollar",)
 Table(header, rows, f"{len(MODAL.gpus)} GPUs, prices of {MODAL.date}")
 
 # %% [markdown]
-# Look at the last column. What a dollar buys goes up and down along the table and is
-# largest at its end: more than three times that of the T4, for ten times the price.
-# Larger GPUs are sooner *and* cheaper, if the model can keep them busy.
+# Look at the last column. What a dollar buys goes up and down along the table, is
+# smallest at its beginning and largest at its end. Larger GPUs are sooner *and*
+# cheaper, if the model can keep them busy.
 #
+# How busy are they kept? That has been measured, too, if not on every card. All the
+# steps below are of one model, GPT-2 small with rows of 1,024 tokens, on one GPU: the
+# first three with this course's model, the next three with a plain one, and the last
+# three worked out from what others have published. [The cost](#cost) fits its
+# prediction to them.
+
+
+# %%
+#| export
+class TrainingStep(NamedTuple):
+    """How long a GPU took for one micro-batch of GPT-2 small, context 1,024."""
+
+    gpu: str
+    code: str
+    compiled: bool
+    rows: int
+    milliseconds: float
+    source: str
+
+
+_OURS = "2026-11-27, PyTorch 2.11"  # bfloat16, fused AdamW
+STEPS = (
+    TrainingStep("H200", "slm", True, 8, 27.3, _OURS),
+    TrainingStep("H200", "slm", True, 32, 74.0, f"{_OURS}, kernels"),
+    TrainingStep("H200", "slm", False, 8, 43.5, _OURS),
+    TrainingStep("H200", "plain", True, 32, 63.6, _OURS),
+    TrainingStep("H200", "plain", False, 8, 37.9, _OURS),
+    TrainingStep("H200", "plain", False, 32, 132.5, _OURS),
+    # 600,000 steps of 40 micro-batches in about four days on eight GPUs
+    TrainingStep("A100-40GB", "nanoGPT", True, 12, 115, "its README"),
+    # 10 billion tokens in about 90 and in about 45 minutes on eight GPUs
+    TrainingStep("A100-80GB", "llm.c", True, 64, 283, "its discussion 481"),
+    TrainingStep("H100", "llm.c", True, 64, 142, "modded-nanogpt's README"),
+)
+
+# %%
+rows = []
+for step in STEPS:
+    how = "compiled" if step.compiled else "eager"
+    speed = 1024 * step.rows / (step.milliseconds / 1000)
+    took = (step.rows, f"{step.milliseconds:.1f}", f"{speed:,.0f}")
+    rows.append((step.gpu, step.code, how, *took, step.source))
+header = ("GPU", "code", "", "rows", "ms", "tokens/s", "source")
+Table(header, rows, "Steps of GPT-2 small on one GPU")
+
+# %% [markdown]
 # A running program knows its GPU only by the name that the driver gives it, such as
 # "NVIDIA A100-SXM4-40GB". A table's name fits if all of its words stand in that name.
 # Prices change, and you may rent elsewhere: `load_prices` reads another table from a

@@ -323,9 +323,9 @@ from slm.training.config import load_config
 
 steps = load_config("configs/gpt_124m.yaml").training.max_steps
 for changes in (
-    ["modal.gpu=H100"],
-    ["modal.gpu=H100:8"],
-    ["modal.gpu=H100:8", f"training.max_steps={steps // 8}"],
+    ["modal.gpu=H200"],
+    ["modal.gpu=H200:8"],
+    ["modal.gpu=H200:8", f"training.max_steps={steps // 8}"],
 ):
     larger = load_config("configs/gpt_124m.yaml", changes)
     found, n = estimate(larger), larger.training.max_steps
@@ -637,7 +637,7 @@ def generate(
 # %% tags=["nbval-check-output"]
 from slm.cloud.budget import PATIENCE
 
-for gpu in ("T4", "H100", "H100:8"):
+for gpu in ("T4", "H200", "H200:8"):
     found = estimate(load_config("configs/gpt_124m.yaml", [f"modal.gpu={gpu}"]))
     print(f"{gpu:<7}${(1 + PATIENCE) * TICK / 3600 * found.dollars_per_hour:.2f}")
 

@@ -7,7 +7,7 @@ Exported from chapters/10_settings.py; edit it there.
 
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import (
@@ -25,7 +25,7 @@ from slm.errors import SlmError
 
 
 class GPU(BaseModel):
-    """One GPU: its price, what it can do, what training code is assumed to reach."""
+    """One GPU: its price, what it can do, what it holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,13 +34,13 @@ class GPU(BaseModel):
     peak_tflops: PositiveFloat = Field(
         description="dense, in bfloat16, or in float16 where there is no bfloat16"
     )
+    product_tflops: PositiveFloat = Field(
+        description="what large products of that type were measured to reach"
+    )
     float32_tflops: PositiveFloat = Field(
         description="outside the matrix units, which is where float32 is computed"
     )
     memory_gb: PositiveFloat
-    mfu: tuple[PositiveFloat, PositiveFloat] = Field(
-        description="lowest and highest share of the peak to plan with, an assumption"
-    )
     bfloat16: bool = True
     limit: int = Field(8, ge=1, description="how many one container can have")
 
@@ -84,23 +84,24 @@ class Prices(BaseModel):
         )
 
 
-_COLUMNS = "name dollars_per_second peak_tflops float32_tflops memory_gb mfu bfloat16"
-_COLUMNS += " limit"
+_COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
+_COLUMNS += " memory_gb bfloat16 limit"
 
-# The MFU ranges are assumptions, for compiled code and 100M parameters or more. Those
-# of A100 and H100 lie near what published codes reach (A100: nanoGPT 30 %, llm.c
-# 60-64 %; H100: modded-nanogpt 40 %, nanochat 41-46 %). All others are a guess.
+# Products as measured: A100, H100, H200 and B200 in the table of achievable products of
+# github.com/stas00/ml-engineering, L4 by github.com/mag-/gpu_benchmark, and the T4,
+# under its power limit, in forums.developer.nvidia.com, thread 264462. Four fifths of
+# the peak, which is usual, stand for A10, L40S and RTX-PRO-6000.
 _GPUS = (
-    ("T4", 0.000164, 65, 8.1, 16, (0.25, 0.35), False, 8),
-    ("L4", 0.000222, 121, 30.3, 24, (0.30, 0.40), True, 8),
-    ("A10", 0.000306, 125, 31.2, 24, (0.30, 0.40), True, 4),
-    ("L40S", 0.000542, 362, 91.6, 48, (0.30, 0.40), True, 8),
-    ("A100-40GB", 0.000583, 312, 19.5, 40, (0.35, 0.50), True, 8),
-    ("A100-80GB", 0.000694, 312, 19.5, 80, (0.35, 0.50), True, 8),
-    ("RTX-PRO-6000", 0.000842, 500, 125, 96, (0.30, 0.40), True, 8),
-    ("H100", 0.001097, 989, 67, 80, (0.30, 0.45), True, 8),
-    ("H200", 0.001261, 989, 67, 141, (0.30, 0.45), True, 8),
-    ("B200", 0.001736, 2250, 75, 180, (0.25, 0.40), True, 8),
+    ("T4", 0.000164, 65, 24, 8.1, 16, False, 8),
+    ("L4", 0.000222, 121, 91, 30.3, 24, True, 8),
+    ("A10", 0.000306, 125, 100, 31.2, 24, True, 4),
+    ("L40S", 0.000542, 362, 290, 91.6, 48, True, 8),
+    ("A100-40GB", 0.000583, 312, 268, 19.5, 40, True, 8),
+    ("A100-80GB", 0.000694, 312, 268, 19.5, 80, True, 8),
+    ("RTX-PRO-6000", 0.000842, 500, 400, 125, 96, True, 8),
+    ("H100", 0.001097, 989, 792, 67, 80, True, 8),
+    ("H200", 0.001261, 989, 794, 67, 141, True, 8),
+    ("B200", 0.001736, 2250, 1745, 75, 180, True, 8),
 )
 
 MODAL = Prices(
@@ -110,6 +111,33 @@ MODAL = Prices(
     dollars_per_gib_second=0.00000222,
     free_dollars_per_month=30,
     gpus=tuple(GPU(**dict(zip(_COLUMNS.split(), row, strict=True))) for row in _GPUS),
+)
+
+
+class TrainingStep(NamedTuple):
+    """How long a GPU took for one micro-batch of GPT-2 small, context 1,024."""
+
+    gpu: str
+    code: str
+    compiled: bool
+    rows: int
+    milliseconds: float
+    source: str
+
+
+_OURS = "2026-11-27, PyTorch 2.11"  # bfloat16, fused AdamW
+STEPS = (
+    TrainingStep("H200", "slm", True, 8, 27.3, _OURS),
+    TrainingStep("H200", "slm", True, 32, 74.0, f"{_OURS}, kernels"),
+    TrainingStep("H200", "slm", False, 8, 43.5, _OURS),
+    TrainingStep("H200", "plain", True, 32, 63.6, _OURS),
+    TrainingStep("H200", "plain", False, 8, 37.9, _OURS),
+    TrainingStep("H200", "plain", False, 32, 132.5, _OURS),
+    # 600,000 steps of 40 micro-batches in about four days on eight GPUs
+    TrainingStep("A100-40GB", "nanoGPT", True, 12, 115, "its README"),
+    # 10 billion tokens in about 90 and in about 45 minutes on eight GPUs
+    TrainingStep("A100-80GB", "llm.c", True, 64, 283, "its discussion 481"),
+    TrainingStep("H100", "llm.c", True, 64, 142, "modded-nanogpt's README"),
 )
 
 

@@ -7,13 +7,15 @@ Exported from chapters/18_cost.py; edit it there.
 
 import bisect
 import dataclasses
+import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from slm.gpus import GPU, MODAL, Prices
+from slm.gpus import GPU, MODAL, STEPS, Prices, TrainingStep
 from slm.model.config import (
+    GPTConfig,
     Memory,
     count_flops_per_token,
     count_memory,
@@ -21,13 +23,63 @@ from slm.model.config import (
 )
 from slm.training.config import RunConfig
 
+# How busy is a GPU kept?
+
+MEASURED = GPTConfig(50257, 1024, n_layers=12, n_heads=12, d_model=768, d_ff=3072)
+"""GPT-2 small, the model of all measured steps."""
+
+
+def work(step: TrainingStep) -> float:
+    """Seconds that a measured step would take at the speed of bare products."""
+    tokens = step.rows * MEASURED.context_length
+    products = 1e12 * MODAL.find(step.gpu).product_tflops
+    return tokens * count_flops_per_token(MEASURED) / products
+
+
+def fit_step(steps: Sequence[TrainingStep] = STEPS) -> tuple[float, float]:
+    """Fit the time of a micro-batch: a fixed part, and one that grows with the work.
+
+    Only steps of this package count, compiled.
+
+    Returns:
+        Seconds that a layer takes however few the rows, and the share of a bare
+        product's speed at which the work is done.
+    """
+    ours = [step for step in steps if step.code == "slm" and step.compiled]
+    line = statistics.linear_regression(
+        [work(step) for step in ours], [step.milliseconds / 1000 for step in ours]
+    )
+    return line.intercept / MEASURED.n_layers, 1 / line.slope
+
+
+LAUNCH, SHARE = fit_step()
+UNCOMPILED = 0.5  # of the share is left without torch.compile
+
+SPREAD = {"measured": 0.10, "published": 0.35, "assumed": 0.45}  # of the speed
+
+
+def evidence(config: RunConfig, gpu: GPU) -> str:
+    """What the speed of a config on that GPU rests on: a key of SPREAD.
+
+    It is `measured` if steps of this package were timed on the chip, `published` if
+    others' were, with no more than twice the work of a micro-batch of the config.
+    """
+    if not config.training.compile or not _in_matrix_units(config, gpu):
+        return "assumed"
+    model, chip = config.model, gpu.name.partition("-")[0]  # A100-40GB and A100-80GB
+    row = MEASURED.context_length * count_flops_per_token(MEASURED)
+    tokens = config.training.batch_size * model.context_length
+    rows = tokens * count_flops_per_token(model) / row  # of the same work
+    compiled = [step for step in STEPS if step.compiled and step.rows <= 2 * rows]
+    codes = {step.code for step in compiled if step.gpu.partition("-")[0] == chip}
+    return "measured" if "slm" in codes else "published" if codes else "assumed"
+
+
 # The estimate
 
 # Pairs are fast end and slow end.
 START_UP = (60.0, 300.0)  # seconds: container, imports, compilation
-LAUNCH = (1e-4, 5e-4)  # seconds that a layer takes at least, however small it is
 OVERHEAD = 0.10  # of the training time: evaluation, checkpoints
-UNCOMPILED = 0.5  # share of the MFU that is left without torch.compile
 HEADROOM = 0.10  # of the memory: the device's own context, workspaces, fragmentation
 LARGEST_BATCH = 2**16 - 1  # where the search for the largest batch ends
 
@@ -43,6 +95,8 @@ class Estimate:
         memory_gb: What a step needs on each.
         capacity_gb: What each has.
         largest_batch: Rows in the largest micro-batch that fits, up to LARGEST_BATCH.
+        evidence: What the speed rests on: measured, published or assumed.
+        mfu: The share of the peak that is reached.
         tokens_per_second: Of all GPUs together.
         hours: Of the whole run, start-up included.
         dollars_per_hour: For GPUs, CPU cores and memory.
@@ -55,6 +109,8 @@ class Estimate:
     memory_gb: float
     capacity_gb: float
     largest_batch: int
+    evidence: str
+    mfu: tuple[float, float]
     tokens_per_second: tuple[float, float]
     hours: tuple[float, float]
     dollars_per_hour: float
@@ -111,20 +167,28 @@ def step_memory(config: RunConfig, gpu: GPU, batch_size: int | None = None) -> M
     )
 
 
+def _in_matrix_units(config: RunConfig, gpu: GPU) -> bool:
+    dtype = run_dtype(config, gpu)
+    return dtype == "float16" or (dtype == "bfloat16" and gpu.bfloat16)
+
+
+def micro_batch_seconds(config: RunConfig, gpu: GPU) -> float:
+    """Seconds that a micro-batch is expected to take on that GPU."""
+    fast = _in_matrix_units(config, gpu)
+    speed = 1e12 * SHARE * (gpu.product_tflops if fast else gpu.float32_tflops)
+    if not config.training.compile:
+        speed *= UNCOMPILED
+    tokens = config.training.batch_size * config.model.context_length
+    flops = tokens * count_flops_per_token(config.model)
+    return config.model.n_layers * LAUNCH + flops / speed
+
+
 def seconds_per_step(config: RunConfig, gpu: GPU) -> tuple[float, float]:
     """Seconds of an optimizer step on that GPU, at the fast and at the slow end."""
-    training, dtype = config.training, run_dtype(config, gpu)
-    in_matrix_units = dtype == "float16" or (dtype == "bfloat16" and gpu.bfloat16)
-    peak = 1e12 * (gpu.peak_tflops if in_matrix_units else gpu.float32_tflops)
-    share = 1 if training.compile else UNCOMPILED
-    tokens = training.batch_size * config.model.context_length  # of a micro-batch
-    flops = tokens * count_flops_per_token(config.model)
-    fast, slow = (
-        max(flops / (peak * mfu * share), config.model.n_layers * launch)
-        for mfu, launch in zip(sorted(gpu.mfu, reverse=True), LAUNCH, strict=True)
-    )
-    micro_batches = training.gradient_accumulation_steps
-    return micro_batches * fast, micro_batches * slow
+    spread = SPREAD[evidence(config, gpu)]
+    micro_batches = config.training.gradient_accumulation_steps
+    expected = micro_batches * micro_batch_seconds(config, gpu)
+    return expected / (1 + spread), expected / (1 - spread)
 
 
 def estimate(
@@ -143,6 +207,9 @@ def estimate(
         for start_up, seconds in zip(START_UP, training, strict=True)
     )
     rate = dollars_per_hour(config, prices, row.name)
+    peak = row.peak_tflops if _in_matrix_units(config, row) else row.float32_tflops
+    flops = tokens * count_flops_per_token(config.model) / config.modal.gpu_count
+    quick, slack = (flops / step / (1e12 * peak) for step in steps)
     room = (1 - HEADROOM) * row.memory_gb * 1e9  # bytes
     largest = bisect.bisect_right(
         range(1, LARGEST_BATCH + 1),
@@ -156,6 +223,8 @@ def estimate(
         memory_gb=step_memory(config, row).peak / 1e9,
         capacity_gb=row.memory_gb,
         largest_batch=largest,
+        evidence=evidence(config, row),
+        mfu=(quick, slack),
         tokens_per_second=(tokens / steps[0], tokens / steps[1]),
         hours=(fast, slow),
         dollars_per_hour=rate,
@@ -167,6 +236,27 @@ def estimate_all(config: RunConfig, prices: Prices = MODAL) -> list[Estimate]:
     """An `estimate` for each kind of GPU of which the config's number can be rented."""
     enough = [gpu for gpu in prices.gpus if config.modal.gpu_count <= gpu.limit]
     return [estimate(config, prices, gpu.name) for gpu in enough]
+
+
+def cheapest_batch(
+    config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
+) -> RunConfig:
+    """The config with the micro-batch that is cheapest within memory.
+
+    Its steps see the same rows: what `batch_size` gains, `gradient_accumulation_steps`
+    loses. The config itself, if its micro-batch is the one, or does not fit.
+    """
+    found, training = estimate(config, prices, gpu), config.training
+    rows = training.batch_size * training.gradient_accumulation_steps
+    fitting = [n for n in range(training.batch_size, rows + 1) if rows % n == 0]
+    fitting = [n for n in fitting if n <= found.largest_batch]
+    if not fitting or fitting[-1] == training.batch_size:
+        return config
+    changes: dict[str, Any] = {"batch_size": fitting[-1]}
+    changes["gradient_accumulation_steps"] = rows // fitting[-1]
+    return dataclasses.replace(
+        config, training=dataclasses.replace(training, **changes)
+    )
 
 
 # Is the config honest?
@@ -228,6 +318,12 @@ def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
         return False, _refusal(config, prices, found, there or "")
     told = f"Fits: at most {found.hours[1]:.2f} h of {hours:.1f} h"
     told += f" and ${found.dollars[1]:.2f} on {found.name}."
+    other = cheapest_batch(config, prices)
+    less = 1 - estimate(other, prices).dollars[1] / found.dollars[1]
+    if less > 0.01:
+        times = other.training.gradient_accumulation_steps
+        told += f" {less:.0%} less with training.batch_size={other.training.batch_size}"
+        told += f" training.gradient_accumulation_steps={times}, the same rows a step."
     if best and best.dollars[1] < found.dollars[1]:
         told += f" Cheapest: {there}."
     return True, told
@@ -255,28 +351,32 @@ def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> 
 
 # The table
 
-COLUMNS = ("GPU", "type", "MFU, %", "memory, GB", "batch", "k tokens/s", "hours")
-COLUMNS += ("dollars",)
-_LINE = "{:<15} {:<8}{:>6}{:>13}{:>9}{:>12}{:>12}{:>12}"
+COLUMNS = ("GPU", "type", "speed", "MFU, %", "memory, GB", "batch", "tokens/s")
+COLUMNS += ("hours", "dollars")
+_LINE = "{:<15} {:<5}{:<10}{:>6}{:>13}{:>8}{:>10}{:>10}{:>10}"
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def _span(low: float, high: float, digits: int = 2) -> str:
     """Two ends, with decimals only where they tell something."""
-    digits = digits if high < 100 else 0
+    digits = digits if high < 10 else min(digits, 1) if high < 100 else 0
     return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
-def table_row(row: Estimate, own: bool, prices: Prices = MODAL) -> list[str]:
+def table_row(row: Estimate, own: bool) -> list[str]:
     """What the table says of a kind of GPU, an entry for each of its `COLUMNS`."""
-    low, high = prices.find(row.gpu).mfu
+    high, low = (100 * share for share in row.mfu)
     mark = " " if row.fits_memory else "!"
     digits = 1 if row.memory_gb < 100 else 0
     memory = f"{row.memory_gb:.{digits}f}{mark} of {row.capacity_gb:3g}"
     most = "≥" if row.largest_batch == LARGEST_BATCH else ""
     batch = f"{most}{row.largest_batch:,}"
     fast, slow = (tokens / 1000 for tokens in row.tokens_per_second)
-    cells = [f"{'*' if own else ' '}{row.name}", row.dtype]
-    cells += [_span(100 * low, 100 * high, 0), memory, batch, _span(slow, fast, 0)]
+    speed = f"{_span(slow, fast, 0)}k"
+    if fast >= 1_000:
+        speed = f"{_span(slow / 1000, fast / 1000, 1)}M"
+    cells = [f"{'*' if own else ' '}{row.name}", _SHORT[row.dtype], row.evidence]
+    cells += [_span(low, high, 0), memory, batch, speed]
     return [*cells, _span(*row.hours), _span(*row.dollars)]
 
 
@@ -293,20 +393,20 @@ def cost_table(configs: RunConfig | Sequence[RunConfig], prices: Prices = MODAL)
         )
         rows = estimate_all(config, prices)
         lines += ["", textwrap.fill(title, 88)]
-        lines += [_LINE.format(*table_row(row, row.gpu == own, prices)) for row in rows]
+        lines += [_LINE.format(*table_row(row, row.gpu == own)) for row in rows]
         lines += [textwrap.fill(verdict(config, prices)[1], 88)]
     return "\n".join(lines)
 
 
 ASSUMPTIONS = textwrap.fill(
     "* the config's GPU; ! does not fit into memory. Hours and dollars from the fast "
-    "to the slow end of an assumed MFU range, for compiled models of 100M parameters "
-    "and more (half of it without torch.compile; small models reach less). The ranges "
-    "of A100 and H100 lie near what published codes reach, the others are a guess by "
-    f"analogy. Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, "
+    "to the slow end. Speed: measured with this package, published by others for such "
+    "a model on the card, or assumed, with what bare products reach there; "
+    + ", ".join(f"{name} ± {spread:.0%}" for name, spread in SPREAD.items())
+    + f". Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, "
     f"{OVERHEAD:.0%} for evaluation and checkpoints, and the container's CPU cores and "
-    "memory. Not counted: the optimizer's own work (little for adamw, more for muon "
-    "with small batches), and the communication of several GPUs, as if it were free.",
+    "memory. Not counted: the work of muon (much with small batches), and the "
+    "communication of several GPUs, as if it were free.",
     88,
 )
 
