@@ -278,7 +278,7 @@ rows = []
 for step in STEPS:
     how = "compiled" if step.compiled else "eager"
     speed = 1024 * step.rows / (step.milliseconds / 1000)
-    took = (step.rows, f"{step.milliseconds:.1f}", f"{speed:,.0f}")
+    took = (f"{step.rows}", f"{step.milliseconds:.1f}", f"{speed:,.0f}")
     rows.append((step.gpu, step.code, how, *took, step.source))
 header = ("GPU", "code", "", "rows", "ms", "tokens/s", "source")
 Table(header, rows, "Steps of GPT-2 small on one GPU")

@@ -279,7 +279,7 @@ for step in STEPS:
     error = round(predicted / step.milliseconds - 1, 2) + 0.0  # no -0
     how = "compiled" if step.compiled else "eager"
     times = (f"{step.milliseconds:.1f}", f"{predicted:.1f}", f"{error:+.0%}")
-    rows.append((step.gpu, step.code, how, step.rows, *times))
+    rows.append((step.gpu, step.code, how, f"{step.rows}", *times))
 header = ("GPU", "code", "", "rows", "measured, ms", "predicted, ms", "error")
 Table(header, rows, "Measured steps, and what the fit says of them")
 
