@@ -111,6 +111,9 @@ def benchmark(monkeypatch):
         if script == "shakespeare.py":
             small = {"width": 24, "batch": 2}
             monkeypatch.setattr(module, "SHORT", replace(module.SHORT, **small))
+        if script == "training_step.py":
+            monkeypatch.setattr(module, "D", 48)
+            monkeypatch.setattr(module, "T", 16)
         monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=once), False)
         return module
 
