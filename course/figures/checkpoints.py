@@ -1,12 +1,12 @@
 """Figures and experiments of the chapter on checkpoints: what a killed process leaves behind, who waits for whom."""
 
-import os
+import multiprocessing
 import pickle
 import random
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from course.plots import COLORS, PAPER
+from slm.training.checkpoint import save_checkpoint
 
 
 def beside_training() -> Figure:
@@ -40,43 +41,35 @@ def beside_training() -> Figure:
     return figure
 
 
-def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-SAVE_FOR_EVER = """
-import sys, torch
-from slm.training.checkpoint import save_checkpoint
-state = {"weights": torch.zeros(8_000_000)}
-save = (lambda path: torch.save(state, path)) if sys.argv[1] == "torch.save" else (lambda path: save_checkpoint(path, state))
-save(sys.argv[2])
-print("saved once", flush=True)
-while True:
-    save(sys.argv[2])
-"""
+def _save_for_ever(kind: str, path: str, told: Connection) -> None:
+    """Save the same weights again and again; tell it once they are there."""
+    state = {"weights": torch.zeros(8_000_000)}
+    while True:
+        if kind == "torch.save":
+            torch.save(state, path)
+        else:
+            save_checkpoint(Path(path), state)
+        told.send("saved") if not told.closed else None
+        told.close()
 
 
 def killed_while_saving(kind: str, times: int = 5) -> str:
     """Kill a process that saves over and over with SIGKILL, `times` times; how often the file was unreadable after."""
     chance, unreadable = random.Random(0), 0
+    forks = multiprocessing.get_context("forkserver")  # PyTorch is imported once
+    forks.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            _python(SAVE_FOR_EVER, kind, f"{folder}/{i}.pt") for i in range(times)
-        ]
-        for i, process in enumerate(processes):
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            assert first == b"saved once\n", first.decode()
+        for i in range(times):
+            path, (told, tell) = f"{folder}/{i}.pt", forks.Pipe(duplex=False)
+            process = forks.Process(target=_save_for_ever, args=(kind, path, tell))
+            process.start()
+            tell.close()
+            told.recv()
             time.sleep(chance.uniform(0.02, 0.2))
             process.kill()
-            process.communicate()
+            process.join()
             try:
-                torch.load(f"{folder}/{i}.pt", weights_only=True)
+                torch.load(path, weights_only=True)
             except (RuntimeError, EOFError, pickle.UnpicklingError):
                 unreadable += 1
     return f"{kind}: killed {times} times, {unreadable} files unreadable"

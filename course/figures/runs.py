@@ -1,21 +1,25 @@
 """Figures and experiments of the chapter on runs: what a kill costs, and that it costs nothing else."""
 
-import os
+import contextlib
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from course.plots import COLORS, INK, name_points
 from slm.errors import SlmError
+from slm.training.config import load_config
 from slm.training.folder import RunFolder, list_checkpoints, read_metrics
-from slm.training.run import only_process
+from slm.training.run import only_process, train
 
 
 def killed_twice() -> Figure:
@@ -55,40 +59,35 @@ def killed_twice() -> Figure:
     return figure
 
 
-def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
-    quiet = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **quiet},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def _start(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a process that does this; what all of them import is imported once."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__, "torch._dynamo"])
+    process = forks.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from slm.training.run import only_process
-with only_process(Path(sys.argv[1])):
-    print("holds the lock", flush=True)
-    time.sleep(600)
-"""
+def _hold(folder: Path, told: Connection) -> None:
+    with only_process(folder):
+        told.send("holds the lock")
+        time.sleep(600)
 
 
 def locked_by_another() -> None:
     """Print what a folder says while another process trains there, and after that was killed."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "run"
-        other = _python(HOLD, str(folder))
-        assert other.stdout is not None
-        print("another process", other.stdout.readline().decode().strip())
+        told, tell = multiprocessing.Pipe(duplex=False)
+        other = _start(_hold, folder, tell)
+        print("another process", told.recv())
         try:
             with only_process(folder):
                 print("here too")
         except SlmError as error:
             print(str(error).replace(f"{home}/", ""))
         other.kill()
-        other.communicate()
+        other.join()
         with only_process(folder):
             print("it was killed; now the lock is held here")
 
@@ -99,12 +98,14 @@ training: {batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 3e-3, w
   eval_batches: 4, checkpoint_every: 10, sample_tokens: 8, threads: 1}
 data: {dataset: stories, tokenizer: stories, packing: documents}
 """
-TRAIN = """
-import sys
-from slm.training.config import load_config
-from slm.training.run import train
-train(load_config(sys.argv[1]), run_dir=sys.argv[2])
-"""
+
+
+def _train(config: Path, run: Path, printed: Path) -> None:
+    """Train; what is printed goes to a file."""
+    tqdm.set_lock(threading.RLock())  # no semaphore is left when it is killed
+    with printed.open("w", buffering=1, encoding="utf-8") as file:
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            train(load_config(config), run_dir=run)
 
 
 def shot_and_resumed(shots: int = 2) -> None:
@@ -117,23 +118,23 @@ def shot_and_resumed(shots: int = 2) -> None:
         config = Path(home) / "tiny.yaml"
         whole, torn = Path(home) / "whole", Path(home) / "torn"
         config.write_text(TINY, encoding="utf-8")
-        in_one_go = _python(TRAIN, str(config), str(whole))
-        for _ in range(shots):
-            process, before = _python(TRAIN, str(config), str(torn)), _saved(torn)
-            while process.poll() is None and len(_saved(torn) - before) < 2:
+        said = [Path(home) / f"printed_{i}.txt" for i in range(shots + 2)]
+        in_one_go = _start(_train, config, whole, said[-1])
+        for i in range(shots):
+            before, process = _saved(torn), _start(_train, config, torn, said[i])
+            while process.is_alive() and len(_saved(torn) - before) < 2:
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 0.2))
-            process.send_signal(signal.SIGKILL)
-            printed, _ = process.communicate()
-            _tell(printed)
+            process.kill()
+            process.join()
+            _tell(said[i])
             there = ", ".join(sorted(_saved(torn)))
-            print(f"    killed: exit code {process.returncode}; on disk are {there}")
-        last = _python(TRAIN, str(config), str(torn))
+            print(f"    killed: exit code {process.exitcode}; on disk are {there}")
+        last = _start(_train, config, torn, said[shots])
         for process in (last, in_one_go):
-            printed, _ = process.communicate()
-            assert process.returncode == 0, printed.decode()
-            if process is last:
-                _tell(printed)
+            process.join()
+            assert process.exitcode == 0
+        _tell(said[shots])
         files = [RunFolder(run).model / "model.safetensors" for run in (whole, torn)]
         weights = [file.read_bytes() for file in files]
         curves = [_losses(run) for run in (whole, torn)]
@@ -147,10 +148,10 @@ def _losses(run: Path) -> list[float]:
     return [row[key] for row in read_metrics(run) for key in keys if key in row]
 
 
-def _tell(printed: bytes) -> None:
+def _tell(printed: Path) -> None:
     """Print what a training process said about where it starts and how it ends."""
     beginnings = ("starting", "continuing", "going on")
-    for line in printed.decode().splitlines():
+    for line in printed.read_text(encoding="utf-8").splitlines():
         if line.startswith(beginnings) or line.endswith("is finished"):
             words = [Path(word).name if "/" in word else word for word in line.split()]
             print(" ".join(words))
