@@ -20,7 +20,7 @@
 # *Runs in about 10 seconds on two cores, once the story model has been trained.*
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

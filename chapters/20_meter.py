@@ -24,7 +24,7 @@
 # *Runs in about 10 seconds on two cores.*
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

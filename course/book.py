@@ -23,6 +23,7 @@ from docutils.statemachine import StringList
 from sphinx import addnodes
 
 from course import ROOT, pairs
+from course.elsewhere import address, theme_options
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
 from course.pairs import CHECKPOINTS
@@ -304,8 +305,14 @@ def use_installed_mathjax(app: Any, config: Any) -> None:
     config.mathjax_path = "tex-svg.js"
 
 
+def link_repository(app: Any, config: Any) -> None:
+    """Link each page to the repository and to Colab, if pyproject.toml says where it is."""
+    config.html_theme_options |= theme_options(address())
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
+    app.connect("config-inited", link_repository)
     app.add_directive("chapter-table", ChapterTable)
     app.add_directive("package-figure", PackageFigure)
     app.connect("config-inited", use_installed_mathjax)
