@@ -29,7 +29,7 @@
 # the package, here `slm/model/attention.py`. Everything else stays in the chapter.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -17,7 +17,7 @@
 # let dozens of layers train at all, and export `FeedForward` and `TransformerBlock`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -19,7 +19,7 @@
 # `GPT`, which reads GPT-2's published weights and writes their format.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

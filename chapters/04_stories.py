@@ -22,7 +22,7 @@
 # tells).
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

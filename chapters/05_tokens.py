@@ -19,7 +19,7 @@
 # It exports `slm/data/tokenizer.py`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -19,7 +19,7 @@
 # `RowDataset`, `epoch_order` to shuffle, `map_ahead` to work ahead.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

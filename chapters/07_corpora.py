@@ -21,7 +21,7 @@
 # which opens it.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -19,7 +19,7 @@
 # rows; and `create_dataloader`, from the name of a corpus to its batches in one call.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -20,7 +20,7 @@
 # It exports `slm/data/floor.py`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

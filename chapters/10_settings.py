@@ -20,7 +20,7 @@
 # export `slm.gpus`, `load_config` and the observers.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -19,7 +19,7 @@
 # of the floor, and export `Trainer`, `Muon` and what a device can do.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

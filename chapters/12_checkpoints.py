@@ -19,7 +19,7 @@
 # `save_checkpoint`, `load_latest` and `Checkpointer`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -18,7 +18,7 @@
 # reads a run folder, and `Run`, what both return.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -18,7 +18,7 @@
 # `estimate`, `verdict`, `max_steps_that_fit`, `cost_table` and `report`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -22,7 +22,7 @@
 # *An engine room: it can be skipped at first reading.*
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

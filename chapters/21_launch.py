@@ -18,7 +18,7 @@
 # left to type.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -22,7 +22,7 @@
 # `write_pretrained`.
 
 # %%
-import course
+import course  # No module named 'course'? Get the whole repository, then `make lab`
 
 course.start()
 

@@ -1,4 +1,4 @@
-"""The commands export, run, keep, book and tree of `python -m course`."""
+"""The commands export, run, keep, book, tree and elsewhere of `python -m course`."""
 
 import argparse
 import subprocess
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
     commands = parser.add_subparsers(
-        required=True, metavar="export | run | keep | book | tree"
+        required=True, metavar="export | run | keep | book | tree | elsewhere"
     )
     export = commands.add_parser(
         "export", help="write slm/ and modal_app.py from the chapters' export cells"
@@ -58,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--write", action="store_true", help="also put it into the README"
     )
     tree.set_defaults(command=_tree)
+    elsewhere = commands.add_parser(
+        "elsewhere",
+        help="let a chapter that is opened alone get the repository named in pyproject.toml",
+    )
+    elsewhere.set_defaults(command=_elsewhere)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.command(arguments))
@@ -158,6 +163,17 @@ def _tree(arguments: argparse.Namespace) -> int:
     if arguments.write:
         write_tree(ROOT / "README.md")
     print(tree())
+    return 0
+
+
+def _elsewhere(arguments: argparse.Namespace) -> int:
+    from course.elsewhere import address, write_first_cells
+    from course.export import chapters
+
+    where = address()
+    for chapter in chapters():
+        if write_first_cells(chapter, where):
+            print(f"{chapter.relative_to(ROOT)}: gets {where or 'nothing'}")
     return 0
 
 

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from docutils.statemachine import StringList
 from sphinx import addnodes
 
 from course import ROOT, drawings, pairs
+from course.elsewhere import address, theme_options
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
 from course.pairs import CHECKPOINTS
@@ -309,21 +309,15 @@ def _link_modules(document: nodes.document, page: str) -> None:
             name.parent.replace(name, link)
 
 
-def add_repository_button(app: Any, config: Any) -> None:
-    """Link to the repository that `pyproject.toml` names, if it does."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    url = project["project"].get("urls", {}).get("Repository")
-    if url:
-        config.html_theme_options |= {
-            "repository_url": url,
-            "use_repository_button": True,
-        }
+def link_repository(app: Any, config: Any) -> None:
+    """Link each page to the repository and to Colab, if pyproject.toml says where it is."""
+    config.html_theme_options |= theme_options(address())
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
+    app.connect("config-inited", link_repository)
     app.add_directive("chapter-table", ChapterTable)
     app.add_directive("package-figure", PackageFigure)
-    app.connect("config-inited", add_repository_button)
     app.connect("doctree-read", dress)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""What `make lab` tells JupyterLab: a save changes what was edited, and nothing else.
+"""What `make lab` tells JupyterLab: a save changes what was edited and nothing else, and no news are asked for.
 
 JupyterLab writes its kernel's own name and Python's exact version into each notebook that it saves; and it shows the cells
 of the text, so that a save would overwrite what was edited in the notebook alone.
@@ -17,6 +17,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 """What a notebook says of its kernel, the same on every machine."""
+NEWS = "@jupyterlab/apputils-extension:announcements"
 
 
 def before_saving(
@@ -40,5 +41,12 @@ def before_saving(
         metadata[pairs.CHECKSUM] = pairs.checksum(notebook)
 
 
+def without_news(handler: Any, page: dict[str, Any]) -> dict[str, Any]:
+    """What a page of JupyterLab is told, without the part that asks about news, on top of the chapter, and for updates."""
+    return page | {"disabledExtensions": [*page["disabledExtensions"], NEWS]}
+
+
 if "get_config" in globals():  # JupyterLab reads this file as its configuration
-    globals()["get_config"]().ContentsManager.pre_save_hook = before_saving
+    settings = globals()["get_config"]()
+    settings.ContentsManager.pre_save_hook = before_saving
+    settings.ServerApp.tornado_settings = {"page_config_hook": without_news}

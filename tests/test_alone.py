@@ -1,7 +1,8 @@
-"""The package where there is nothing else: built, installed, and used in an empty folder without the repository."""
+"""The package and a chapter where there is nothing else: in an empty folder without the repository."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from course.elsewhere import (
+    FIRST,
+    SET_UP,
+    address,
+    first_cells,
+    theme_options,
+    write_first_cells,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -99,3 +109,63 @@ def test_a_path_of_the_repository_is_answered_with_the_name(installed):
 def test_an_editable_install_has_no_second_copy(tmp_path):
     with zipfile.ZipFile(build(ROOT, tmp_path, "editable")) as wheel:
         assert not [name for name in wheel.namelist() if name.startswith("slm/")]
+
+
+# ---------------------------------------------------------------- a chapter alone
+
+OPENED = """
+import jupytext, nbclient, sys
+try:
+    nbclient.NotebookClient(jupytext.read(sys.argv[1])).execute()
+except nbclient.exceptions.CellExecutionError as error:
+    print(error)
+"""
+
+
+def test_a_chapter_opened_alone_says_what_to_do(installed):
+    said = installed("python", "-c", OPENED, ROOT / "chapters/02_blocks.py").stdout
+    assert said.count("Get the whole repository, then `make lab`") == 2, said
+    assert said.strip().endswith(": No module named 'course'")
+
+
+def test_its_set_up_cell_gets_the_repository(installed, tmp_path):
+    """From a folder of this machine instead of an address, with packages that are there instead of downloaded ones."""
+    there = tmp_path / "there"
+    for name in ("slm", "course", "configs"):
+        shutil.copytree(ROOT / name, there / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, there)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=there, check=True)
+    cell = f"{SET_UP}get_course('file://{there}')\n"
+    pip = "import os; os.environ.update(PIP_NO_INDEX='1', PIP_NO_BUILD_ISOLATION='0')"
+    done = installed("python", "-c", f"{pip}\n{cell}import course; print(course.ROOT)")
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[0].endswith("a few minutes, once.")
+    assert done.stdout.splitlines()[-1].endswith("/slm-from-scratch")
+
+
+def test_the_first_cells_follow_the_address(tmp_path):
+    chapter = tmp_path / "01_one.py"
+    text = f"# ---\n# ---\n\n# %% [markdown]\n# # One\n\n{FIRST}\n# %%\n1\n"
+    chapter.write_text(text)
+    for where in ("https://github.com/a/b", "https://example.org/c"):
+        assert write_first_cells(chapter, where)
+        assert not write_first_cells(chapter, where)
+        written = chapter.read_text()
+        assert written == text.replace(FIRST, first_cells(where))
+        assert written.count(f'get_course("{where}")') == 1
+        compile(written, "01_one.py", "exec")
+        assert max(map(len, first_cells(where).splitlines())) <= 88
+    assert write_first_cells(chapter, None) and chapter.read_text() == text
+
+
+def test_pages_link_to_where_the_repository_is(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text("[project]\nname = 'x'\n")
+    assert address(tmp_path) is None and theme_options(None) == {}
+    project.write_text("[project.urls]\nRepository = 'https://github.com/a/b/'\n")
+    assert address(tmp_path) == "https://github.com/a/b"
+    assert theme_options("https://github.com/a/b")["launch_buttons"]
+    assert not theme_options("https://example.org/a/b")["launch_buttons"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from traitlets.config.loader import PyFileConfigLoader
 
 from course import ROOT, pairs
 from course.export import ExportError, export
-from course.lab import METADATA
+from course.lab import METADATA, NEWS
 
 TEXT = """\
 # ---
@@ -208,6 +209,17 @@ def contents_manager(root: Path) -> jupytext.TextFileContentsManager:
     """What serves the chapters under `make lab`."""
     settings = PyFileConfigLoader("lab.py", str(ROOT / "course")).load_config()
     return jupytext.TextFileContentsManager(root_dir=str(root), config=settings)
+
+
+def test_jupyterlab_asks_nobody_about_news():
+    """Its part that does so is left out, by the name that it has there."""
+    settings = PyFileConfigLoader("lab.py", str(ROOT / "course")).load_config()
+    hook = settings.ServerApp.tornado_settings["page_config_hook"]
+    page = {"disabledExtensions": ["a"], "mode": "multiple-document"}
+    told = hook(None, page)
+    assert told == page | {"disabledExtensions": ["a", NEWS]}
+    static = Path(sysconfig.get_path("data"), "share/jupyter/lab/static")
+    assert any(f'"{NEWS}"' in path.read_text() for path in static.glob("*.js"))
 
 
 @pytest.mark.parametrize("opened", [".py", ".ipynb"])

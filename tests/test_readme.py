@@ -1,5 +1,6 @@
 """Every code block of the README is run. What needs a network has a local stand-in, which each test names."""
 
+import json
 import re
 import shlex
 import shutil
@@ -164,3 +165,15 @@ def test_citation_is_valid_yaml_with_title_and_licence():
     assert (
         citation["title"] and citation["license"] == "MIT" and citation["cff-version"]
     )
+
+
+def test_the_development_container_sets_up_as_make_does():
+    """With the CPU build that the README names, and the version of the Makefile."""
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    make = (ROOT / "Makefile").read_text()
+    target = container["postCreateCommand"].removeprefix("make ")
+    assert re.search(rf"^{target}: \$\(STAMP\)$", make, re.MULTILINE)
+    torch_there = container["containerEnv"]["TORCH"]
+    assert f'TORCH="{torch_there}"' in (ROOT / "README.md").read_text()
+    default = re.search(r"^TORCH \?= (\S+)$", make, re.MULTILINE)
+    assert default and torch_there.startswith(f"{default[1]}+cpu ")
