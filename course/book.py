@@ -21,14 +21,13 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx import addnodes
 
-from course import ROOT, drawings, pairs
+from course import ROOT, drawings, pairs, sources
 from course.elsewhere import address, theme_options
 from course.export import ENGINE_ROOM, MARK, Chapter, chapters, module_name
 from course.modules import dotted
 from course.pairs import CHECKPOINTS
 from course.provenance import defined_names
 from course.run import BUILD, TIMES, RunError, times
-from course.sources import address
 
 HTML = ROOT / "_build" / "html"
 ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
@@ -265,7 +264,7 @@ def _add_badge(cell: nodes.container, exports: list[str]) -> None:
         block.rawsource, block.children = source, []
         block += nodes.Text(source)
         cell["classes"].append("exported")
-        link = f'<a href="{address(module, source)}">→ {module}</a>'
+        link = f'<a href="{sources.address(module, source)}">→ {module}</a>'
         badge = f'<div class="export-badge">{link}</div>'
         # behind the source, which has to stay first to be foldable; the style sheet draws it above
         cell.insert(1, nodes.raw("", badge, format="html"))
