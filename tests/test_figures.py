@@ -66,7 +66,7 @@ SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/
 <metadata>a</metadata><defs><style>*{stroke-linecap: butt}</style></defs>
 <g id="unused"><clipPath id="p1"><rect/></clipPath><path id="m1" style="stroke: #2563eb"/></g>
 <use xlink:href="#m1" clip-path="url(#p1)"/>
-<text style="font-size: 10px; font-family: 'DejaVu Sans', sans-serif; fill: #374151">a</text>
+<text style="font-size: 10px; font-family: 'DejaVu Sans', sans-serif; fill: #1f2937">a</text>
 <text style="font-family: 'DejaVu Sans Mono', monospace">b</text></svg>"""
 
 
