@@ -560,8 +560,7 @@ print(textwrap.fill(verdict(wish)[1], 88))
 
 # %%
 #| export
-COLUMNS = ("GPU", "type", "MFU, %", "memory, GB", "batch", "k tokens/s", "hours")
-COLUMNS += ("dollars",)
+COLUMNS = "GPU|type|MFU, %|memory, GB|batch|k tokens/s|hours|dollars".split("|")
 _LINE = "{:<15} {:<8}{:>6}{:>13}{:>9}{:>12}{:>12}{:>12}"
 
 

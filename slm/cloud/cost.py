@@ -255,8 +255,7 @@ def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> 
 
 # The table
 
-COLUMNS = ("GPU", "type", "MFU, %", "memory, GB", "batch", "k tokens/s", "hours")
-COLUMNS += ("dollars",)
+COLUMNS = "GPU|type|MFU, %|memory, GB|batch|k tokens/s|hours|dollars".split("|")
 _LINE = "{:<15} {:<8}{:>6}{:>13}{:>9}{:>12}{:>12}{:>12}"
 
 
