@@ -499,6 +499,9 @@ for std in (0.02, 0.2, 1.0):
 # everywhere?
 
 # %%
+from course.tables import Table
+
+rows = []
 for depth in (2, 8, 32):
     trial = GPT(GPTConfig(1000, 64, n_layers=depth, n_heads=4, d_model=64, d_ff=256))
     sizes, losses = [], []
@@ -511,8 +514,16 @@ for depth in (2, 8, 32):
             sizes.append((nn.Sequential(*trial.blocks)(x) - x).std().item())
             logits = trial(tokens[:, :-1] % 1000)[0]  # (T, V)
             losses.append(F.cross_entropy(logits, tokens[0, 1:] % 1000).item())
-    print(f"{depth:2} blocks add numbers of size {sizes[0]:.3f}, loss {losses[0]:.2f}")
-    print(f"   not scaled down: {sizes[1]:18.3f}, loss {losses[1]:.2f}")
+    values = [f"{size:.3f}" for size in sizes] + [f"{loss:.2f}" for loss in losses]
+    rows.append((str(depth), *values))
+header = (
+    "blocks",
+    "added, scaled down",
+    "not scaled",
+    "loss, scaled down",
+    "not scaled",
+)
+Table(header, rows, "The size of the numbers that all blocks add, and the loss")
 
 # %% [markdown]
 # Scaled down, the blocks together add the same at every depth. Not scaled down they add

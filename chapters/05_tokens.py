@@ -29,12 +29,14 @@ course.start()
 # This is what the finished tokenizer makes of a sentence:
 
 # %% tags=["nbval-check-output"]
+import pprint
+
 import slm.data.tokenizer
 
 finished = slm.data.tokenizer.get_tokenizer("stories")
 ids = finished.encode("Once upon a time, there was a thankful pony.")
 print(ids)
-course.show([finished.decode([i]) for i in ids])
+pprint.pp([finished.decode([i]) for i in ids], width=88, compact=True)
 
 # %% [markdown]
 # A **token** is a piece of text with a number. Common words are one token, with the
@@ -281,7 +283,7 @@ def train_by_recounting(texts: Iterable[str], vocab_size: int) -> dict[bytes, in
 
 
 slow = train_by_recounting(texts[:300], 400)
-course.show([token.decode() for token in list(slow)[256:276]])
+pprint.pp([token.decode() for token in list(slow)[256:276]], width=88, compact=True)
 
 # %% [markdown]
 # The first tokens are endings and beginnings of common words, spaces included; whole
@@ -820,7 +822,8 @@ def _gpt2_is_cached() -> bool:
 # %% tags=["nbval-check-output"]
 tokenizer = get_tokenizer("stories")
 print(tokenizer.n_vocab, "tokens, end of text is", tokenizer.eot_token)
-course.show([tokenizer.decode([i]) for i in tokenizer.encode(sample(0))[:16]])
+parts = [tokenizer.decode([i]) for i in tokenizer.encode(sample(0))[:16]]
+pprint.pp(parts, width=88, compact=True)
 
 # %% [markdown]
 # How large should a vocabulary be? Every token more shortens the texts, and costs a row
@@ -870,7 +873,10 @@ print(f"{special} of 400 hold the special token, though many write it")
 # %% tags=["nbval-check-output"]
 with tempfile.TemporaryDirectory() as folder:
     file = tokenizer.save(folder)
-    print(file.name, get_tokenizer(folder).fingerprint == tokenizer.fingerprint)
+    same = get_tokenizer(folder).fingerprint == tokenizer.fingerprint
+    print(
+        f"{file.name} read again: {tokenizer.n_vocab} tokens, same fingerprint: {same}"
+    )
     lines = file.read_bytes().splitlines(keepends=True)
     for what, kept in {
         "bytes are lost": lines[:200],

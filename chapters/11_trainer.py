@@ -446,9 +446,9 @@ def choose_dtype(
 
 
 # %% [markdown]
-# The measurement multiplies two matrices of 768 by 768 in each type, four times, and
-# takes the best. bfloat16 must be faster by a good part, 1.4 times, since between the
-# products something has to be converted. The peak of a CPU is the same measurement.
+# The measurement multiplies two matrices in each type, a few times, and takes the best.
+# bfloat16 must be faster by a good part, since between the products something has to be
+# converted. The peak of a CPU is the same measurement.
 
 
 # %%

@@ -447,8 +447,8 @@ class CheckpointError(SlmError):
 # %% [markdown]
 # Saving is two steps inside one `with`: PyTorch writes the state, and the checksum of
 # all that it wrote goes behind it. `writing` forces both to disk and renames. The
-# checksum is computed in blocks of four megabytes, so that a large file is never in
-# memory as a whole.
+# checksum is computed block by block, so that a large file is never in memory as a
+# whole.
 
 
 # %%

@@ -108,10 +108,15 @@ next_token_bars(logits[0], tokenizer)
 # logits, where you can follow every digit:
 
 # %% tags=["nbval-check-output"]
+from course.tables import Table
+
 z = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])  # (B, V)
+rows = []
 for tau in (2.0, 1.0, 0.5, 0.1):
     p = torch.softmax(z / tau, -1)[0]  # (V,)
-    print(f"temperature {tau}:", " ".join(f"{value:.3f}" for value in p.tolist()))
+    rows.append((str(tau), *(f"{value:.3f}" for value in p.tolist())))
+header = ("temperature", *(f"logit {value:g}" for value in z[0].tolist()))
+Table(header, rows, "The probabilities of five tokens")
 
 # %% [markdown]
 # **Greedy** is the limit $\tau \to 0$: all probability on the largest logit. The

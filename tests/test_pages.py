@@ -181,6 +181,13 @@ def test_badges_name_the_module_and_the_engine_room(pages):
     assert '<p class="engine-room"' not in pages["01_attention"]
 
 
+def test_a_chapter_says_how_long_it_took_as_the_welcome_page_does(pages):
+    told = r"All of its code ran in (\d+) seconds for this page"
+    assert re.findall(told, pages["01_attention"]) == ["12"]
+    assert re.findall(told, pages["11_trainer"]) == ["100"]
+    assert re.findall(told, pages["index"]) == []
+
+
 def test_the_welcome_page_draws_any_number_of_chapters(pages):
     index = pages["index"]
     assert (

@@ -351,8 +351,7 @@ def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> 
 
 # The table
 
-COLUMNS = ("GPU", "type", "speed", "MFU, %", "memory, GB", "batch", "tokens/s")
-COLUMNS += ("hours", "dollars")
+COLUMNS = "GPU|type|speed|MFU, %|memory, GB|batch|tokens/s|hours|dollars".split("|")
 _LINE = "{:<15} {:<5}{:<10}{:>6}{:>13}{:>8}{:>10}{:>10}{:>10}"
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
