@@ -15,6 +15,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.util.nodes import clean_astext
 
 from course import ROOT
 from course.book import anchor
@@ -70,6 +71,8 @@ def label(app: Any, document: nodes.document) -> None:
     for section in document.findall(nodes.section):
         place = section["ids"][0]
         labels[f"{anchor(page)}/{place}"] = (page, place)
+        title = clean_astext(section[0])
+        std.labels[f"{anchor(page)}/{place}"] = (page, place, title)
     path = ROOT / "chapters" / f"{page}.py"
     exports = Chapter.read(path, ROOT).exports if path.exists() else []
     modules = {module_name(module): dotted(module) for module in exports}
