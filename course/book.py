@@ -48,7 +48,7 @@ def build() -> None:
     remove_leftovers()
     for name in _copied():
         (BUILD / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "chapters" / name, BUILD / name)
+        shutil.copy2(ROOT / "chapters" / name, BUILD / name)  # as old as it is
     jupyter_book = [
         sys.executable,
         "-c",

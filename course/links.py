@@ -15,6 +15,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.util.nodes import clean_astext
 
 from course import ROOT
 from course.book import anchor
@@ -28,6 +29,7 @@ NO_PROSE = (*LINKS, nodes.literal, nodes.math, nodes.raw, nodes.title)
 NO_FIRST_USE = (*NO_PROSE, nodes.entry, nodes.caption, nodes.legend)
 PAPER = re.compile(r"(?P<authors>.+) (?P<year>\d{4})")
 PLAIN = (
+    "a prompt on a machine",
     "activation function",
     "at a loss",
     "by rank",
@@ -70,6 +72,8 @@ def label(app: Any, document: nodes.document) -> None:
     for section in document.findall(nodes.section):
         place = section["ids"][0]
         labels[f"{anchor(page)}/{place}"] = (page, place)
+        title = clean_astext(section[0])
+        std.labels[f"{anchor(page)}/{place}"] = (page, place, title)
     path = ROOT / "chapters" / f"{page}.py"
     exports = Chapter.read(path, ROOT).exports if path.exists() else []
     modules = {module_name(module): dotted(module) for module in exports}
@@ -117,7 +121,7 @@ def link_docstrings(
             return found[0]
         address = f"{app.builder.get_relative_uri(page, entry.page)}#{entry.place}"
         said = html.escape(entry.said)
-        return f'<a class="lookup paper" href="{address}" data-said="{said}">{found[0]}</a>'
+        return f'<a class="paper" href="{address}" title="{said}">{found[0]}</a>'
 
     context["body"] = DOCSTRING.sub(
         lambda text: pattern.sub(linked, text[0]), context["body"]
@@ -127,14 +131,15 @@ def link_docstrings(
 def _link_names(
     document: nodes.document, page: str, homes: dict[str, tuple[str, str]], uri: Any
 ) -> None:
-    """Link a name that the page imports, or one with a capital letter that it does not bind itself."""
+    """Link a name that the page imports or gives with its module, or one in capitals that it does not bind itself."""
     bound, imported = _names(document)
     for code in list(document.findall(nodes.literal)):
         whole = code.astext().partition("(")[0]
         name = next((n for n in (whole, whole.rpartition(".")[0]) if n in homes), "")
         if not name or homes[name][0] == page or _above(code, *LINKS, nodes.title):
             continue
-        if name in imported or not (name.islower() or name in bound):
+        own = name.islower() or name in bound
+        if not own or name in imported or name.startswith(("slm.", "modal_app.")):
             home, place = homes[name]
             target = nodes.reference("", "", internal=True, classes=["name"])
             target["refuri"] = f"{uri(home)}#{place}"

@@ -19,7 +19,7 @@ from course.export import Chapter, chapters
 from course.run import run, times
 
 chapter_of = functools.cache(Chapter.read)  # parsed once in all
-PAGES = ["index", *(path.stem for path in chapters())]
+PAGES = ["index", *(path.stem for path in chapters()), "glossary", "references"]
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
     None,
