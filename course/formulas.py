@@ -39,7 +39,11 @@ def mathml(latex: str, display: bool = False) -> str:
     Raises:
         LatexError: It is not LaTeX, or uses what MathML does not have.
     """
-    return _converter().convert_with_local_state(latex, displaystyle=display)
+    made: str = _converter().convert_with_local_state(latex, displaystyle=display)
+    # MathML takes `<mtext>` for space, and so sets an operator between two of them too tight
+    return made.replace("<mtext>", '<mi mathvariant="normal">').replace(
+        "</mtext>", "</mi>"
+    )
 
 
 @functools.cache
