@@ -5,7 +5,7 @@ of a font for formulas that they can need, since few systems have one.
 """
 
 import functools
-from importlib import resources
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ def mathml(latex: str, display: bool = False) -> str:
     Raises:
         LatexError: It is not LaTeX, or uses what MathML does not have.
     """
-    return _converter().convert_with_local_state(latex, displaystyle=display)
+    made: str = _converter().convert_with_local_state(latex, displaystyle=display)
+    # MathML takes `<mtext>` for space, and so sets an operator between two of them too tight
+    return made.replace("<mtext>", '<mi mathvariant="normal">').replace(
+        "</mtext>", "</mi>"
+    )
 
 
 @functools.cache
@@ -72,9 +76,8 @@ def write_block(writer: Any, node: nodes.math_block) -> None:
 def write_font(folder: Path) -> None:
     """Write the part of STIX Two Math that formulas can need."""
     options = subset.Options(flavor="woff", layout_features=["ssty"])
-    source = resources.files("ziamath.fonts") / "STIXTwoMath-Regular.ttf"
-    with resources.as_file(source) as path:
-        font = subset.load_font(path, options)
+    whole = "ziamath/fonts/STIXTwoMath-Regular.ttf"
+    font = subset.load_font(distribution("ziamath").locate_file(whole), options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(
         unicodes=[code for low, high in CHARACTERS for code in range(low, high + 1)]
