@@ -253,11 +253,12 @@ scale_figure()
 #
 # ## Does anyone see the future?
 #
-# The mask is the one line that, if wrong, makes a model look brilliant in training and
-# useless afterwards. So test causality itself, not the mask: change the last token in
-# everything that it has, and demand that no earlier output moves, *exactly*. Three
-# suspects: the mask turned round, no mask, and a softmax that runs over the queries
-# instead of the keys, so that each earlier weight depends on what later tokens ask.
+# The causal mask is the one line that, if wrong, makes a model look brilliant in
+# training and useless afterwards. So test causality itself, not the mask: change the
+# last token in everything that it has, and demand that no earlier output moves,
+# *exactly*. Three suspects: the mask turned round, no mask, and a softmax that runs
+# over the queries instead of the keys, so that each earlier weight depends on what
+# later tokens ask.
 
 
 # %% tags=["nbval-check-output"]
@@ -297,13 +298,14 @@ for attention in (_explicit_attention, masked_the_wrong_way, not_masked, wrong_a
 # ## The kernel that PyTorch brings
 #
 # A *kernel* is one compiled routine. `F.scaled_dot_product_attention` computes all of
-# the above in a single one (*fused*, Dao et al. 2022) that never stores the `(T, S)`
-# weights, where there is one for the case; elsewhere (on a CPU: with dropout) it falls
-# back to the plain products. Two traps come with it. It applies dropout whenever you
-# ask, and knows nothing of `eval()`: passing 0 there is the caller's job, and who
-# forgets it gets another answer every time. And its `is_causal=True` aligns the
-# diagonal to the *top left*, so it is right only when `T == S`. With 2 queries at the
-# end of 4 keys, let every value name its position, and see how far each query looks:
+# the above in a single one (*fused*; Flash Attention, Dao et al. 2022, is one) that
+# never stores the `(T, S)` weights, where there is one for the case; elsewhere (on a
+# CPU: with dropout) it falls back to the plain products. Two traps come with it. It
+# applies dropout whenever you ask, and knows nothing of `eval()`: passing 0 there is
+# the caller's job, and who forgets it gets another answer every time. And its
+# `is_causal=True` aligns the diagonal to the *top left*, so it is right only when
+# `T == S`. With 2 queries at the end of 4 keys, let every value name its position, and
+# see how far each query looks:
 
 # %% tags=["nbval-check-output"]
 same = torch.zeros(1, 1, 4, 8)  # equal scores

@@ -862,9 +862,10 @@ class StorySource:
 # stories. Change one word of one rule, and every token file made from the old rules is
 # another corpus's.
 #
-# ## Files and folders
+# ## Your own text: files and folders
 #
-# A path may be a file, a folder or a pattern like `texts/*.jsonl`. Names can carry a
+# To train on your own text, give a path: a file, a folder or a pattern like
+# `texts/*.jsonl`. Names can carry a
 # split, as those of data sets do: `train.txt`, `x_val.jsonl`,
 # `train-00001-of-00010.parquet`, a folder `validation/`. A single `train.txt` brings
 # the `val.txt` beside it. But in a folder of books `A_Test_of_Wills.txt` is a novel, so

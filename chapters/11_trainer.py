@@ -780,7 +780,7 @@ Table(
 #
 # ## Several processes that make one step
 #
-# On one device you can skip this section. On several GPUs, `torchrun` starts one
+# On one device you can skip this section. On multiple GPUs, `torchrun` starts one
 # process for each, and tells every process by environment variables how many there are
 # (the *world size*) and which of them it is (its *rank*). Every process has the whole
 # model and its own share of each batch. *DistributedDataParallel* (DDP; Li et al. 2020)
@@ -878,10 +878,10 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
 # ## Is there room?
 #
 # [The GPT](#gpt/what-a-training-step-holds-in-memory) knows what a step holds in
-# memory. A run that needs more than there is fails late, after its text is prepared and
-# its model is drawn, and it may take other programs down with it: an operating system
-# promises memory that it does not have, and ends some process when too many promises
-# are kept. So a run asks first.
+# memory. A run that needs more than there is runs out of memory late, after its text is
+# prepared and its model is drawn, and it may take other programs down with it: an
+# operating system promises memory that it does not have, and ends some process when too
+# many promises are kept. So a run asks first.
 #
 # What a process can have is the least of several limits. The machine has so much
 # memory; a container's *control group* may allow less; `ulimit -v` limits the addresses
@@ -1506,7 +1506,7 @@ def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
 #
 # What the loop tells, and how. A training row has the *mean* loss since the last one;
 # the noise of a single batch would hide the trend. Reading the pending losses is also
-# the moment at which a number that is no longer finite is found, always before a
+# the moment at which a loss that is `nan` or infinite is found, always before a
 # checkpoint could be written: their order names the step at which it happened.
 #
 # `shown` picks from a row what the bar has room for. The MFU is the share of the

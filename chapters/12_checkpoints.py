@@ -564,7 +564,7 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## The newest that can be used
 #
-# A damaged checkpoint is no reason to lose a run: the one before is a few minutes
+# A corrupt checkpoint is no reason to lose a run: the one before is a few minutes
 # older. So reading goes from the newest to the oldest, names each that cannot be used,
 # and takes the first that can. "Can be used" is more than "can be read": a file may lie
 # there that belongs to another run, and to go on with it would be worse than to stop.

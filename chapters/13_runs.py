@@ -12,8 +12,8 @@
 # %% [markdown]
 # # Runs
 #
-# *An engine room: it can be skipped at first reading.* One call that starts a run, goes
-# on with one that was stopped, or returns one that is finished. You put together what
+# *An engine room: it can be skipped at first reading.* One call that starts a run,
+# resumes one that was stopped, or returns one that is finished. You put together what
 # the last chapters built, kill it while it works, and export `train`, `load_run`, which
 # reads a run folder, and `Run`, what both return.
 
@@ -89,8 +89,8 @@ from slm.training.trainer import Trainer, evaluating
 #
 # A training of some hours will be interrupted. A laptop is closed, a power cord is
 # pulled, a cloud takes its machine back with half a minute's notice, somebody presses
-# Ctrl-C. So the same command does three things: it starts a run, it goes on with one
-# that was stopped, and it returns one that is finished. Whoever is interrupted gives
+# Ctrl-C. So the same command does three things: it starts a run, it *resumes training*
+# where one was stopped, and it returns one that is finished. Whoever is interrupted gives
 # the command again and need not know where it stood.
 #
 # {numref}`fig-run` is a run that was killed twice. After each start it goes back to the
@@ -298,7 +298,7 @@ from course.figures.runs import locked_by_another
 locked_by_another()
 
 # %% [markdown]
-# ## Stopping
+# ## Stopping: Ctrl-C and SIGTERM
 #
 # Ctrl-C sends the signal SIGINT, and a cloud that takes a machine away sends SIGTERM
 # first. Both would end the process in the middle of a step. So they are only *noted*

@@ -1,0 +1,150 @@
+// The book's search. The index and MiniSearch are loaded when a reader first turns to a search field; both are scripts,
+// since a page that was opened as a file may load nothing else.
+(() => {
+  const here = document.currentScript.src.replace(/[^/]*$/, "");
+  const root = document.documentElement.dataset.content_root;
+  const EXCERPT = 170; // characters
+  const COMMON = new Set(
+    "a an and are as at be by can do does for from how i if in is it its many much my of on or that the this to what when which why with you your".split(" "),
+  );
+
+  const WORD = /[\p{L}\p{N}_'’-]+/gu;
+  const BETWEEN = /[_'’-]+|(?<=\p{Ll})(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll}{2})/u;
+  const parts = (word) => word.split(BETWEEN).filter(Boolean);
+  const whole = (word) => parts(word).join("");
+  // Of a word that is made of several also its parts: warm-up is warmup, warm and up; MultiHeadAttention is four.
+  const words = (text) =>
+    (text.match(WORD) ?? []).flatMap((word) => (parts(word).length > 1 ? [whole(word), ...parts(word)] : parts(word)));
+  const stem = (word) => word.toLowerCase().replace(/(?<=\p{L}{3})(ing|ed|es?|(?<![su])s)$/u, "");
+  const known = new Set(); // all that the index holds, as stems
+  // What a query asks: no words that stand everywhere, and the parts only of words that the book does not have.
+  const telling = (text) => (text.match(WORD) ?? []).filter((word) => !COMMON.has(word.toLowerCase()));
+  const asking = (query) =>
+    (telling(query).length ? telling(query) : query.match(WORD) ?? []).flatMap((word) =>
+      known.has(stem(whole(word))) ? [whole(word)] : parts(word),
+    );
+
+  const load = (name) =>
+    new Promise((done, failed) => {
+      const script = document.createElement("script");
+      Object.assign(script, { src: here + name, onload: done, onerror: failed });
+      document.head.append(script);
+    });
+
+  let engine;
+  const ready = () =>
+    (engine ??= Promise.all([load("minisearch.js"), load("search_index.js")]).then(() => {
+      const index = new MiniSearch({
+        idField: "url",
+        fields: ["title", "chapter", "names", "terms", "text"],
+        storeFields: ["url", "title", "chapter", "text"],
+        tokenize: words,
+        processTerm: (word) => (known.add(stem(word)), stem(word)),
+        searchOptions: {
+          tokenize: asking,
+          processTerm: stem,
+          boost: { title: 4, names: 5, terms: 2.5 },
+          prefix: (word, place, all) => place === all.length - 1 || !known.has(word), // it may not be typed to its end
+          fuzzy: (word) => (known.has(word) ? false : 0.25),
+          bm25: { k: 1.2, b: 0.3, d: 0.5 },
+          weights: { prefix: 0.2, fuzzy: 0.2 },
+        },
+      });
+      index.addAll(SEARCH_INDEX);
+      return index;
+    }));
+
+  // What tells more than how often a word occurs: all words are there, they stand together, and a section explains.
+  const rank = (results, query) => {
+    const asked = asking(query).length;
+    const stems = (text) => telling(text).flatMap(parts).map(stem);
+    const pairs = stems(query).slice(1).map((word, place) => ` ${stems(query)[place]} ${word} `);
+    const worth = ({ score, queryTerms, title, text }) => {
+      const said = ` ${stems(`${title} ${text}`).join(" ")} `;
+      const together = pairs.filter((pair) => said.includes(pair)).length / (pairs.length || 1);
+      const explains = !/^(\d|Exercise|One more exercise|Is it right|What you have now)/.test(title);
+      return score * (queryTerms.length / asked) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5);
+    };
+    return results
+      .map((result) => [worth(result), result])
+      .sort(([a], [b]) => b - a)
+      .map(([, result]) => result);
+  };
+
+  // The part of a text that holds most of the words, as nodes, with the words marked.
+  const excerpt = (text, found) => {
+    const hits = [...text.matchAll(/[\p{L}\p{N}_'’-]+/gu)]
+      .map((match) => ({ at: match.index, word: match[0], terms: words(match[0]).map(stem).filter((term) => found.has(term)) }))
+      .filter((hit) => hit.terms.length);
+    const seen = (hit) =>
+      new Set(hits.filter(({ at }) => at >= hit.at && at < hit.at + EXCERPT - 40).flatMap(({ terms }) => terms)).size;
+    const best = hits.reduce((a, b) => (seen(b) > seen(a) ? b : a), hits[0] ?? { at: 0 });
+    const sentence = text.lastIndexOf(". ", best.at) + 2;
+    let start = best.at - sentence < 60 ? (sentence > 1 ? sentence : 0) : text.indexOf(" ", best.at - 50) + 1;
+    const end = text.length - start > EXCERPT ? text.lastIndexOf(" ", start + EXCERPT) : text.length;
+    const nodes = [sentence === start || !start ? "" : "… "];
+    for (const { at, word } of hits.filter(({ at }) => at >= start && at < end)) {
+      const mark = document.createElement("mark");
+      mark.textContent = word;
+      nodes.push(text.slice(start, at), mark);
+      start = at + word.length;
+    }
+    return [...nodes, text.slice(start, end).trimEnd(), end < text.length ? " …" : ""];
+  };
+
+  const item = ({ url, title, chapter, text, match }) => {
+    const link = document.createElement("a");
+    link.href = root + url;
+    link.textContent = title === chapter ? title : `${chapter}: ${title}`;
+    const prose = document.createElement("p");
+    prose.append(...excerpt(text, new Set(Object.keys(match))));
+    const entry = document.createElement("li");
+    entry.append(link, prose);
+    return entry;
+  };
+
+  // Show, below a search field, what is found while somebody types; the arrow keys go through it.
+  const attend = (form, most) => {
+    const field = form.querySelector("input");
+    const status = document.createElement("p");
+    status.role = "status";
+    const list = document.createElement("ol");
+    const found = document.createElement("div");
+    found.className = "search-found";
+    found.append(status, list);
+    form.after(found);
+
+    const show = async () => {
+      const query = field.value.trim();
+      const results = query ? rank((await ready()).search(query), query) : [];
+      if (query !== field.value.trim()) return;
+      list.replaceChildren(...results.slice(0, most).map(item));
+      status.textContent = query && (results.length ? `${results.length} sections` : "Nothing was found.");
+    };
+    field.addEventListener("focus", ready, { once: true });
+    field.addEventListener("input", show);
+    form.parentElement.addEventListener("keydown", (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      const stops = [field, ...list.querySelectorAll("a")];
+      const place = stops.indexOf(document.activeElement);
+      if (!step || place < 0) return;
+      event.preventDefault();
+      stops[Math.min(Math.max(place + step, 0), stops.length - 1)].focus();
+    });
+    list.addEventListener("click", (event) => {
+      if (event.target.closest("a")) form.closest("dialog")?.close();
+    });
+    return { field, show, list };
+  };
+
+  const dialog = document.querySelector("dialog form.bd-search");
+  if (dialog) attend(dialog, 8);
+  const page = document.querySelector("article form.bd-search");
+  if (page) {
+    const { field, show, list } = attend(page, 30);
+    list.id = "search-results";
+    field.value = new URLSearchParams(location.search).get("q") ?? "";
+    field.focus();
+    show();
+  }
+})();
