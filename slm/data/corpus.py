@@ -158,7 +158,7 @@ class StorySource:
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
 
 
-# Files and folders
+# Your own text: files and folders
 
 
 def _kind(file: Path) -> str:

@@ -192,7 +192,7 @@ def only_process(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-# Stopping
+# Stopping: Ctrl-C and SIGTERM
 
 
 @contextlib.contextmanager
