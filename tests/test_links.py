@@ -1,6 +1,8 @@
 """What the text names is a link: chapters, sections, terms, papers; the glossary and the references hold what is named."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
