@@ -44,6 +44,8 @@ LONG = [
     "test_training_kills.py",
     "test_types.py",
     "test_benchmarks.py",
+    "test_prepare.py",
+    "test_attempts.py",
 ]
 """Files that take longest: they come next, so that the last worker to end is not left alone with one of them."""
 

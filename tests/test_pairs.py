@@ -2,15 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from jupytext.cli import jupytext as jupytext_command
 from tornado.web import HTTPError
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -271,8 +269,7 @@ def test_without_an_edit_nothing_is_rewritten(chapter, newer):
         assert [file.read_bytes() for file in files] == before
     time = chapter.stat().st_mtime + 10
     os.utime(chapter.with_suffix(newer), (time, time))
-    command = [sys.executable, "-m", "jupytext", "--sync", str(chapter)]
-    subprocess.run(command, check=True, capture_output=True)
+    jupytext_command(["--sync", str(chapter)])
     pairs.renew(chapter)
     assert [file.read_bytes() for file in files] == before
 
@@ -280,8 +277,7 @@ def test_without_an_edit_nothing_is_rewritten(chapter, newer):
 def test_jupytext_itself_may_write_both(chapter):
     """`jupytext --sync` knows no checksum; the next export brings it up to date."""
     chapter.write_text(TEXT.replace("return 1", "return 2"))
-    command = [sys.executable, "-m", "jupytext", "--sync", str(chapter)]
-    subprocess.run(command, check=True, capture_output=True)
+    jupytext_command(["--sync", str(chapter)])
     notebook = nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)
     assert "return 2" in notebook.cells[2].source
     pairs.renew(chapter)

@@ -88,7 +88,7 @@ def scale_figure(T: int = 64) -> Figure:
 
 
 def kernel_ratio(
-    explicit: Attention, dtype: torch.dtype, T: int, backward: bool, repeats: int = 7
+    explicit: Attention, dtype: torch.dtype, T: int, backward: bool, repeats: int = 3
 ) -> float:
     """Median of (fused time / explicit time), taken in turns, for 2,048 tokens in texts of T, 6 heads of 64."""
     leaves = [

@@ -1,6 +1,8 @@
 """A checkpoint whose checksum is right and whose content is not: the one before is used, and nothing is a traceback."""
 
+import shutil
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,10 +102,22 @@ OUTSIDE = [
 
 
 @pytest.fixture
-def torn(tmp_path, config, interrupted):
-    """A run that stopped after step 5; it has checkpoints of steps 4 and 5."""
-    interrupted(config(), tmp_path / "run")
-    return tmp_path / "run"
+def short(config):
+    """The config of the run below: two steps more than it made."""
+    return config(max_steps=6)
+
+
+TORN: list[Path] = []
+
+
+@pytest.fixture
+def torn(tmp_path, tmp_path_factory, short, interrupted):
+    """A run that stopped after step 5; it has checkpoints of steps 4 and 5. Trained once, and copied for each test."""
+    if not TORN:
+        folder = tmp_path_factory.mktemp("torn") / "run"
+        interrupted(short, folder)
+        TORN.append(folder)
+    return shutil.copytree(TORN[0], tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -115,11 +129,11 @@ def torn(tmp_path, config, interrupted):
     ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else None,
 )
 def test_a_wrong_content_is_told_and_the_one_before_is_used(
-    torn, config, capsys, keys, value
+    torn, short, capsys, keys, value
 ):
     newest = list_checkpoints(torn / "checkpoints")[0]
     change(newest, keys, value)
-    assert train(config(), run_dir=torn).finished
+    assert train(short, run_dir=torn).finished
     printed = capsys.readouterr().out
     assert f"{newest} " in printed and "; trying the one before\n" in printed
     assert "going on after step 4, from" in printed
@@ -136,12 +150,12 @@ def test_a_wrong_content_is_told_and_the_one_before_is_used(
     ids=["empty", "old pickle", "garbage", "archive"],
 )
 def test_another_file_is_told_and_the_one_before_is_used(
-    torn, config, capsys, content, options
+    torn, short, capsys, content, options
 ):
     newest = list_checkpoints(torn / "checkpoints")[0]
     seal(newest, content, **options)
     assert not load_run(torn).finished
-    assert train(config(), run_dir=torn).finished
+    assert train(short, run_dir=torn).finished
     printed = capsys.readouterr().out
     assert printed.count(f"{newest} ") == printed.count("trying the one before") == 2
     assert "going on after step 4, from" in printed
@@ -171,7 +185,7 @@ def test_a_reader_uses_the_one_before(torn, capsys, keys, value):
 
 @pytest.mark.parametrize("keys", [(*WEIGHT, 0), (*AVERAGE, 0)])
 def test_the_last_good_checkpoint_has_finite_numbers(
-    torn, config, monkeypatch, capsys, keys
+    torn, short, monkeypatch, capsys, keys
 ):
     newest, before = list_checkpoints(torn / "checkpoints")
     original = Trainer.train_step
@@ -183,7 +197,7 @@ def test_the_last_good_checkpoint_has_finite_numbers(
 
     monkeypatch.setattr(Trainer, "train_step", diverge)
     with pytest.raises(SlmError, match=f"last good checkpoint is {before};"):
-        train(config(), run_dir=torn, verbose=False)
+        train(short, run_dir=torn, verbose=False)
 
 
 def test_a_step_that_diverged_unseen_is_not_saved(tmp_path, config, monkeypatch):
@@ -205,7 +219,7 @@ def test_a_step_that_diverged_unseen_is_not_saved(tmp_path, config, monkeypatch)
     assert left.name == "step_00000004.pt"
 
 
-def test_a_fault_of_the_device_is_not_one_of_the_file(torn, config, monkeypatch):
+def test_a_fault_of_the_device_is_not_one_of_the_file(torn, short, monkeypatch):
     """Nothing is passed over, and the launcher may try again on another machine."""
 
     def fault(self, state):
@@ -213,21 +227,21 @@ def test_a_fault_of_the_device_is_not_one_of_the_file(torn, config, monkeypatch)
 
     monkeypatch.setattr(Trainer, "load_state_dict", fault)
     with pytest.raises(torch.AcceleratorError):
-        train(config(), run_dir=torn, verbose=False)
+        train(short, run_dir=torn, verbose=False)
 
 
 def test_processes_that_read_different_checkpoints_do_not_go_on(
-    torn, config, monkeypatch
+    torn, short, monkeypatch
 ):
     import slm.training.checkpoint as module
 
     monkeypatch.setattr(module, "gather_from_ranks", lambda value: [value, 4])
     with pytest.raises(CheckpointError, match="read checkpoints of steps 5, 4"):
-        train(config(), run_dir=torn, verbose=False)
+        train(short, run_dir=torn, verbose=False)
 
 
-@pytest.mark.parametrize("name", ["step_00000005.pt", "step_00000012.pt"])
-def test_a_folder_named_like_a_checkpoint_is_told(torn, config, capsys, name):
+@pytest.mark.parametrize("name", ["step_00000005.pt", "step_00000006.pt"])
+def test_a_folder_named_like_a_checkpoint_is_told(torn, short, capsys, name):
     """It may stand where the next one is to be written."""
     place = torn / "checkpoints" / name
     place.unlink(missing_ok=True)
@@ -235,10 +249,10 @@ def test_a_folder_named_like_a_checkpoint_is_told(torn, config, capsys, name):
     (place / "notes").touch()
     assert not load_run(torn).finished
     if name == "step_00000005.pt":
-        assert train(config(), run_dir=torn).finished
+        assert train(short, run_dir=torn).finished
     else:
-        with pytest.raises(CheckpointError, match="step 12 was not saved: .*directory"):
-            train(config(), run_dir=torn)
+        with pytest.raises(CheckpointError, match="step 6 was not saved: .*directory"):
+            train(short, run_dir=torn)
     told = f"{name} can't be read: Is a directory; trying the one before"
     assert capsys.readouterr().out.count(told) == 2
     assert (place / "notes").exists()
