@@ -64,6 +64,7 @@ def style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "axes.prop_cycle": cycler(color=COLORS),
             "grid.color": INK,
             "grid.alpha": 0.2,

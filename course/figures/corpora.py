@@ -15,7 +15,7 @@ def leaks_figure(leaks: Mapping[str, tuple[int, int]]) -> Figure:
         own = all_of_them - leaked
         names = ("in train, too", "held out only") if place == 0 else (None, None)
         axes.barh(unit, leaked, color=COLORS[1], label=names[0])
-        axes.barh(unit, own, left=leaked, color=COLORS[0], alpha=0.5, label=names[1])
+        axes.barh(unit, own, left=leaked, color=COLORS[0], label=names[1])
     axes.invert_yaxis()
     axes.set(xlabel="different stories on the validation side", ylabel="held out by")
     axes.grid(axis="y", visible=False)
