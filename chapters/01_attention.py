@@ -63,10 +63,10 @@ from torch import Tensor, nn
 # A token compares its query with the key of every token up to itself, turns the
 # comparisons into weights that sum to one, and takes the weighted mean of the values.
 # Here are six tokens whose queries and keys both say whose token they are, so each
-# finds the tokens of the same child. Each row is one token's look back; hover over a
-# cell to read its weight.
+# finds the tokens of the same child. Each row of {numref}`fig-attention` is one token's
+# look back.
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "How much each token looks at itself and at each one before it: a row sums to one. Every token of Mia's looks at Mia's tokens and not at Leo's.", "name": "fig-attention"}, "image": {"alt": "A table of weights, six tokens by six, its upper right half empty. Mia looks at Mia with 1.00; kite at Mia and kite with 0.50 each; Leo at Leo with 1.00; boat at Leo and boat with 0.50 each; the second Mia at Mia, kite and Mia with 0.33 each; lost at these and itself with 0.25 each."}} tags=["hide-input"]
 from course.figures.attention import attention_table
 
 tokens = ["Mia", "kite", "Leo", "boat", "Mia", "lost"]
@@ -240,7 +240,7 @@ print("equals the loops:", equal)
 # softmax that puts everything on one token, and almost no *gradient*: a score that
 # moves a little would change nothing, so there is nothing to learn from. Measure it:
 # random queries and keys, 64 tokens, a random gradient coming in from the result,
-# growing head size.
+# growing head size ({numref}`fig-scale`).
 
 # %% mystnb={"code_prompt_show": "Draw both against the head size", "figure": {"caption": "Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient that reaches the scores dies away. Divided by the root of K, both stay where they are.", "name": "fig-scale"}, "image": {"alt": "Two panels over head sizes from 4 to 512. Left: the largest weight of a row stays low when scaled and rises towards 1 when not. Right: the gradient of a row stays level when scaled and falls steeply when not."}} tags=["hide-input"]
 from course.figures.attention import scale_figure
@@ -631,10 +631,10 @@ accuracy = right.float().mean().item()
 print(f"loss {loss.item():.4f}, {accuracy:.1%} of 2,000 new episodes right")
 
 # %% [markdown]
-# And this is what the head looks at in one of them. Only the last row was trained to
-# answer; look where it goes.
+# And {numref}`fig-episode` is what the head looks at in one of them. Only the last row
+# was trained to answer; look where it goes.
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "What the trained head looks at in one episode. The last row asks for a child's thing, and nearly all of its weight goes to the place where that child was named with it.", "name": "fig-episode"}, "image": {"alt": "A table of weights, six places by six, each with a child and a thing; its upper right half is empty. In the last row, a child with a question mark, one cell is dark with a weight near 1: that of the same child's earlier place."}} tags=["hide-input"]
 NAMES = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"]
 OBJECTS = ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
 stream = embed_name(who[0]) + embed_object(what[0])  # (T, D)

@@ -49,9 +49,9 @@ import torch
 # token makes of what it gathered is the work of a small network applied to each token
 # for itself. A block is one of each. Around both runs the **residual stream**: a row of
 # `D` numbers per token that every part reads from and adds to, and that nothing ever
-# overwrites.
+# overwrites ({numref}`fig-block`).
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One block. The stream runs straight through; each part reads a normed copy of it and adds what it made. Nothing on the line itself is ever replaced.", "name": "fig-block"}, "image": {"alt": "A horizontal arrow, the residual stream of shape (B, T, D). A first branch leaves it, passes norm and attention, gathers from earlier tokens, and comes back at a plus sign on the stream. A second branch passes norm and feed-forward, works on each token alone, and comes back at a second plus sign."}} tags=["hide-input"]
 from course.figures.blocks import block_diagram
 
 block_diagram()
@@ -162,7 +162,7 @@ bool(torch.allclose(layer_norm(x, gamma, beta), theirs, atol=1e-6))
 # simplest bend is the ReLU, which replaces what is negative by 0. Its slope there is 0,
 # too, so a channel that has fallen below zero learns nothing any more. The GELU is a
 # rounded ReLU: $x$ times the probability that a standard normal number is smaller than
-# $x$.
+# $x$ ({numref}`fig-gelu`).
 
 # %% mystnb={"code_prompt_show": "Draw the GELU", "figure": {"caption": "The bend of GPT-2 beside the simpler one. Far from zero they agree. Near zero the GELU is smooth, and just left of it its slope is not zero: something is still passed on, and learned.", "name": "fig-gelu"}, "image": {"alt": "Two panels over inputs from -4 to 4. Left: the ReLU is 0 up to zero and then the diagonal; the GELU follows it in a smooth curve that dips slightly below zero between -3 and 0. Right: the ReLU's slope jumps from 0 to 1; the GELU's passes from 0 through a small dip below zero and rises smoothly to a little above 1."}} tags=["hide-input"]
 from course.figures.blocks import gelu_figure
@@ -342,8 +342,8 @@ results = {wiring: learn(wiring) for wiring in ("pre-norm", "post-norm", "no res
 results["post-norm, gently"] = learn("post-norm", rate=1e-3, warmup=50)
 
 # %% [markdown]
-# First, before any training: how alike have the tokens become? 1 means that all point
-# the same way.
+# First, before any training: how alike have the tokens become? In
+# {numref}`fig-similarity` 1 means that all point the same way.
 
 # %% mystnb={"code_prompt_show": "Draw the similarity of the tokens", "figure": {"caption": "Without the plus sign attention's averaging wins: after a few blocks every position holds the same vector, and nothing above can tell the tokens apart. Post-norm lets them become rather alike, but not the same.", "name": "fig-similarity"}, "image": {"alt": "Three curves over 32 blocks. Without residual the similarity jumps to 1 within a few blocks and stays. Post-norm rises more slowly and stays below 1. Pre-norm stays lowest."}} tags=["hide-input"]
 from course.figures.blocks import similarity_figure
@@ -365,7 +365,8 @@ gradient_figure(results)
 # block on its way down. And where all tokens are alike, it makes no difference who
 # looks at whom, so queries and keys have nothing to learn from.
 #
-# Third, what that costs: the loss, the mean of $-\ln p$ of the right letter, in *nats*.
+# Third, what that costs ({numref}`fig-losses`): the loss, the mean of $-\ln p$ of the
+# right letter, in *nats*.
 
 # %% mystnb={"code_prompt_show": "Draw the losses", "figure": {"caption": "Pre-norm learns the text by heart. Without the plus sign the loss stops at the dotted line, that of a model that knows how often each letter occurs and nothing else. So does post-norm at the rate that suits pre-norm; treated gently it learns, and slowly.", "name": "fig-losses"}, "image": {"alt": "Losses over 100 steps. Pre-norm falls to nearly 0. No residual and post-norm both end on the dotted line of the letter frequencies. Post-norm, gently, is on its way down below it."}} tags=["hide-input"]
 from course.figures.blocks import loss_figure

@@ -39,9 +39,9 @@ course.start()
 #
 # So the text has to come from a process that we know completely, and still hold what
 # makes language hard: facts that are told once and needed again, sentences later. Here
-# is a story from the end of this chapter.
+# is a story from the end of this chapter ({numref}`fig-choices`).
 
-# %% mystnb={"code_prompt_show": "Draw the story with its choices marked"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the story with its choices marked", "figure": {"caption": "A story and what chance chose in it. Grey: chosen once. In colour: drawn once, remembered, and told again in the same colour.", "name": "fig-choices"}, "image": {"alt": "A story of a few sentences in which pieces of the text have a coloured background. The name of the child, \"She\" and \"her\" share one colour; a piece of clothing, the thing that broke, and its owner have one each and come back later in the same colour. Places, moods and times are grey."}} tags=["hide-input"]
 from course.figures.stories import choices_marked
 from slm.data.stories import RULES as finished_rules
 

@@ -46,16 +46,16 @@ print([finished.decode([i]) for i in ids])
 #
 # Where do the pieces come from? They grow. Begin with bytes, and join the pair of
 # neighbours that occurs most often in the stories, wherever it occurs; do it again, now
-# with the joined piece among the others; and so on. Each box below is a token; coloured
-# are those that the row above did not know.
+# with the joined piece among the others; and so on. Each box of {numref}`fig-growing`
+# is a token; coloured are those that the row above did not know.
 
-# %% mystnb={"code_prompt_show": "Draw a story after 0, 1, 2, 4 and more merges"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw a story after 0, 1, 2, 4 and more merges", "figure": {"caption": "The first two sentences of a story as tokens, after more and more merges. First come pairs of letters, then words with the space before them (␣); at the end a token has about four bytes.", "name": "fig-growing"}, "image": {"alt": "One row for each number of merges from 0 to 767, with the number of tokens and bytes per token. At 0 each letter has a box of its own; with more merges the boxes join, first two letters, then whole words with the space before them, and their number falls to about a quarter."}} tags=["hide-input"]
 from course.figures.tokens import story_growing
 from slm.data.stories import sample
 
 story = sample(11)
 merges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, len(finished.ranks) - 256]
-story_growing(story[: story.index(".", 90) + 1], finished.ranks, merges)
+story_growing(story[: story.index(".", 60) + 1], finished.ranks, merges)
 
 # %% [markdown]
 # ## Why not characters, why not words?
@@ -790,8 +790,9 @@ print([tokenizer.decode([i]) for i in tokenizer.encode(sample(0))[:16]])
 
 # %% [markdown]
 # How large should a vocabulary be? Every token more shortens the texts, and costs a row
-# of the model's embedding. On stories the curve flattens, since most words are single
-# tokens by 1,024, so we stop there. On text in general it goes on rising.
+# of the model's embedding. On stories the curve flattens ({numref}`fig-vocabulary`),
+# since most words are single tokens by 1,024, so we stop there. On text in general it
+# goes on rising.
 
 # %% mystnb={"code_prompt_show": "Draw bytes per token against the vocabulary's size", "figure": {"caption": "Bytes per token on stories that the training did not see, against the size of the vocabulary. The first doubling of a token's length takes few merges, the second many times as many. The dotted line is the size that the course uses.", "name": "fig-vocabulary"}, "image": {"alt": "A curve that rises steeply from 1 byte per token at 257 tokens and flattens on its way to 4 bytes at 1,280."}} tags=["hide-input"]
 from course.figures.tokens import vocabulary_figure

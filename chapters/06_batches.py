@@ -55,9 +55,8 @@ from slm.data.tokenizer import Tokenizer
 # A model reads `T` tokens and guesses, at each of them, the one that follows. So a
 # training example needs no labels: text is its own answer, moved by one. Join all
 # documents into one strip, with the end-of-text token before, between and after them,
-# and cut it into rows of `T`. Below are three short documents, one colour each, in rows
-# of eight. Each cell shows a token $x$ and, under it, its target $y$; hover over a cell
-# for its place in the strip.
+# and cut it into rows of `T`. {numref}`fig-strip` has three short documents, one colour
+# each, in rows of eight. Each cell shows a token $x$ and, under it, its target $y$.
 
 # %% tags=["hide-input"]
 from course.figures.batches import strip
@@ -70,7 +69,7 @@ texts = ["Zoe had a red hat.", "Kai was sad. He lost his blue cap.", "Nell said 
 tokens = np.array([t for text in texts for t in [eot, *tokenizer.encode(text)]] + [eot])
 T = 8
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Three documents as one strip, cut into rows of eight: under each token its target, the token after it. The last target of a row opens the next one.", "name": "fig-strip"}, "image": {"alt": "Three pairs of lines with eight tokens each, inputs x above targets y. The targets are the inputs moved by one: x begins end-of-text, Zoe, had, a, red, hat; y begins Zoe, had, a, red, hat. The colour changes where a document ends, in the middle of a row."}} tags=["hide-input"]
 starts = range(0, len(tokens) - T, T)
 rows = [(tokens[i : i + T], tokens[i + 1 : i + T + 1]) for i in starts]
 strip(rows, tokenizer)
@@ -210,10 +209,10 @@ pack(tokens, 16, eot)
 
 # %% [markdown]
 # Each pair is a row: where it starts, and how many targets it has. Filled up to sixteen
-# they look like this; hover to see what is filling.
+# they are {numref}`fig-packed`; grey is filling.
 
 
-# %%
+# %% mystnb={"figure": {"caption": "The same documents in rows of sixteen that hold whole documents only. What is left at the end of a row is filled with end-of-text, and has no target.", "name": "fig-packed"}, "image": {"alt": "Two or more pairs of lines with sixteen tokens each, inputs above targets, one colour for each document. Each row begins with end-of-text; after its last document the cells are grey, the inputs end-of-text, the targets a dash."}}
 def filled(start: int, length: int, T: int = 16) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.full(T, eot), np.full(T, IGNORE)  # (T,) both
     x[:length] = tokens[start : start + length]
@@ -809,7 +808,7 @@ for row in x:
 # corpus, each line an epoch; a cell's colour is the batch in which that row is dealt
 # out.
 
-# %% mystnb={"figure": {"caption": "Three epochs over the rows of 50 stories, a colour for each batch of eight. Outlined: one batch of each epoch, the fourth; its rows lie elsewhere each time. Every cell is filled exactly once.", "name": "fig-tiles"}, "image": {"alt": "Three stripes of coloured cells, one cell a row of the corpus; in each stripe the eight cells of one batch are outlined in white, scattered differently each time."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Three epochs over the rows of 50 stories, a colour for each batch of eight. Outlined: one batch of each epoch, the fourth; its rows lie elsewhere each time. Every cell is filled exactly once.", "name": "fig-tiles"}, "image": {"alt": "Three stripes of coloured cells, one cell a row of the corpus; in each stripe the eight cells of one batch are outlined, scattered differently each time."}} tags=["hide-input"]
 from course.figures.batches import tiles
 
 tiny = TokenLoader(TextDataset(two_thousand[:50], tokenizer, 64), batch_size=8)

@@ -34,10 +34,10 @@ course.start()
 # was sure and right, much if it held what came for unlikely, and without limit for
 # impossible. The unit is the *nat*; a fair coin costs $\ln 2 \approx 0.69$ of it.
 #
-# Below is a story. Each character is coloured by what it costs a reader who knows the
-# grammar perfectly; hover to read the number.
+# {numref}`fig-surprisal` is a story. Each character is coloured by what it costs a
+# reader who knows the grammar perfectly.
 
-# %% mystnb={"code_prompt_show": "Draw the story with each character's surprise"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the story with each character's surprise", "figure": {"caption": "A story, coloured by what each character costs. The cost lies on the first letter or two of what chance chose; the rest of the word follows.", "name": "fig-surprisal"}, "image": {"alt": "A story in which most letters have no background. The first letters of the name, of what the child is, of the garment, the moment and the deed are orange, most of them strongly; the letters after them, and every name that was told before, are plain."}} tags=["hide-input"]
 import slm.data.floor
 from course.figures.floor import surprisal_strip
 from slm.data.stories import STORIES, sample
@@ -551,7 +551,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 # after the other. [Words are cut before their space](#tokens), so no token of ours
 # spans two pieces; but a grammar may glue things together ("sun" and "flower"), and
 # then the step is wrong. `reference_lines` checks every pair that can meet, and refuses
-# the grammar where that is so.
+# the grammar where that is so. {numref}`fig-lines` has the four lines of our stories.
 
 
 # %% mystnb={"code_prompt_show": "Given: from pieces to tokens, and the four lines (62 lines)"} tags=["hide-input"]

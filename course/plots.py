@@ -29,12 +29,12 @@ COLORS = (
 )
 """Eight colours that text may have on the paper, and that the paper's colour may have as text on them."""
 
-INK = "#374151"
+INK = "#1f2937"
 """Text, axes and ticks; also readable on a `TINT` of any colour."""
 
 PAPER = "#ffffff"
 
-TINT = 0.3
+TINT = 0.45
 """How opaque a field of one of the colours is at most when ink stands on it."""
 
 SMALL = 9.0
@@ -72,6 +72,8 @@ def style() -> None:
             "ytick.color": INK,
             "legend.frameon": False,
             "font.size": 10,
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.monospace": ["DejaVu Sans Mono"],
             "lines.linewidth": 1.8,
         }
     )

@@ -31,7 +31,12 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-RUN_CHAPTERS = ["test_provenance.py", "test_outputs.py", "test_book.py"]
+RUN_CHAPTERS = [
+    "test_provenance.py",
+    "test_outputs.py",
+    "test_figures.py",
+    "test_book.py",
+]
 """Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
 LONG = [
     "test_modal_loopback.py",

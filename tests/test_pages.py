@@ -84,6 +84,11 @@ DOT = base64.b64encode(
     )
 ).decode()
 
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt">'
+    '<path d="M 0 0 L 9 9" style="fill: #2563eb"/></svg>'
+)
+
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, str]:
@@ -99,7 +104,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
         notebook = jupytext.read(path)
         for cell in notebook.cells:
             if cell.source.startswith("picture"):
-                data = {"image/png": DOT, "text/plain": "<Figure>"}
+                data = {"image/png": DOT, "image/svg+xml": SVG, "text/plain": "<F>"}
                 cell.outputs = [nbformat.v4.new_output("display_data", data)]
         nbformat.write(notebook, source / f"{stem}.ipynb")
     (source / "index.md").write_text(
@@ -160,7 +165,9 @@ def test_a_fold_says_what_it_holds_open_and_closed(pages):
 
 def test_a_figure_has_caption_number_and_alternative_text(pages):
     first = pages["01_attention"]
-    assert 'alt="A dot."' in first and "What to see." in first
+    svg = re.search(r'<svg [^>]*role="img" aria-label="A dot.">.*?</svg>', first)
+    assert svg and "fill: var(--figure-0)" in svg[0] and "What to see." in first
+    assert "<img" not in first[first.index('class="body"') :]
     assert re.search(r'href="#fig-one"><span class="std std-numref">Fig. 1.1<', first)
 
 

@@ -1,6 +1,5 @@
 """Figures of attention: what a head looks at, what the scale does, which kernel is faster."""
 
-import html
 import math
 import statistics
 import time
@@ -9,38 +8,34 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.plots import COLORS
+from course.figures.sheet import cell, scale, sheet
+from course.plots import COLORS, SMALL, by_powers
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def attention_table(tokens: Sequence[str], weights: Tensor) -> HTML:
-    """A `(T, T)` table of attention weights with the weight on hover; needs neither script nor network."""
-    names = [html.escape(token) for token in tokens]
-    cell = "width:2.4em;height:2.1em;padding:0;border:1px solid rgba(128,128,128,.25);text-align:center"
-    head = "".join(
-        f'<th style="font-weight:normal;padding:.2em .4em;text-align:center">{name}</th>'
-        for name in names
-    )
-    rows = []
-    for t, (name, row) in enumerate(zip(names, weights.tolist(), strict=True)):
-        cells = "".join(
-            f'<td title="{name} looks at {names[s]}: {weight:.3f}" style="{cell};background:rgba(37,99,235,{weight:.3f})"></td>'
-            if s <= t
-            else f'<td title="{names[s]} comes after {name}" style="{cell};border-color:transparent"></td>'
-            for s, weight in enumerate(row)
-        )
-        rows.append(
-            f'<tr style="background:none"><th style="font-weight:normal;text-align:right;padding:.2em .6em">{name}</th>{cells}</tr>'
-        )
-    return HTML(
-        f'<table class="attention" style="border-collapse:collapse;font-size:.85em;margin:1em 0">'
-        f'<tr style="background:none"><th style="font-weight:normal;opacity:.6">looks at</th>{head}</tr>{"".join(rows)}</table>'
-    )
+def attention_table(tokens: Sequence[str], weights: Tensor) -> Figure:
+    """A `(T, T)` table of attention weights: each row is what one token looks at."""
+    longest = 5.8 * max(map(len, tokens))
+    left, top, width, height = longest + 24, 40.0, max(34.0, longest + 8), 24.0
+    T = len(tokens)
+    figure, axes = sheet(left + T * width, top + T * height + 34)
+    axes.text(left + T * width / 2, 8, "looks at", ha="center", va="center")
+    axes.text(6, top + T * height / 2, "token", ha="center", va="center", rotation=90)
+    for t, row in enumerate(weights.tolist()):
+        y = top + t * height
+        axes.text(left - 6, y + height / 2, tokens[t], ha="right", va="center")
+        x = left + t * width
+        axes.text(x + width / 2, top - 12, tokens[t], ha="center", va="center")
+        for s, weight in enumerate(row[: t + 1]):
+            place = left + s * width, y, width, height
+            number = f"{weight:.2f}"
+            cell(axes, place, number, (COLORS[0], weight), fontsize=SMALL)
+    scale(axes, left, top + T * height + 18, COLORS[0], ("weight 0", "1"))
+    return figure
 
 
 def scale_figure(T: int = 64) -> Figure:
@@ -69,7 +64,7 @@ def scale_figure(T: int = 64) -> Figure:
                     gradient.norm(dim=-1).median().item(),
                 )
             )
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.9), layout="constrained")
     for (label, points), color in zip(curves.items(), COLORS, strict=False):
         largest, gradient_norm = zip(*points, strict=True)
         left.plot(sizes, largest, "o-", color=color, label=label)
@@ -87,6 +82,7 @@ def scale_figure(T: int = 64) -> Figure:
         ylabel="gradient of a row (median)",
     )
     left.legend()
+    by_powers(left.xaxis, right.xaxis, right.yaxis)
     plt.close(figure)
     return figure
 

@@ -1,20 +1,18 @@
 """Figures of the batches: the strip of inputs and targets, and how batches tile a corpus."""
 
-import html
 from collections.abc import Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
-from IPython.display import HTML
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from course.plots import COLORS
+from course.figures.sheet import ADVANCE, cell, sheet
+from course.plots import COLORS, INK, SMALL
 
-TINTS = ("59,130,246", "249,115,22", "16,185,129", "168,85,247", "6,182,212")
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 IGNORED = -100
 
 
@@ -24,44 +22,35 @@ def _shown(token: int, tokenizer: tiktoken.Encoding) -> str:
         return "–"
     if token == tokenizer.eot_token:
         return "■"
-    return html.escape(tokenizer.decode([token])).replace(" ", "␣").replace("\n", "↵")
+    return tokenizer.decode([token]).replace(" ", "␣").replace("\n", "↵")
 
 
-def strip(rows: Iterable[tuple[Any, Any]], tokenizer: tiktoken.Encoding) -> HTML:
-    """A table with two lines for each row `(x, y)`: inputs, and under each its target. One colour for each document."""
-    border = "border:1px solid rgba(128,128,128,.3);padding:.15em .35em;text-align:center;white-space:pre"
-    lines, document, place = [], -1, 0
-    for number, (x, y) in enumerate(rows):
-        inputs, targets = [], []
-        for token, target in zip(map(int, x), map(int, y), strict=True):
+def strip(rows: Iterable[tuple[Any, Any]], tokenizer: tiktoken.Encoding) -> Figure:
+    """Two lines for each row `(x, y)`: inputs, and under each its target. One colour for each document."""
+    given = [(list(map(int, x)), list(map(int, y))) for x, y in rows]
+    columns = zip(*[line for row in given for line in row], strict=True)
+    longest = [max(len(_shown(t, tokenizer)) for t in column) for column in columns]
+    widths = [max(16.0, ADVANCE * SMALL * n + 6) for n in longest]
+    left, line, gap, document = 26.0, 17.0, 8.0, -1
+    bottom = len(given) * (2 * line + gap)
+    figure, axes = sheet(left + sum(widths), bottom + 16)
+    for number, (inputs, targets) in enumerate(given):
+        x, y = left, number * (2 * line + gap)
+        for name, middle in (("x", y + line / 2), ("y", y + 1.5 * line)):
+            told = f"{name}{number}".translate(SUBSCRIPTS)
+            axes.text(left - 6, middle, told, ha="right", va="center")
+        for token, target, width in zip(inputs, targets, widths, strict=True):
             used = target != IGNORED
             document += used and token == tokenizer.eot_token
             of_target = document + (target == tokenizer.eot_token)
-            tint, tint_target = (
-                f"rgba({TINTS[d % len(TINTS)]},.28)"
-                if used
-                else "rgba(128,128,128,.10)"
-                for d in (document, of_target)
-            )
-            title = (
-                f"token {place} of the strip; its target is token {place + 1}"
-                if used
-                else "filling: does not count"
-            )
-            inputs.append(
-                f'<td title="{title}" style="{border};background:{tint}">{_shown(token, tokenizer)}</td>'
-            )
-            targets.append(
-                f'<td title="{title}" style="{border};background:{tint_target};opacity:.75">{_shown(target, tokenizer)}</td>'
-            )
-            place += used
-        for name, cells in (("x", inputs), ("y", targets)):
-            label = f'<th style="font-weight:normal;text-align:right;padding:0 .6em"><i>{name}</i><sub>{number}</sub></th>'
-            lines.append(f'<tr style="background:none">{label}{"".join(cells)}</tr>')
-        lines.append('<tr style="background:none;height:.5em"></tr>')
-    table = f'<table class="strip" style="border-collapse:collapse;color:inherit;font-size:.85em;margin:1em 0">{"".join(lines)}</table>'
-    legend = '<p style="font-size:.8em;opacity:.7;margin:0">■ end-of-text, ␣ space, – no target</p>'
-    return HTML(f'<div style="overflow-x:auto">{table}{legend}</div>')
+            for top, t, of in ((y, token, document), (y + line, target, of_target)):
+                tint = (COLORS[of % 5], 0.6) if used else (COLORS[7], 0.2)
+                looks: dict[str, Any] = {"family": "monospace", "fontsize": SMALL}
+                cell(axes, (x, top, width, line), _shown(t, tokenizer), tint, **looks)
+            x += width
+    legend = "■ end-of-text   ␣ space   – no target"
+    axes.text(left, bottom + 8, legend, fontsize=SMALL, va="center")
+    return figure
 
 
 def tiles(loader: Any, epochs: int, marked: int) -> Figure:
@@ -78,25 +67,19 @@ def tiles(loader: Any, epochs: int, marked: int) -> Figure:
         batch_of[epoch, order] = (
             np.arange(n_rows) + epoch * n_rows
         ) // size - epoch * n_rows // size
-    figure, axes = plt.subplots(figsize=(8, 0.5 + 0.45 * epochs), layout="constrained")
-    axes.imshow(
-        batch_of % len(COLORS),
-        cmap=ListedColormap(COLORS),
-        aspect="auto",
-        alpha=0.75,
-        interpolation="nearest",
+    figure, axes = plt.subplots(
+        figsize=(7.5, 0.5 + 0.45 * epochs), layout="constrained"
     )
-    for epoch, row in zip(*np.nonzero(batch_of == marked), strict=True):
+    for (epoch, row), batch in np.ndenumerate(batch_of):
+        color = COLORS[batch % len(COLORS)]
         axes.add_patch(
-            Rectangle(
-                (row - 0.5, epoch - 0.5),
-                1,
-                1,
-                fill=False,
-                edgecolor="#f8fafc",
-                linewidth=2,
-            )
+            Rectangle((row - 0.5, epoch - 0.5), 1, 1, color=color, alpha=0.6, lw=0)
         )
+    for epoch, row in zip(*np.nonzero(batch_of == marked), strict=True):
+        outline = Rectangle((row - 0.5, epoch - 0.5), 1, 1, fill=False)
+        outline.set(edgecolor=INK, linewidth=2)
+        axes.add_patch(outline)
+    axes.set(xlim=(-1, n_rows), ylim=(epochs - 0.45, -0.55))
     axes.set(
         xlabel="row of the corpus",
         yticks=range(epochs),

@@ -5,47 +5,36 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from course.plots import COLORS
+from course.figures.sheet import arrow, cell, sheet
+from course.plots import COLORS, INK, PAPER, by_powers
 
 
-def block_diagram() -> HTML:
+def block_diagram() -> Figure:
     """One pre-norm block: the residual stream from left to right, two branches that read from it and add to it."""
-    blue, orange = COLORS[0], COLORS[1]
-
-    def box(x: int, y: int, width: int, text: str, color: str) -> str:
-        return (
-            f'<rect x="{x}" y="{y}" width="{width}" height="34" rx="6" fill="{color}" fill-opacity=".14" stroke="{color}"/>'
-            f'<text x="{x + width / 2}" y="{y + 22}" text-anchor="middle" fill="currentColor">{text}</text>'
-        )
-
-    def branch(x: int, part: str, width: int, color: str) -> str:
-        plus = x + 130 + width + 40
-        return (
-            f'<path d="M{x} 130 V57 H{x + 22}" fill="none" stroke="{color}" stroke-width="1.6"/>'
-            + box(x + 22, 40, 74, "norm", color)
-            + f'<path d="M{x + 96} 57 H{x + 118}" stroke="{color}" stroke-width="1.6"/>'
-            + box(x + 118, 40, width, part, color)
-            + f'<path d="M{x + 118 + width} 57 H{plus} V117" fill="none" stroke="{color}" stroke-width="1.6" marker-end="url(#tip)"/>'
-            + f'<circle cx="{plus}" cy="130" r="11" fill="none" stroke="currentColor" stroke-width="1.6"/>'
-            + f'<path d="M{plus - 6} 130 h12 M{plus} 124 v12" stroke="currentColor" stroke-width="1.6"/>'
-        )
-
-    return HTML(
-        '<svg viewBox="0 0 760 175" role="img" aria-label="A pre-norm block" '
-        'style="width:100%;max-width:760px;color:inherit;font-family:inherit;font-size:14px">'
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 L8 4 L0 8 z" fill="currentColor"/></marker></defs>'
-        '<path d="M20 130 H735" stroke="currentColor" stroke-width="3" stroke-opacity=".45" marker-end="url(#tip)"/>'
-        + branch(70, "attention", 100, blue)
-        + branch(400, "feed-forward", 110, orange)
-        + '<text x="20" y="160" fill="currentColor">residual stream (B, T, D): read from, added to, never overwritten</text>'
-        f'<text x="190" y="28" fill="{blue}">gathers from earlier tokens</text>'
-        f'<text x="530" y="28" fill="{orange}">works on each token alone</text></svg>'
+    figure, axes = sheet(516, 132)
+    stream = 92.0
+    parts = (
+        (36.0, "attention", "gathers from earlier tokens", COLORS[0]),
+        (280.0, "feed-forward", "works on each token alone", COLORS[1]),
     )
+    arrow(axes, (0, stream), (516, stream))
+    for x, part, does, color in parts:
+        plus = x + 186
+        axes.plot([x, x, x + 14], [stream, 40, 40], color=color)
+        cell(axes, (x + 14, 26, 48, 28), "norm", (color, 0.4), color)
+        arrow(axes, (x + 62, 40), (x + 80, 40), color)
+        cell(axes, (x + 80, 26, 78, 28), part, (color, 0.4), color)
+        axes.plot([x + 158, plus, plus], [40, 40, stream - 16], color=color)
+        arrow(axes, (plus, stream - 24), (plus, stream - 8), color)
+        axes.plot(plus, stream, "o", color=PAPER, mec=INK, markersize=15)
+        axes.plot(plus, stream, "+", color=INK, markersize=9)
+        axes.text(x + 14, 10, does, color=color, va="center")
+    told = "residual stream (B, T, D): read from, added to, never overwritten"
+    axes.text(0, 120, told, va="center")
+    return figure
 
 
 Results = Mapping[
@@ -57,7 +46,7 @@ def gelu_figure() -> Figure:
     """The GELU beside the ReLU, with their slopes."""
     x = torch.linspace(-4, 4, 401, requires_grad=True)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8, 2.8), layout="constrained", sharex=True
+        1, 2, figsize=(7.5, 2.8), layout="constrained", sharex=True
     )
     bends = {"GELU": F.gelu(x, approximate="tanh"), "ReLU": F.relu(x)}
     for (name, y), color, style in zip(bends.items(), COLORS, ("-", ":"), strict=False):
@@ -82,6 +71,7 @@ def gradient_figure(results: Results) -> Figure:
     """Before training, in each block: the gradient of the feed-forward weights, and of queries and keys."""
     figure, ax = _by_block(results, "feed-forward", "queries and keys")
     ax.set(xlabel="block", ylabel="norm of the gradient", yscale="log")
+    by_powers(ax.yaxis)
     return figure
 
 

@@ -1,32 +1,25 @@
 """Figures of the floor: what each character of a story costs, and the lines to read a loss against."""
 
-import html
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from course.figures.sheet import coloured_text
 from course.plots import COLORS, INK
 from slm.data.floor import ReferenceLines
 
 
-def surprisal_strip(text: str, nats: Sequence[float], full: float = 2.5) -> HTML:
-    """A text whose characters are coloured by their surprisal, with the value on hover; `full` nats get full colour."""
-    spans = []
-    for character, value in zip(text, nats, strict=True):
-        shade = 0.85 * min(value, full) / full if value > 1e-9 else 0.0
-        style = f"background:rgba(249,115,22,{shade:.2f})" if shade > 0.005 else ""
-        name = html.escape(character, quote=True)
-        spans.append(
-            f'<span title="{name}: {abs(value):.2f} nats" style="{style}">{name}</span>'
-        )
+def surprisal_strip(text: str, nats: Sequence[float], full: float = 2.5) -> Figure:
+    """A text whose characters are coloured by their surprisal; `full` nats get full colour."""
+    behind = [
+        (COLORS[1], round(min(value, full) / full, 2)) if value > 0.01 else None
+        for value in nats
+    ]
     free = sum(value < 0.01 for value in nats) / max(len(text), 1)
-    caption = f"{sum(nats):.1f} nats in {len(text)} characters; {free:.0%} of the characters cost nothing."
-    return HTML(
-        '<div style="font-family:monospace;line-height:1.9;max-width:46em;white-space:pre-wrap;color:currentColor">'
-        f'{"".join(spans)}</div><div style="font-size:.85em;opacity:.75;margin-top:.6em">{caption}</div>'
-    )
+    note = f"{sum(nats):.1f} nats in {len(text)} characters; {free:.0%} of the characters cost nothing."
+    ends = "0 nats", f"{full} or more"
+    return coloured_text(text, behind, note, (COLORS[1], ends))
 
 
 def lines_figure(lines: ReferenceLines) -> Figure:

@@ -1,41 +1,39 @@
 """Figures of GPT: the whole model, where its parameters and FLOPs sit, what each depth would answer, memory at its peak."""
 
-import html
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import HTML
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from course.plots import COLORS
+from course.figures.sheet import arrow, cell, scale, sheet
+from course.plots import COLORS, PAPER, SMALL
 from slm.model.config import GPTConfig, count_forward_flops
 from slm.model.gpt import GPT
 
 
-def model_diagram() -> HTML:
-    """From ids to logits, left to right, with the shape after each step."""
+def model_diagram() -> Figure:
+    """From ids to logits, from the bottom to the top, with the shape after each step."""
     steps = [
         ("token ids", "(B, T)", COLORS[7]),
         ("token row + position row", "(B, T, D)", COLORS[2]),
         ("block 1 … block L", "(B, T, D)", COLORS[0]),
         ("norm", "(B, T, D)", COLORS[7]),
-        ("times token tableᵀ", "(B, T, V)", COLORS[2]),
-        ("softmax", "p(next token)", COLORS[1]),
+        ("times the token table, transposed", "(B, T, V)", COLORS[2]),
+        ("softmax", "how likely each token comes next", COLORS[1]),
     ]
-    arrow = '<div style="align-self:center;opacity:.6">→</div>'
-    boxes = [
-        f'<div style="text-align:center"><div style="border:1px solid {color};background:{color}22;border-radius:6px;padding:.45em .8em">{name}</div>'
-        f'<div style="font-size:.85em;opacity:.7;margin-top:.25em">{shape}</div></div>'
-        for name, shape, color in steps
-    ]
-    return HTML(
-        f'<div style="display:flex;flex-wrap:wrap;gap:.5em;align-items:flex-start;margin:1em 0">{arrow.join(boxes)}</div>'
-    )
+    step, height = 46.0, 26.0
+    figure, axes = sheet(300, step * len(steps))
+    for n, (name, shape, color) in enumerate(reversed(steps)):
+        y = n * step + 20
+        cell(axes, (0, y, 200, height), name, (color, 0.4), color)
+        axes.text(110, y - 10, shape, va="center")
+        tip = (100, y - 20 if n else 0)
+        arrow(axes, (100, y), tip)
+    return figure
 
 
 def parameter_map(model: GPT) -> Figure:
@@ -45,85 +43,39 @@ def parameter_map(model: GPT) -> Figure:
         return sum(parameter.numel() for parameter in module.parameters())
 
     total, n_layers = model.count_parameters(), model.config.n_layers
-    figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    width, height, top = 530.0, 230.0, 18.0
+    figure, axes = sheet(width, top + height)
 
     def area(
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        color: str,
-        text: str = "",
-        alpha: float = 0.55,
+        x: float, y: float, w: float, h: float, color: str, text: str = ""
     ) -> None:
-        axes.add_patch(
-            Rectangle(
-                (x, y), width, height, facecolor=color, alpha=alpha, edgecolor="none"
-            )
-        )
-        axes.add_patch(
-            Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=0.8)
-        )
-        if text:
-            axes.text(
-                x + width / 2,
-                y + height / 2,
-                text,
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                rotation=90 if width < 0.03 < height else 0,
-            )
+        """All in shares of the map."""
+        place = (x * width, top + y * height, w * width, h * height)
+        cell(axes, place, text, (color, 0.7), color, fontsize=SMALL)
 
     tokens, positions = size(model.token_embedding), size(model.position_embedding)
-    area(
-        0,
-        0,
-        tokens / total,
-        1,
-        COLORS[2],
-        f"token embedding,\nalso the output\n{tokens / total:.1%}",
-    )
+    told = f"token embedding,\nalso the output\n{tokens / total:.1%}"
+    area(0, 0, tokens / total, 1, COLORS[2], told)
     area(tokens / total, 0, positions / total, 1, COLORS[5])
-    axes.annotate(
-        f"positions {positions / total:.1%}",
-        ((tokens + positions / 2) / total, 1),
-        xytext=(-4, 8),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8.5,
-        annotation_clip=False,
-    )
+    x = (tokens + positions / 2) / total * width
+    told = f"positions {positions / total:.1%}"
+    axes.text(x, 8, told, ha="center", va="center", fontsize=SMALL)
     left, columns = (tokens + positions) / total, 6
     rows = -(-n_layers // columns)
-    width, height = (1 - left) / columns, 1 / rows
+    w, h = (1 - left) / columns, 1 / rows
     for i, block in enumerate(model.blocks):
-        x, y = left + (i % columns) * width, 1 - (i // columns + 1) * height
+        x, y = left + (i % columns) * w, i // columns * h
         share = size(block.attention) / size(block)
-        area(
-            x,
-            y + height * (1 - share),
-            width,
-            height * share,
-            COLORS[0],
-            "attention" if i else f"attention\n{size(block.attention) / total:.1%}",
-        )
-        area(
-            x,
-            y,
-            width,
-            height * (1 - share),
-            COLORS[1],
-            f"feed-forward\nof block {i + 1}"
-            + ("" if i else f"\n{size(block.feed_forward) / total:.1%}"),
-        )
-    axes.set(xlim=(0, 1), ylim=(0, 1.08))
-    axes.axis("off")
-    plt.close(figure)
+        attention, forward = "attention", f"feed-\nforward\nof block {i + 1}"
+        if i == 0:
+            attention += f"\n{size(block.attention) / total:.1%}"
+            forward += f"\n{size(block.feed_forward) / total:.1%}"
+        area(x, y, w, h * share, COLORS[0], attention)
+        area(x, y + h * share, w, h * (1 - share), COLORS[1], forward)
     return figure
 
 
-def depth_table(model: GPT, text: bytes) -> HTML:
+def depth_table(model: GPT, text: bytes) -> Figure:
     """What the model would answer at each position if it stopped after each depth; byte tokens."""
     tokens = torch.tensor(list(text), device=model.device)[None]  # (1, T)
     streams: list[Tensor] = []
@@ -148,53 +100,48 @@ def depth_table(model: GPT, text: bytes) -> HTML:
         handle.remove()
 
     def show(code: int) -> str:
-        return "␣" if code == 32 else html.escape(chr(code)) if 32 < code < 127 else "·"
+        return "␣" if code == 32 else chr(code) if 32 < code < 127 else "·"
 
-    cell = "width:1.7em;height:1.7em;padding:0;text-align:center;border:1px solid rgba(128,128,128,.2)"
-    rows = []
-    for depth in reversed(range(len(answers))):
-        cells = "".join(
-            f'<td title="after {depth} blocks: {show(code)} with p = {p:.3f}" style="{cell};background:rgba(37,99,235,{0.75 * p:.3f})">{show(code)}</td>'
-            for p, code in zip(
-                answers[depth].values.tolist(),
-                answers[depth].indices.tolist(),
-                strict=True,
-            )
-        )
-        name = "embedding" if depth == 0 else f"after block {depth}"
-        rows.append(
-            f'<tr style="background:none"><th style="font-weight:normal;text-align:right;padding-right:.6em;white-space:nowrap">{name}</th>{cells}</tr>'
-        )
-    inputs = "".join(
-        f'<td style="{cell};opacity:.7">{show(code)}</td>' for code in text
-    )
-    rows.append(
-        f'<tr style="background:none"><th style="font-weight:normal;text-align:right;padding-right:.6em;opacity:.7">reads</th>{inputs}</tr>'
-    )
-    return HTML(
-        f'<div style="overflow-x:auto"><table style="border-collapse:collapse;font-family:monospace;font-size:.85em;margin:1em 0">{"".join(rows)}</table></div>'
-    )
+    left, size = 92.0, 18.0
+    letters: dict[str, Any] = {"family": "monospace"}
+    figure, axes = sheet(left + size * len(text), size * (len(answers) + 1) + 48)
+    for depth, (likely, codes) in enumerate(reversed(answers)):
+        above = len(answers) - 1 - depth
+        name = f"after block {above}" if above else "embedding"
+        axes.text(left - 8, size * (depth + 0.5), name, ha="right", va="center")
+        for t, (p, code) in enumerate(
+            zip(likely.tolist(), codes.tolist(), strict=True)
+        ):
+            place = (left + size * t, size * depth, size, size)
+            cell(axes, place, show(code), (COLORS[0], p), **letters)
+    y = size * (len(answers) + 1)
+    axes.text(left - 8, y, "reads", ha="right", va="center")
+    for t, code in enumerate(text):
+        x = left + size * (t + 0.5)
+        axes.text(x, y, show(code), ha="center", va="center", **letters)
+    scale(axes, left, y + 28, COLORS[0], ("probability 0", "1"))
+    return figure
 
 
 def flops_by_part(shapes: Mapping[str, GPTConfig]) -> Figure:
     """One bar per model: the share of each part in the forward FLOPs of a token."""
     height = 0.55 * len(shapes) + 1.2
-    figure, axes = plt.subplots(figsize=(8.5, height), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
     for row, config in enumerate(shapes.values()):
         parts, left = count_forward_flops(config), 0.0
         for (name, flops), color in zip(parts.items(), COLORS, strict=False):
             share = flops / sum(parts.values())
             label = name if row == 0 else None
-            axes.barh(row, share, left=left, color=color, alpha=0.8, label=label)
-            if share > 0.04:
+            axes.barh(row, share, left=left, color=color, label=label)
+            if share > 0.05:
                 axes.text(
                     left + share / 2,
                     row,
                     f"{share:.0%}",
                     ha="center",
                     va="center",
-                    fontsize=8,
-                    color="#ffffff",
+                    fontsize=SMALL,
+                    color=PAPER,
                 )
             left += share
     axes.set_yticks(range(len(shapes)), list(shapes))
@@ -202,7 +149,7 @@ def flops_by_part(shapes: Mapping[str, GPTConfig]) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL)
     plt.close(figure)
     return figure
 

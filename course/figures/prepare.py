@@ -10,7 +10,9 @@ from course.plots import COLORS
 
 def loaders_figure(recorded: Sequence[Mapping[str, str]]) -> Figure:
     """Anonymous memory and speed of each loader against the size of the corpus, from rows of benchmarks/loader.py."""
-    figure, (memory, speed) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    figure, (memory, speed) = plt.subplots(
+        1, 2, figsize=(7.5, 3.2), layout="constrained"
+    )
     for name, color in zip(
         dict.fromkeys(row["loader"] for row in recorded), COLORS, strict=False
     ):

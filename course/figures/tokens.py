@@ -1,13 +1,12 @@
 """Figures of tokens: how merges build words, and what the size of a vocabulary buys."""
 
-import html
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import regex
-from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from course.figures.sheet import ADVANCE, cell, sheet
 from course.plots import COLORS
 from slm.data.tokenizer import (
     PATTERN,
@@ -17,41 +16,38 @@ from slm.data.tokenizer import (
     train_bpe,
 )
 
-STYLE = (
-    "<style>.grown span{display:inline-block;padding:0 .15em;margin:1px;border:1px solid rgba(128,128,128,.5);"
-    "border-radius:3px;white-space:pre}.grown span.new{background:rgba(249,115,22,.3)}"
-    ".grown td.n{text-align:right;vertical-align:top;opacity:.85;padding:.2em .6em}</style>"
-)
 
-
-def story_growing(text: str, ranks: dict[bytes, int], after: Sequence[int]) -> HTML:
+def story_growing(text: str, ranks: dict[bytes, int], after: Sequence[int]) -> Figure:
     """A text as tokens after so many merges: one row for each, what is new since the row above in colour."""
     words = [word.encode() for word in regex.findall(PATTERN, text)]
-    size = len(text.encode())
-    rows, before = [], 0
+    size, line, left, right = len(text.encode()), 19.0, 152.0, 530.0
+    heads = {"merges": 40.0, "tokens": 88.0, "bytes per\ntoken": 142.0}
+    boxes, rows, y, before = [], [], 34.0, 0
     for n in after:
-        known = {token: rank for token, rank in ranks.items() if rank < 256 + n}
-        bytes_of = {rank: token for token, rank in known.items()}
+        bytes_of = {rank: token for token, rank in ranks.items() if rank < 256 + n}
+        known = {token: rank for rank, token in bytes_of.items()}
         ids = [i for word in words for i in encode_word(word, known)]
-        boxes = "".join(
-            f"<span{' class=new' if i >= 256 + before else ''}>"
-            f"{html.escape(bytes_of[i].decode('utf-8', 'replace'))}</span>"
-            for i in ids
-        )
-        count, before = len(ids), n
-        number = "<td class=n>"
-        rows.append(
-            f'<tr style="background:none">{number}{n}</td><td style="text-align:left;font-family:monospace">{boxes}</td>'
-            f"{number}{count}</td>{number}{size / count:.2f}</td></tr>"
-        )
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("merges", "the story in tokens", "tokens", "bytes per token")
-    )
-    return HTML(
-        f'{STYLE}<div class="grown" style="overflow-x:auto"><table style="border-collapse:collapse;font-size:.85em;color:currentColor">'
-        f'<tr style="background:none">{head}</tr>{"".join(rows)}</table></div>'
-    )
+        rows.append((y, (f"{n}", f"{len(ids)}", f"{size / len(ids):.2f}")))
+        x = left
+        for i in ids:
+            token = bytes_of[i].decode("utf-8", "replace").replace(" ", "␣")
+            width = ADVANCE * 10 * len(token) + 3
+            if x + width > right:
+                x, y = left, y + line
+            boxes.append((x, y, width, token, i >= 256 + before))
+            x += width + 2
+        before, y = n, y + line + 8
+    figure, axes = sheet(right, y)
+    for name, x in heads.items():
+        axes.text(x, 12, name, ha="right", va="center")
+    axes.text(left, 12, "the story in tokens", va="center")
+    for y, numbers in rows:
+        for number, x in zip(numbers, heads.values(), strict=True):
+            axes.text(x, y + 7.5, number, ha="right", va="center")
+    for x, y, width, token, new in boxes:
+        of = COLORS[1], 0.8 * new
+        cell(axes, (x, y, width, 15), token, of, family="monospace")
+    return figure
 
 
 def vocabulary_figure(texts: Sequence[str]) -> Figure:
