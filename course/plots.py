@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -121,7 +122,8 @@ def name_points(
     moved = [fmean(block) for block in blocks for _ in block]
     for n, (k, height) in enumerate(zip(order, moved, strict=True)):
         x, y, name, color = points[k]
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
+        line: dict[str, Any] = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
+        line |= {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
         up = height + n * gap - heights[k]
         axes.annotate(
             name,
@@ -131,32 +133,6 @@ def name_points(
             va="center",
             color=color,
             fontsize=size,
-            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
-            if abs(up) > 3
-            else None,
+            arrowprops=line if max(abs(up), away - 12) > 3 else None,
             annotation_clip=False,
         )
-
-
-COLUMNS = 89
-"""Letters of one width, in the size of a figure's text, that stand in the widest figure's line."""
-
-
-def set_in_lines(
-    pieces: Sequence[str], columns: int = COLUMNS
-) -> list[tuple[int, int, str]]:
-    """Where each piece of a text stands if it is set in lines: column, line, and its letters without blanks around."""
-    words: list[list[str]] = []
-    for piece in pieces:
-        if piece.startswith(" ") or not words:
-            words.append([])
-        words[-1].append(piece)
-    places, column, line = [], 0, 0
-    for word in words:
-        if column + len("".join(word)) > columns:
-            column, line = -1, line + 1  # the blank before it stands outside
-        for piece in word:
-            blanks = len(piece) - len(piece.lstrip())
-            places.append((column + blanks, line, piece.strip()))
-            column += len(piece)
-    return places

@@ -88,7 +88,7 @@ def timeline(laps: dict[str, list[tuple[str, float]]]) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     client, container = laps[LANES[0]], laps[LANES[2]]
     total = sum(seconds for _, seconds in client + container)
-    box = 0.34 * total  # as wide as its label, whatever it takes
+    box = 0.38 * total  # as wide as its label, whatever it takes
     at = _measured(axes, client, 2, 0.0, COLORS[0])
     axes.text(at + 0.03 * total, 2, _told(client), va="center", color=COLORS[0])
     for label in described:
@@ -99,8 +99,8 @@ def timeline(laps: dict[str, list[tuple[str, float]]]) -> Figure:
             axes.text(at + box / 2, y, line, ha="center", va="center")
         at += box
     paid, clock = COLORS[4], "the GPU's clock starts"
-    axes.vlines(at - box, -0.5, 2.2, linestyle=":", linewidth=1.2, color=paid)
-    axes.text(at - box, 2.25, clock, ha="center", va="bottom", color=paid)
+    axes.vlines(at - box, -0.5, 2.4, linestyle=":", linewidth=1.2, color=paid)
+    axes.text(at - box, 2.45, clock, ha="center", va="bottom", color=paid)
     axes.text(
         at - box - 0.04 * total,
         0,
@@ -116,7 +116,7 @@ def timeline(laps: dict[str, list[tuple[str, float]]]) -> Figure:
         yticklabels=LANES,
         xticks=[],
         xlim=(0, at * 1.02),
-        ylim=(-0.6, 2.6),
+        ylim=(-0.6, 2.8),
     )
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
@@ -146,6 +146,7 @@ def loss_curve(folder: str | Path) -> Figure:
     rows = read_metrics(folder)
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.margins(y=0.12)
     ends = []
     for key, color in (("train/loss", COLORS[0]), ("val/loss", COLORS[1])):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]

@@ -44,7 +44,7 @@ def killed_twice() -> Figure:
         (kills[0], kills[0], "killed", COLORS[4]),
         (kills[0] + 16, every + 10, "done again", COLORS[1]),
     ]
-    name_points(axes, names)
+    name_points(axes, names, away=11)
     axes.annotate(
         "checkpoint",
         (every, every),

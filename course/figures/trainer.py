@@ -17,17 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from course.plots import (
-    COLORS,
-    COLUMNS,
-    INK,
-    PAPER,
-    SMALL,
-    TINT,
-    WIDTH,
-    name_points,
-    set_in_lines,
-)
+from course.figures.sheet import ADVANCE, sheet
+from course.plots import COLORS, INK, PAPER, SMALL, TINT, WIDTH, name_points
 from slm.data import floor
 from slm.data.floor import ReferenceLines
 from slm.data.tokenizer import Tokenizer
@@ -261,38 +252,51 @@ def excess_strip(
 
     Below a token stands by how many nats, if they are more than `told`.
     """
-    figure = plt.figure(figsize=(WIDTH, 1))
-    axes = figure.add_axes((0, 0, 1, 1))
-    line = 0.5
-    for name, model in models.items():
-        pieces, found, true = token_surprisals(model, tokenizer, text)
+    told_of = [
+        (name, *token_surprisals(model, tokenizer, text))
+        for name, model in models.items()
+    ]
+    places = _set_in_lines(told_of[0][1])
+    line, gap = 27.0, 22.0
+    block = gap + line * (places[-1][1] + 1)
+    figure, axes = sheet(WIDTH * 72 - 2, len(told_of) * (block + gap) - gap)
+    top = 0.0
+    for name, pieces, found, true in told_of:
         excess = [f - t for f, t in zip(found, true, strict=True)]
         needed = f"{sum(found):.0f} nats where {sum(true):.0f} are needed"
         mean = f"{sum(excess) / len(pieces):+.2f} per token"
-        axes.text(0, line, f"{name}: {needed}, {mean}", va="center", weight="bold")
-        for (x, row, shown), over in zip(set_in_lines(pieces), excess, strict=True):
-            y = line + 1.5 + 2 * row
-            shade = TINT * min(1, max(0, over) / 3)
-            field = Rectangle((x, y - 0.5), len(shown), 1, alpha=shade)
-            field.set(facecolor=COLORS[4], linewidth=0)
+        axes.text(0, top + 7, f"{name}: {needed}, {mean}", va="center", weight="bold")
+        for (column, row, shown), over in zip(places, excess, strict=True):
+            x, y = 10 * ADVANCE * column, top + gap + line * row
+            width, share = 10 * ADVANCE * len(shown), min(1, max(0, over) / 3)
+            field = Rectangle((x, y), width, 14, color=COLORS[4], alpha=TINT * share)
             axes.add_patch(field)
-            axes.text(x, y, shown, va="center", family="monospace")
+            axes.text(x + width / 2, y + 10.5, shown, ha="center", family="monospace")
             if over > told:
-                axes.text(
-                    x + len(shown) / 2,
-                    y + 0.9,
-                    f"{over:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=SMALL,
-                    color=COLORS[4],
-                )
-        line = y + 3
-    axes.set(xlim=(0, COLUMNS), ylim=(line - 1.5, -0.2))
-    axes.axis("off")
-    figure.set_size_inches(WIDTH, 14 / 72 * (line - 1.3))
-    plt.close(figure)
+                looks: dict[str, Any] = {"color": COLORS[4], "fontsize": SMALL}
+                axes.text(x + width / 2, y + 23, f"{over:.1f}", ha="center", **looks)
+        top += block + gap
     return figure
+
+
+def _set_in_lines(
+    pieces: Sequence[str], columns: int = 88
+) -> list[tuple[int, int, str]]:
+    """Where each piece of a text stands if it is set in lines: column, line, and its letters without blanks around."""
+    words: list[list[str]] = []
+    for piece in pieces:
+        if piece.startswith(" ") or not words:
+            words.append([])
+        words[-1].append(piece)
+    places, column, line = [], 0, 0
+    for word in words:
+        if column + len("".join(word)) > columns:
+            column, line = -1, line + 1  # the blank before it stands outside
+        for piece in word:
+            blanks = len(piece) - len(piece.lstrip())
+            places.append((column + blanks, line, piece.strip()))
+            column += len(piece)
+    return places
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
