@@ -856,7 +856,7 @@ def load_state_dict(self, state: dict[str, int]) -> None:
 loader = TokenLoader(TextDataset(two_thousand, tokenizer, 32), batch_size=4)
 x, y = next(iter(loader))
 for row in x:
-    course.show(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())), hanging="  ")
 
 # %% [markdown]
 # How do batches tile the corpus? Each column of {numref}`fig-tiles` is a row of a small

@@ -1173,7 +1173,7 @@ loader = create_dataloader(
 )
 x, y = next(iter(loader))
 for row in x:
-    course.show(repr(tokenizer.decode(row.tolist())))
+    course.show(repr(tokenizer.decode(row.tolist())), hanging="  ")
 
 # %% [markdown]
 # How does it grow? `benchmarks/loader.py` writes ever larger files and measures three

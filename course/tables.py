@@ -25,7 +25,7 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    caption: str = ""
+    caption: str
 
     def _numbers(self) -> list[bool]:
         """For each column but the first, whether all its entries are numbers."""
@@ -63,9 +63,8 @@ class Table:
                 for cell, style in zip(others, styles[1:], strict=True)
             ]
             body.append(f"<tr>{''.join(cells)}</tr>")
-        caption = f"<caption>{html.escape(self.caption)}</caption>"
         return (
-            f'<table class="results">{caption if self.caption else ""}'
+            f'<table class="results"><caption>{html.escape(self.caption)}</caption>'
             f"<thead><tr>{''.join(head)}</tr></thead>"
             f"<tbody>{''.join(body)}</tbody></table>"
         )

@@ -26,7 +26,7 @@ def test_the_page_has_a_caption_and_header_cells_in_both_directions():
     assert page.count("<tr>") == 3
 
 
-def test_a_table_without_a_caption_begins_with_its_header():
-    plain = Table(("a", "b"), [("x", "1-2")])
-    assert repr(plain) == "a    b\nx  1-2"
-    assert "caption" not in plain._repr_html_()
+def test_a_long_caption_is_wrapped_as_text():
+    long = Table(("a", "b"), [("x", "1-2")], "word " * 30)
+    assert max(map(len, repr(long).splitlines())) <= 88
+    assert repr(long).endswith("word\na    b\nx  1-2")
