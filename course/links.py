@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -315,7 +316,7 @@ def depart_lookup(writer: Any, node: Lookup) -> None:
     writer.body.append("</a>")
 
 
-def setup(app: Any) -> dict[str, bool]:
+def setup(app: Any) -> dict[str, Any]:
     """Register all of it with Sphinx."""
     app.add_node(Lookup, html=(visit_lookup, depart_lookup))
     app.connect("doctree-read", label, priority=400)  # while the code has its marks
@@ -323,5 +324,10 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("doctree-resolved", link)
     app.connect("html-page-context", link_docstrings)
     app.add_css_file("links.css")
-    app.add_js_file("links.js", type="module")
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.add_js_file("links.js", loading_method="defer")
+    made = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    return {
+        "env_version": made,  # what other machinery made of the pages is not kept
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
