@@ -34,8 +34,8 @@ HTML = ROOT / "_build" / "html"
 ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
 
 
-def build() -> None:
-    """Render the book from the executed notebooks into `_build/html`.
+def build(kind: str = "html") -> Path:
+    """Render the book from the executed notebooks into `_build/html`, or on one page into `_build/singlehtml`.
 
     Raises:
         RunError: A chapter has not been executed yet.
@@ -64,6 +64,8 @@ def build() -> None:
         "-n",
         "--keep-going",
         "--quiet",
+        "--builder",
+        kind,
     ]
     subprocess.run(
         [*jupyter_book, "build", BUILD.relative_to(ROOT), *options],
@@ -71,6 +73,7 @@ def build() -> None:
         check=True,
         start_new_session=True,  # Ctrl-C ends it without its last words
     )
+    return ROOT / "_build" / kind
 
 
 def remove_leftovers() -> None:
