@@ -1,8 +1,7 @@
 """Render the executed chapters as a book, and extend Sphinx for that.
 
 As an extension (`course.book` in book.yml) it lets chapters link to each other by name, draws a badge on each exported
-cell, says of each fold what it holds, puts a button to the repository, if `pyproject.toml` names one, and computes the
-welcome page's figure and table.
+cell, says of each fold what it holds, and computes the welcome page's figure and table.
 """
 
 import ast
@@ -12,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,21 +294,9 @@ def _link_modules(document: nodes.document, page: str) -> None:
             name.parent.replace(name, link)
 
 
-def add_repository_button(app: Any, config: Any) -> None:
-    """Link to the repository that `pyproject.toml` names, if it does."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    url = project["project"].get("urls", {}).get("Repository")
-    if url:
-        config.html_theme_options |= {
-            "repository_url": url,
-            "use_repository_button": True,
-        }
-
-
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
     app.add_directive("chapter-table", ChapterTable)
     app.add_directive("package-figure", PackageFigure)
-    app.connect("config-inited", add_repository_button)
     app.connect("doctree-read", dress)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

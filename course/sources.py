@@ -1,10 +1,12 @@
 """A page for each module with its source as it is imported; the badge of an exported cell leads there.
 
-An extension of Sphinx (`course.sources` in book.yml).
+An extension of Sphinx (`course.sources` in book.yml). It also puts a button to the repository on each page, if
+`pyproject.toml` names one.
 """
 
 import ast
 import html
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +54,17 @@ def pages(app: Any) -> Iterator[tuple[str, dict[str, str], str]]:
             yield _page(module), {"title": module, "body": body}, "page.html"
 
 
+def add_repository_button(app: Any, config: Any) -> None:
+    """Link to the repository that `pyproject.toml` names, if it does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    url = project["project"].get("urls", {}).get("Repository")
+    if url:
+        config.html_theme_options |= {
+            "repository_url": url,
+            "use_repository_button": True,
+        }
+
+
 def _page(module: str) -> str:
     return f"modules/{module.removesuffix('.py')}"
 
@@ -71,4 +84,5 @@ def _marked(app: Any, source: str) -> str:
 def setup(app: Any) -> dict[str, bool]:
     """Register it with Sphinx."""
     app.connect("html-collect-pages", pages)
+    app.connect("config-inited", add_repository_button)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
