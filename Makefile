@@ -1,4 +1,5 @@
 # make book    set up .venv, export the package, run the chapters, render the book
+# make pdf     the book as one PDF, _build/slm-from-scratch.pdf; needs Chromium or Chrome
 # make test    set up .venv and run every check
 # make lab     open JupyterLab on the chapters; LAB="--allow-root --port 9000" hands options on
 # make export  write slm/ from the chapters          make chapters  run them and keep their outputs (for authors)
@@ -22,12 +23,16 @@ OFFLINE := env -u MODAL_TOKEN_ID -u MODAL_TOKEN_SECRET HF_HUB_OFFLINE=1 WANDB_MO
 # The environment is made anew when one of these changes: the requirements, the versions, or the place where it lies.
 STAMP := .venv/.set-up-$(shell { cat pyproject.toml course/constraints.txt; echo '$(TORCH)'; pwd -P; } | cksum | tr ' ' '-')
 
-.PHONY: book test lab export chapters train clean set-up
+.PHONY: book pdf test lab export chapters train clean set-up
 .DELETE_ON_ERROR:
 
 book: export
 	$(PY) -m course run
 	$(PY) -m course book
+
+pdf: export
+	$(PY) -m course run
+	$(PY) -m course pdf
 
 # The tests execute each chapter once, and nbval compares what came with the outputs of the committed notebooks. Three
 # workers keep two cores busy, since some tests wait most of their time.

@@ -1,9 +1,9 @@
-"""The commands export, run, keep, book, tree and elsewhere of `python -m course`."""
+"""The commands export, run, keep, book, pdf, tree and elsewhere of `python -m course`."""
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from course import ROOT
@@ -13,7 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
     commands = parser.add_subparsers(
-        required=True, metavar="export | run | keep | book | tree | elsewhere"
+        required=True,
+        metavar="export | run | keep | book | pdf | tree | elsewhere",
     )
     export = commands.add_parser(
         "export", help="write slm/ and modal_app.py from the chapters' export cells"
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "book", help="render the executed chapters into _build/html"
     )
     book.set_defaults(command=_book)
+    pdf = commands.add_parser(
+        "pdf", help="print the executed chapters into _build/slm-from-scratch.pdf"
+    )
+    pdf.set_defaults(command=_pdf)
     tree = commands.add_parser("tree", help="print what lies where, a line a file")
     tree.add_argument(
         "--write", action="store_true", help="also put it into the README"
@@ -139,11 +144,22 @@ def _keep(arguments: argparse.Namespace) -> int:
 
 
 def _book(arguments: argparse.Namespace) -> int:
-    from course.book import HTML, build
+    from course.book import build
+
+    return _rendered(lambda: build() / "index.html")
+
+
+def _pdf(arguments: argparse.Namespace) -> int:
+    from course.pdf import write
+
+    return _rendered(write)
+
+
+def _rendered(render: Callable[[], Path]) -> int:
     from course.run import RunError
 
     try:
-        build()
+        made = render()
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
@@ -153,7 +169,7 @@ def _book(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"\nThe book is ready. Open {(HTML / 'index.html').as_uri()}")
+    print(f"\nThe book is ready. Open {made.as_uri()}")
     return 0
 
 

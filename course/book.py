@@ -1,8 +1,7 @@
 """Render the executed chapters as a book, and extend Sphinx for that.
 
 As an extension (`course.book` in book.yml) it lets chapters link to each other by name, draws a badge on each exported
-cell, says of each fold what it holds, puts a button to the repository, if `pyproject.toml` names one, and computes the
-welcome page's figure and table.
+cell, says of each fold what it holds, and computes the welcome page's figure and table.
 """
 
 import ast
@@ -33,8 +32,8 @@ HTML = ROOT / "_build" / "html"
 ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
 
 
-def build() -> None:
-    """Render the book from the executed notebooks into `_build/html`.
+def build(kind: str = "html") -> Path:
+    """Render the book from the executed notebooks into `_build/html`, or on one page into `_build/singlehtml`.
 
     Raises:
         RunError: A chapter has not been executed yet.
@@ -63,6 +62,8 @@ def build() -> None:
         "-n",
         "--keep-going",
         "--quiet",
+        "--builder",
+        kind,
     ]
     subprocess.run(
         [*jupyter_book, "build", BUILD.relative_to(ROOT), *options],
@@ -70,6 +71,7 @@ def build() -> None:
         check=True,
         start_new_session=True,  # Ctrl-C ends it without its last words
     )
+    return ROOT / "_build" / kind
 
 
 def remove_leftovers() -> None:

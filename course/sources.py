@@ -1,6 +1,7 @@
 """A page for each module with its source as it is imported; the badge of an exported cell leads there.
 
-An extension of Sphinx (`course.sources` in book.yml).
+An extension of Sphinx (`course.sources` in book.yml). It also puts a button to the repository on each page, if
+`pyproject.toml` names one.
 """
 
 import ast
