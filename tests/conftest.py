@@ -31,7 +31,12 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
-RUN_CHAPTERS = ["test_provenance.py", "test_outputs.py", "test_book.py"]
+RUN_CHAPTERS = [
+    "test_provenance.py",
+    "test_outputs.py",
+    "test_book.py",
+    "test_browser.py",
+]
 """Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
 LONG = [
     "test_modal_loopback.py",
@@ -77,6 +82,17 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The rendered book. The build fails on any warning of Sphinx."""
+    from course import book
+    from course.run import run
+
+    run()
+    book.build()
+    return book.HTML
 
 
 @pytest.fixture
