@@ -1,18 +1,18 @@
 """Render the executed chapters as a book, and extend Sphinx for that.
 
 As an extension (`course.book` in book.yml) it lets chapters link to each other by name, draws a badge on each exported
-cell, says of each fold what it holds, takes MathJax from an installed package instead of the network, and computes the
+cell, says of each fold what it holds, puts a button to the repository, if `pyproject.toml` names one, and computes the
 welcome page's figure and table.
 """
 
 import ast
 import functools
 import html
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from course.modules import dotted
 from course.pairs import CHECKPOINTS
 from course.provenance import defined_names
 from course.run import BUILD, TIMES, RunError, times
+from course.sources import address
 
 HTML = ROOT / "_build" / "html"
 ENGINE_BADGE = ' <span class="engine-badge">engine room</span>'
@@ -257,7 +258,8 @@ def _add_badge(cell: nodes.container, exports: list[str]) -> None:
         block.rawsource, block.children = source, []
         block += nodes.Text(source)
         cell["classes"].append("exported")
-        badge = f'<div class="export-badge">→ {module}</div>'
+        link = f'<a href="{address(module, source)}">→ {module}</a>'
+        badge = f'<div class="export-badge">{link}</div>'
         # behind the source, which has to stay first to be foldable; the style sheet draws it above
         cell.insert(1, nodes.raw("", badge, format="html"))
 
@@ -291,23 +293,21 @@ def _link_modules(document: nodes.document, page: str) -> None:
             name.parent.replace(name, link)
 
 
-def use_installed_mathjax(app: Any, config: Any) -> None:
-    """Serve MathJax from the page's own folder."""
-    package = importlib.util.find_spec("sphinx-mathjax-offline")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(
-            "sphinx-mathjax-offline is not installed; `make book` installs it."
-        )
-    config.html_static_path.append(
-        str(Path(package.origin).parent / "static" / "mathjax" / "tex-svg.js")
-    )
-    config.mathjax_path = "tex-svg.js"
+def add_repository_button(app: Any, config: Any) -> None:
+    """Link to the repository that `pyproject.toml` names, if it does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    url = project["project"].get("urls", {}).get("Repository")
+    if url:
+        config.html_theme_options |= {
+            "repository_url": url,
+            "use_repository_button": True,
+        }
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
     app.add_directive("chapter-table", ChapterTable)
     app.add_directive("package-figure", PackageFigure)
-    app.connect("config-inited", use_installed_mathjax)
+    app.connect("config-inited", add_repository_button)
     app.connect("doctree-read", dress)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -111,7 +111,12 @@ def test_exported_cells_carry_their_badge(html, chapter):
     sources = re.findall(r"<pre>.*?</pre>", page, re.DOTALL)
     assert sources and "#| export" not in re.sub(r"<[^>]+>", "", "".join(sources))
     for module in Chapter.read(chapter).exports:
-        assert f'<div class="export-badge">→ {module}</div>' in page
+        assert f">→ {module}</a></div>" in page
+    for address, place in re.findall(
+        r'"export-badge"><a href="(.*?)(?:#(.*?))?"', page
+    ):
+        source = (html / address).read_text(encoding="utf-8")
+        assert not place or f'<span id="{place}" class="line">' in source
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)

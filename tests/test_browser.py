@@ -31,68 +31,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 MOST_BYTES = 2_500_000
 QUERIES = Path(__file__).parent / "pages" / "queries.txt"
 
-MEASURES = r"""
-const name = (element) => {
-  const cell = element.closest("div.cell");
-  const place = cell ? `cell ${[...document.querySelectorAll("div.cell")].indexOf(cell) + 1}: ` : "";
-  const kind = element.tagName.toLowerCase() + (element.classList.length ? "." + [...element.classList].join(".") : "");
-  return `${place}${kind} ${JSON.stringify(element.textContent.trim().replace(/\s+/g, " ").slice(0, 50))}`;
-};
-const shown = (element) => element.checkVisibility({ visibilityProperty: true });
-const small = (element) => element.clientWidth < 3; // inline, or for screen readers only
-
-// What is wider than its box in a cell; "scrolls" if a scroll bar shows the rest.
-window.cutOff = () => {
-  const found = [];
-  for (const element of document.querySelectorAll("div.cell_input, div.cell_output, div.cell_input *, div.cell_output *")) {
-    if (small(element) || !shown(element) || element.closest("mjx-assistive-mml, svg, math")) continue;
-    const style = getComputedStyle(element);
-    if (element.scrollWidth <= element.clientWidth + 1 || style.overflowX === "visible") continue;
-    const borders = parseFloat(style.borderTopWidth) + parseFloat(style.borderBottomWidth);
-    const bar = element.offsetHeight - element.clientHeight - borders > 2;
-    found.push([bar ? "scrolls" : "cut", `${name(element)}, ${element.scrollWidth - element.clientWidth} px`]);
-  }
-  return found;
-};
-window.sideways = () => {
-  const page = document.scrollingElement;
-  if (page.scrollWidth <= innerWidth) return [];
-  const wide = [...document.querySelectorAll("article *")].filter((e) => shown(e) && e.getBoundingClientRect().right > innerWidth + 1);
-  return [`${page.scrollWidth} px, perhaps by ${wide.slice(-1).map(name)}`];
-};
-
-// Pictures: images and drawings in the article; not formulas, and not icons in the theme's buttons.
-const pictures = () =>
-  [...document.querySelectorAll("article img, article svg")].filter(
-    (e) => shown(e) && !e.closest("mjx-container, math, button, a, svg svg, [aria-hidden=true]"),
-  );
-window.unexplained = () =>
-  pictures().flatMap((picture) => {
-    const holder = picture.closest("[role=img]") ?? picture;
-    const text = holder.getAttribute("alt") ?? holder.getAttribute("aria-label") ?? holder.querySelector("title")?.textContent ?? "";
-    const caption = picture.closest("figure")?.querySelector("figcaption")?.textContent ?? "";
-    const lacks = [];
-    if (text.trim().length < 20 || /\.(svg|png)$|[0-9a-f]{16}/.test(text)) lacks.push(`alternative text ${JSON.stringify(text)}`);
-    if (caption.trim().length < 20) lacks.push("no caption");
-    return lacks.length ? [`${name(picture)}${picture.getAttribute("src") ?? ""}: ${lacks}`] : [];
-  });
-// Sizes of labels in pixels as they are seen: of drawings in the page, and for an image its scale.
-window.labels = () => ({
-  drawn: pictures().flatMap((picture) =>
-    [...picture.querySelectorAll("text")].filter((e) => e.textContent.trim()).map((e) => [
-      `${name(picture)} ${JSON.stringify(e.textContent.trim().slice(0, 30))}`,
-      parseFloat(getComputedStyle(e).fontSize) * Math.abs(e.getScreenCTM()?.d ?? 1),
-    ])),
-  images: pictures().filter((e) => e.tagName === "IMG").map((e) => [e.src, e.getBoundingClientRect().width]),
-});
-// The words of code are too many to be asked one by one, and their colours are few; menus are the same on all pages.
-window.violations = async (rules, menus) => {
-  const exclude = ["pre", "mjx-container", ...(menus ? [] : [".bd-sidebar-primary"])];
-  const runOnly = { type: "tag", values: rules };
-  const { violations } = await axe.run({ exclude }, { runOnly, resultTypes: ["violations"] });
-  return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.html.slice(0, 80)}`));
-};
-"""
+MEASURES = (Path(__file__).parent / "browser.js").read_text(encoding="utf-8")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -188,9 +127,6 @@ def seen(browser: Any, html: Path) -> dict[str, dict[str, Any]]:
         visit = Visit(browser)
         tab = visit.tab
         tab.goto(path.as_uri())
-        tab.wait_for_function(
-            "!window.MathJax || document.querySelector('mjx-container') || !document.querySelector('.math')"
-        )
         found: dict[str, Any] = {"weight": visit.weight(), "axe": [], "cut": {}}
         found["sideways"], found["labels"] = {}, {}
         tab.add_script_tag(content=AXE_SCRIPT)
