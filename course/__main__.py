@@ -13,8 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course", description=__doc__)
     commands = parser.add_subparsers(
-        required=True,
-        metavar="export | run | keep | book | pdf | tree | elsewhere",
+        required=True, metavar="export | run | keep | book | pdf | tree | elsewhere"
     )
     export = commands.add_parser(
         "export", help="write slm/ and modal_app.py from the chapters' export cells"

@@ -1,7 +1,6 @@
 """A page for each module with its source as it is imported; the badge of an exported cell leads there.
 
-An extension of Sphinx (`course.sources` in book.yml). It also puts a button to the repository on each page, if
-`pyproject.toml` names one.
+An extension of Sphinx (`course.sources` in book.yml).
 """
 
 import ast

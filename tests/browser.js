@@ -1,46 +1,61 @@
-// What the tests ask a page of the book, run in the browser. Each function answers with plain data.
-window.book = {
-  // Open every fold, so that what lies in it can be measured.
-  openFolds() {
-    for (const fold of document.querySelectorAll("details")) fold.open = true;
-  },
+// What test_browser.py asks a page of the book, run in the browser. Each function answers with plain data.
+const name = (element) => {
+  const cell = element.closest("div.cell");
+  const place = cell ? `cell ${[...document.querySelectorAll("div.cell")].indexOf(cell) + 1}: ` : "";
+  const kind = element.tagName.toLowerCase() + (element.classList.length ? "." + [...element.classList].join(".") : "");
+  return `${place}${kind} ${JSON.stringify(element.textContent.trim().replace(/\s+/g, " ").slice(0, 50))}`;
+};
+const shown = (element) => element.checkVisibility({ visibilityProperty: true });
+const small = (element) => element.clientWidth < 3; // inline, or for screen readers only
 
-  // The boxes of the article whose content is wider than they are, and whether a scroll bar is drawn under each.
-  cut() {
-    const boxes = [];
-    for (const box of document.querySelectorAll(".bd-article, .bd-article *")) {
-      const style = getComputedStyle(box);
-      const over = box.scrollWidth - box.clientWidth;
-      const hidden = box.clientWidth < 2 || style.visibility === "hidden";
-      if (over < 2 || style.overflowX === "visible" || hidden) continue;
-      const edges = parseFloat(style.borderTopWidth) + parseFloat(style.borderBottomWidth);
-      boxes.push({
-        what: box.closest(".cell_input") ? "code" : box.closest(".cell_output") ? "output" : box.localName,
-        text: box.textContent.trim().slice(0, 60),
-        over,
-        bar: style.overflowX !== "hidden" && box.offsetHeight - box.clientHeight - edges >= 6,
-      });
-    }
-    return boxes;
-  },
+// What is wider than its box; "scrolls" if a scroll bar shows the rest.
+window.cutOff = () => {
+  const found = [];
+  for (const element of document.querySelectorAll(".bd-article, .bd-article *")) {
+    if (small(element) || !shown(element) || element.closest("svg, math")) continue;
+    const style = getComputedStyle(element);
+    if (element.scrollWidth <= element.clientWidth + 1 || style.overflowX === "visible") continue;
+    const borders = parseFloat(style.borderTopWidth) + parseFloat(style.borderBottomWidth);
+    const bar = element.offsetHeight - element.clientHeight - borders > 2;
+    found.push([bar ? "scrolls" : "cut", `${name(element)}, ${element.scrollWidth - element.clientWidth} px`]);
+  }
+  return found;
+};
+window.sideways = () => {
+  const page = document.scrollingElement;
+  if (page.scrollWidth <= innerWidth) return [];
+  const wide = [...document.querySelectorAll("article *")].filter((e) => shown(e) && e.getBoundingClientRect().right > innerWidth + 1);
+  return [`${page.scrollWidth} px, perhaps by ${wide.slice(-1).map(name)}`];
+};
 
-  // By how many pixels the page itself can be moved sideways.
-  sideways() {
-    const page = document.scrollingElement;
-    return page.scrollWidth - page.clientWidth;
-  },
-
-  // The smallest and largest size of the text in code cells and in prose.
-  sizes() {
-    const size = (selector) => {
-      const found = [...document.querySelectorAll(selector)].map((box) => parseFloat(getComputedStyle(box).fontSize));
-      return found.length ? [Math.min(...found), Math.max(...found)] : null;
-    };
-    return {code: size(".cell_input pre"), prose: size(".bd-article section > p")};
-  },
-
-  // What the Tab key reaches inside formulas.
-  formulaStops() {
-    return document.querySelectorAll(".math [tabindex], .math[tabindex='0'] math [tabindex]").length;
-  },
+// Pictures: images and drawings in the article; not formulas, and not icons in the theme's buttons.
+const pictures = () =>
+  [...document.querySelectorAll("article img, article svg")].filter(
+    (e) => shown(e) && !e.closest("math, button, a, svg svg, [aria-hidden=true]"),
+  );
+window.unexplained = () =>
+  pictures().flatMap((picture) => {
+    const holder = picture.closest("[role=img]") ?? picture;
+    const text = holder.getAttribute("alt") ?? holder.getAttribute("aria-label") ?? holder.querySelector("title")?.textContent ?? "";
+    const caption = picture.closest("figure")?.querySelector("figcaption")?.textContent ?? "";
+    const lacks = [];
+    if (text.trim().length < 20 || /\.(svg|png)$|[0-9a-f]{16}/.test(text)) lacks.push(`alternative text ${JSON.stringify(text)}`);
+    if (caption.trim().length < 20) lacks.push("no caption");
+    return lacks.length ? [`${name(picture)}${picture.getAttribute("src") ?? ""}: ${lacks}`] : [];
+  });
+// Sizes of labels in pixels as they are seen: of drawings in the page, and for an image its scale.
+window.labels = () => ({
+  drawn: pictures().flatMap((picture) =>
+    [...picture.querySelectorAll("text")].filter((e) => e.textContent.trim()).map((e) => [
+      `${name(picture)} ${JSON.stringify(e.textContent.trim().slice(0, 30))}`,
+      parseFloat(getComputedStyle(e).fontSize) * Math.abs(e.getScreenCTM()?.d ?? 1),
+    ])),
+  images: pictures().filter((e) => e.tagName === "IMG").map((e) => [e.src, e.getBoundingClientRect().width]),
+});
+// The words of code are too many to be asked one by one, and their colours are few; menus are the same on all pages.
+window.violations = async (rules, menus) => {
+  const exclude = ["pre", ...(menus ? [] : [".bd-sidebar-primary"])];
+  const runOnly = { type: "tag", values: rules };
+  const { violations } = await axe.run({ exclude }, { runOnly, resultTypes: ["violations"] });
+  return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.html.slice(0, 80)}`));
 };

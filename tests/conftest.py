@@ -36,6 +36,7 @@ RUN_CHAPTERS = [
     "test_outputs.py",
     "test_figures.py",
     "test_book.py",
+    "test_browser.py",
 ]
 """Files whose tests need the executed chapters: they come first, and one worker has them all, so that none waits."""
 LONG = [
@@ -84,6 +85,17 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The rendered book. The build fails on any warning of Sphinx."""
+    from course import book
+    from course.run import run
+
+    run()
+    book.build()
+    return book.HTML
 
 
 @pytest.fixture

@@ -1,41 +1,18 @@
-"""The book: rendered without a warning, and complete without a network, from a file and from a server."""
+"""The book: rendered without a warning, complete, and of files alone that are its own. How it looks: test_browser.py."""
 
 import functools
-import http.server
-import json
 import re
-import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from course import book
 from course.export import Chapter, chapters
-from course.run import run, times
+from course.run import times
 
 chapter_of = functools.cache(Chapter.read)  # parsed once in all
 PAGES = ["index", *(path.stem for path in chapters()), "glossary", "references"]
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
-
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium on this machine"
-)
-
-
-@pytest.fixture(scope="module")
-def html() -> Path:
-    """The rendered book. The build fails on any warning of Sphinx."""
-    run()
-    book.build()
-    return book.HTML
 
 
 class Resources(HTMLParser):
@@ -198,118 +175,3 @@ def test_what_has_no_chapter_leaves_the_book(tmp_path, monkeypatch, old):
     assert not (build / old).exists() and not (build / "html").exists()
     assert all((build / "chapters" / name).exists() for name in made)
     assert (tmp_path / "chapters/.ipynb_checkpoints/a.md").exists()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves the book on this machine and remembers what was not found."""
-
-    def __init__(self, folder: Path) -> None:
-        self.missing: list[str] = []
-        self.served: list[str] = []
-        super().__init__(
-            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
-        )
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    server: Server
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        (self.server.served if int(code) < 400 else self.server.missing).append(
-            self.path
-        )
-
-    def log_error(self, format: str, *arguments: object) -> None:
-        """Errors are in `missing` already."""
-
-
-@pytest.fixture(scope="module")
-def server(html: Path) -> Iterator[Server]:
-    server = Server(html)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def visit(address: str, scratch: Path) -> tuple[str, set[str]]:
-    """Open a page; returns its document after all scripts have run, and every address that the page asked for."""
-    log = scratch / "net.json"
-    assert BROWSER is not None
-    quiet = [
-        "gpu",
-        "background-networking",
-        "component-update",
-        "sync",
-        "extensions",
-        "default-apps",
-        "dev-shm-usage",
-    ]
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--no-first-run",
-        *(f"--disable-{name}" for name in quiet),
-    ]
-    command += [
-        f"--user-data-dir={scratch / 'profile'}",
-        f"--log-net-log={log}",
-        "--virtual-time-budget=8000",
-    ]
-    command += [
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    ]  # no name resolves: nothing leaves this machine
-    done = subprocess.run(
-        [*command, "--dump-dom", address], capture_output=True, text=True, timeout=600
-    )
-    events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    parameters = [
-        event["params"] for event in events if "url" in event.get("params", {})
-    ]
-    # what the browser asks for on its own account, such as the time of day, has no page as its initiator
-    return done.stdout, {
-        found["url"]
-        for found in parameters
-        if found.get("initiator", "not an origin") != "not an origin"
-    }
-
-
-def leaving(asked: set[str], host: str) -> list[str]:
-    return sorted(
-        url
-        for url in asked
-        if urlsplit(url).scheme in ("http", "https", "ws", "wss")
-        and urlsplit(url).netloc != host
-    )
-
-
-@needs_browser
-@pytest.mark.parametrize("place", ["file", "http"])
-def test_nothing_leaves_the_page(html, server, tmp_path, place):
-    """Pages, formulas, search and styles, in a real browser."""
-    host = f"127.0.0.1:{server.server_port}" if place == "http" else ""
-    base = f"http://{host}" if host else html.as_uri()
-    for page in ("index", "01_attention"):
-        document, asked = visit(f"{base}/{page}.html", tmp_path)
-        assert leaving(asked, host) == []
-        assert "</article>" in document
-    assert "<math" in document, "formulas are not typeset"
-    document, asked = visit(f"{base}/search.html?q=attention", tmp_path)
-    assert leaving(asked, host) == []
-    assert re.search(
-        r'<a href="01_attention\.html[^"]*"',
-        document.partition('id="search-results"')[2],
-    )
-    if place == "http":
-        assert server.served and server.missing == []
-
-
-@needs_browser
-def test_a_request_that_leaves_would_be_seen(tmp_path):
-    """The detector itself: a page that asks another host."""
-    page = tmp_path / "page.html"
-    page.write_text('<img src="http://outside.example/a.png">')
-    _, asked = visit(page.as_uri(), tmp_path)
-    assert leaving(asked, "") == ["http://outside.example/a.png"]

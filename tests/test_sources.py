@@ -1,10 +1,8 @@
 """The pages of the modules: what is defined can be linked to by name, and a badge leads there."""
 
-from types import SimpleNamespace
 
 import pytest
 
-from course import sources
 from course.sources import address, places
 
 SOURCE = '''\
@@ -52,15 +50,3 @@ def test_each_definition_is_a_place():
 )
 def test_a_badge_leads_to_the_first_definition_of_its_cell(cell, place):
     assert address("slm/model/gpt.py", cell) == f"modules/slm/model/gpt.html{place}"
-
-
-@pytest.mark.parametrize(
-    "urls", ["", '[project.urls]\nRepository = "https://a.example/b/c"']
-)
-def test_a_button_leads_to_the_repository_if_there_is_one(tmp_path, monkeypatch, urls):
-    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "slm"\n{urls}')
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
-    config = SimpleNamespace(html_theme_options={"show_toc_level": 2})
-    sources.add_repository_button(None, config)
-    assert config.html_theme_options.get("use_repository_button", False) == bool(urls)
-    assert config.html_theme_options.get("repository_url", "") in urls

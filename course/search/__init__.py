@@ -124,7 +124,6 @@ def search_page(app: Any) -> Iterator[tuple[str, dict[str, str], str]]:
 
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
-    app.config.templates_path.append(str(HERE))
     for name in ("search.js", "search.css", "minisearch.js"):
         app.config.html_static_path.append(str(HERE / name))
     app.connect("builder-inited", prepare)

@@ -119,7 +119,7 @@
       const results = query ? rank((await ready()).search(query), query) : [];
       if (query !== field.value.trim()) return;
       list.replaceChildren(...results.slice(0, most).map(item));
-      status.textContent = query && (results.length ? `${results.length} sections` : "Nothing was found.");
+      status.textContent = query && (results.length ? `${results.length} section${results.length > 1 ? "s" : ""}` : "Nothing was found.");
     };
     field.addEventListener("focus", ready, { once: true });
     field.addEventListener("input", show);
