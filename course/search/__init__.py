@@ -2,7 +2,8 @@
 
 A page that was opened as a file cannot read another file, but it can load a script. So the index is one. It holds what a
 reader reads: headings, paragraphs, captions and terms, and apart from them what a section introduces: the words that it
-emphasises, the names that its exported cells define. No code, no outputs, no menus. `search.js` loads it when a reader turns to a search field, and MiniSearch, which ranks.
+emphasises, the names that its exported cells define. No code, no outputs, no menus. `search.js` loads it when a reader
+turns to a search field, and with it `ranking.js`, the field's own formulas: no Python package brings a library for that.
 """
 
 import ast
@@ -124,7 +125,7 @@ def search_page(app: Any) -> Iterator[tuple[str, dict[str, str], str]]:
 
 def setup(app: Any) -> dict[str, bool]:
     """Register all of it with Sphinx."""
-    for name in ("search.js", "search.css", "minisearch.js"):
+    for name in ("search.js", "search.css", "ranking.js"):
         app.config.html_static_path.append(str(HERE / name))
     app.connect("builder-inited", prepare)
     app.connect("html-collect-pages", search_page)

@@ -1,4 +1,4 @@
-// The book's search. The index and MiniSearch are loaded when a reader first turns to a search field; both are scripts,
+// The book's search. The index and what ranks it are loaded when a reader first turns to a search field; both are scripts,
 // since a page that was opened as a file may load nothing else.
 (() => {
   const here = document.currentScript.src.replace(/[^/]*$/, "");
@@ -16,13 +16,13 @@
   const words = (text) =>
     (text.match(WORD) ?? []).flatMap((word) => (parts(word).length > 1 ? [whole(word), ...parts(word)] : parts(word)));
   const stem = (word) => word.toLowerCase().replace(/(?<=\p{L}{3})(ing|ed|es?|(?<![su])s)$/u, "");
-  const known = new Set(); // all that the index holds, as stems
+  const BOOSTS = { title: 4, chapter: 1, names: 5, terms: 2.5, text: 1 };
   // What a query asks: no words that stand everywhere, and the parts only of words that the book does not have.
   const telling = (text) => (text.match(WORD) ?? []).filter((word) => !COMMON.has(word.toLowerCase()));
-  const asking = (query) =>
-    (telling(query).length ? telling(query) : query.match(WORD) ?? []).flatMap((word) =>
-      known.has(stem(whole(word))) ? [whole(word)] : parts(word),
-    );
+  const asking = (query, ranking) =>
+    (telling(query).length ? telling(query) : query.match(WORD) ?? [])
+      .flatMap((word) => (ranking.has(stem(whole(word))) ? [whole(word)] : parts(word)))
+      .map(stem);
 
   const load = (name) =>
     new Promise((done, failed) => {
@@ -33,39 +33,23 @@
 
   let engine;
   const ready = () =>
-    (engine ??= Promise.all([load("minisearch.js"), load("search_index.js")]).then(() => {
-      const index = new MiniSearch({
-        idField: "url",
-        fields: ["title", "chapter", "names", "terms", "text"],
-        storeFields: ["url", "title", "chapter", "text"],
-        tokenize: words,
-        processTerm: (word) => (known.add(stem(word)), stem(word)),
-        searchOptions: {
-          tokenize: asking,
-          processTerm: stem,
-          boost: { title: 4, names: 5, terms: 2.5 },
-          prefix: (word, place, all) => place === all.length - 1 || !known.has(word), // it may not be typed to its end
-          fuzzy: (word) => (known.has(word) ? false : 0.25),
-          bm25: { k: 1.2, b: 0.3, d: 0.5 },
-          weights: { prefix: 0.2, fuzzy: 0.2 },
-        },
-      });
-      index.addAll(SEARCH_INDEX);
-      return index;
-    }));
+    (engine ??= Promise.all([load("ranking.js"), load("search_index.js")]).then(
+      () => new Ranking(SEARCH_INDEX, BOOSTS, (text) => words(text).map(stem)),
+    ));
 
   // What tells more than how often a word occurs: all words are there, they stand together, and a section explains.
-  const rank = (results, query) => {
-    const asked = asking(query).length;
+  const find = (query, ranking) => {
+    const asked = asking(query, ranking);
     const stems = (text) => telling(text).flatMap(parts).map(stem);
     const pairs = stems(query).slice(1).map((word, place) => ` ${stems(query)[place]} ${word} `);
-    const worth = ({ score, queryTerms, title, text }) => {
+    const worth = ({ score, answers, title, text }) => {
       const said = ` ${stems(`${title} ${text}`).join(" ")} `;
       const together = pairs.filter((pair) => said.includes(pair)).length / (pairs.length || 1);
       const explains = !/^(\d|Exercise|One more exercise|Is it right|What you have now)/.test(title);
-      return score * (queryTerms.length / asked) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5);
+      return score * (answers.size / new Set(asked).size) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5);
     };
-    return results
+    return ranking
+      .search(new Set(asked), asked.at(-1)) // the last word may not be typed to its end
       .map((result) => [worth(result), result])
       .sort(([a], [b]) => b - a)
       .map(([, result]) => result);
@@ -92,12 +76,12 @@
     return [...nodes, text.slice(start, end).trimEnd(), end < text.length ? " …" : ""];
   };
 
-  const item = ({ url, title, chapter, text, match }) => {
+  const item = ({ url, title, chapter, text, words }) => {
     const link = document.createElement("a");
     link.href = root + url;
     link.textContent = title === chapter ? title : `${chapter}: ${title}`;
     const prose = document.createElement("p");
-    prose.append(...excerpt(text, new Set(Object.keys(match))));
+    prose.append(...excerpt(text, words));
     const entry = document.createElement("li");
     entry.append(link, prose);
     return entry;
@@ -116,7 +100,7 @@
 
     const show = async () => {
       const query = field.value.trim();
-      const results = query ? rank((await ready()).search(query), query) : [];
+      const results = query ? find(query, await ready()) : [];
       if (query !== field.value.trim()) return;
       list.replaceChildren(...results.slice(0, most).map(item));
       status.textContent = query && (results.length ? `${results.length} section${results.length > 1 ? "s" : ""}` : "Nothing was found.");
