@@ -172,10 +172,7 @@ def test_a_figure_has_caption_number_and_alternative_text(pages):
 
 
 def test_badges_name_the_module_and_the_engine_room(pages):
-    assert (
-        '<div class="export-badge">→ slm/model/attention.py</div>'
-        in (pages["01_attention"])
-    )
+    assert '">→ slm/model/attention.py</a></div>' in (pages["01_attention"])
     assert "#| export" not in re.sub(r"<[^>]+>", "", pages["01_attention"])
     assert '<p class="engine-room"' in pages["11_trainer"]
     assert '<p class="engine-room"' not in pages["01_attention"]

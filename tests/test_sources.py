@@ -1,6 +1,5 @@
 """The pages of the modules: what is defined can be linked to by name, and a badge leads there."""
 
-
 import pytest
 
 from course.sources import address, places
