@@ -202,6 +202,24 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %%
 #| export
+NUMBERS = ("train/", "val/", "perf/", "cost/", "model/", "seconds")  # of a row
+
+
+def is_number(value: Any) -> bool:
+    """Whether what was read from JSON is a number that can be computed with."""
+    return type(value) is float or type(value) is int and abs(value) < 2**63
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line holds a step, and numbers wherever a trainer writes numbers."""
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return False
+    values = [row[key] for key in row if key.startswith(NUMBERS)]
+    return all(
+        is_number(value) for value in [row["step"], *values] if value is not None
+    )
+
+
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics, oldest first; none if there is no such file.
 
@@ -213,13 +231,13 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).metrics
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         row = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not _is_row(row):
             damaged = "is not a row of metrics: mend or remove it"
             raise SlmError(f"{path}, line {number} {damaged}")
         rows.append(row)
@@ -227,9 +245,14 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 # %% [markdown]
-# A run in the cloud keeps a second file: what each of its attempts cost. It is one
-# list, written as a whole, so nothing of it may be damaged; what is usually wrong with
-# it is that a copy was cut short.
+# A row that can be read may still be wrong: somebody has edited the file, or two runs
+# wrote into one. Whoever draws a curve or sends a report would fail on it later, with a
+# traceback and far from the cause. So it is asked once, at the reading, that numbers
+# are numbers.
+#
+# A run in the cloud keeps a second file, what each of its attempts cost, and a note of
+# where it was launched. Each is written as a whole, so nothing of it may be damaged;
+# what is usually wrong is that a copy was cut short.
 
 
 # %%
@@ -241,17 +264,41 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
         SlmError: The file is damaged, or a copy that was not read whole.
     """
     path = RunFolder(Path(run_dir)).attempts
-    if not path.exists():
+    return parse_attempts(path.read_bytes(), path) if path.exists() else []
+
+
+def read_launched(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What is noted here of a run's launch in the cloud, if anything.
+
+    Raises:
+        SlmError: The note is damaged.
+    """
+    note, found = RunFolder(Path(run_dir)).launched, None
+    if not note.exists():
         return []
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(note.read_bytes())
+    told, known = {"app_id", "call_id", "run"}, {"app_id", "call_id", "run", "result"}
+    if not isinstance(found, dict) or not told <= set(found) <= known:
+        raise SlmError(f"{note} is damaged: remove it")
+    return [found]
+
+
+def parse_attempts(content: bytes, source: object) -> list[dict[str, Any]]:
+    """The attempts that a file holds; the errors of `read_attempts`."""
     attempts: Any = None
-    with contextlib.suppress(ValueError):
-        attempts = json.loads(path.read_bytes())
-    if not isinstance(attempts, list) or not all(
-        isinstance(attempt, dict) for attempt in attempts
-    ):
+    with contextlib.suppress(ValueError, RecursionError):
+        attempts = json.loads(content)
+    if not isinstance(attempts, list) or not all(map(_is_attempt, attempts)):
         cure = "if it is a copy, ask for it again; else mend or remove it"
-        raise SlmError(f"{path} is not whole: {cure}")
+        raise SlmError(f"{source} is not whole: {cure}")
     return attempts
+
+
+def _is_attempt(attempt: Any) -> bool:
+    """Whether this is what a meter notes of an attempt."""
+    counted = ("seconds", "dollars")
+    return isinstance(attempt, dict) and all(is_number(attempt.get(k)) for k in counted)
 
 
 # %% [markdown]
@@ -339,7 +386,7 @@ def read_tokenizer(run_dir: str | Path) -> str | None:
     Folders of earlier versions don't tell.
     """
     path, known = RunFolder(Path(run_dir)).environment, None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         known = json.loads(path.read_bytes()).get("tokenizer")
     return known if isinstance(known, str) else None
 
@@ -864,7 +911,8 @@ class Checkpointer(Observer):
         return {"best": self.best and list(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"] and tuple(state["best"])
+        best = state["best"]
+        self.best = best and (float(best[0]), int(best[1]))
 
     def on_step(self, trainer: Any) -> None:
         """Save if it is time, and raise what went wrong with the one before."""
@@ -963,6 +1011,51 @@ def on_end(self) -> None:
 # error on its way already; it waits too, because a half-written file helps nobody, and
 # what went wrong with the writing is printed beside. A run that diverged names the last
 # good checkpoint, for which it has to wait just the same.
+#
+# What an optimizer is given it takes without a look, and PyTorch's kernels trust what
+# they are given: an average that is missing is a traceback at the next step, one of
+# another shape is read beyond its end, and a weight without any begins anew in silence.
+# So we look. The names need not be written down, for any optimizer that there will ever
+# be: another one of its kind takes a step with a single number, and what it then keeps
+# of that number is what this one must keep of every weight. A checkpoint that fails is
+# named like any other, and the one before it is tried.
+
+
+# %%
+#| export training/checkpoint
+def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
+    """Refuse averages that an optimizer would not have made of its weights itself.
+
+    Args:
+        optimizer: One that a state was loaded into.
+        begun: Whether it has taken a step; before that it has none.
+
+    Raises:
+        ValueError: Some are missing, are others, or have another shape.
+    """
+    for group in optimizer.param_groups:
+        if missing := optimizer.defaults.keys() - group.keys():
+            raise ValueError(f"a group of weights has no {min(missing)}")
+        known = averages_of_one(optimizer, group) if begun else {}
+        for weight in group["params"]:
+            averages = optimizer.state.get(weight, {})
+            if averages.keys() != known.keys():
+                told = f"{sorted(averages)} instead of {sorted(known)}"
+                raise ValueError(f"the averages of a weight are {told}")
+            for name, each in averages.items():
+                wanted = weight.shape if known[name].dim() else torch.Size()
+                if getattr(each, "shape", None) != wanted:
+                    raise ValueError(f"an average of a weight is no {tuple(wanted)}")
+
+
+def averages_of_one(optimizer: Any, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps of a weight, found by a step of another of its kind."""
+    weight = torch.ones(1, 1, device=group["params"][0].device, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    other = type(optimizer)([weight], lr=0.0)
+    other.param_groups[0].update({k: group[k] for k in group if k != "params"})
+    other.step()
+    return dict(other.state[weight])
 
 
 # %%
@@ -1054,13 +1147,7 @@ def _take_over(self, state: dict[str, Any], trainer: Trainer) -> None:
     """Give trainer and observers what is theirs."""
     trainer.load_state_dict(state["trainer"])
     for optimizer in trainer.optimizers:
-        for weight, averages in optimizer.state.items():
-            shapes = {each.shape for each in averages.values() if torch.is_tensor(each)}
-            if shapes - {
-                weight.shape,
-                torch.Size(),
-            }:  # PyTorch itself would read beyond its end
-                raise ValueError(f"an average of {weight.shape} has {shapes}")
+        check_averages(optimizer, trainer.step > trainer.skipped_steps)
     for name, observer in named_observers(trainer.observers).items():
         if name in state["observers"]:
             observer.load_state_dict(state["observers"][name])

@@ -86,7 +86,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from slm.errors import SlmError
+from slm.errors import SlmError, shortened
 
 # %% [markdown]
 # `slm train` first, and its function. `--print-config` needs neither PyTorch nor the
@@ -423,8 +423,8 @@ def _nobody_reads() -> bool:
 def _sentence(error: Exception) -> str:
     """What to say of an error; Python's own for files with the number left out."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return str(error)
+        return shortened(f"{error.strerror}: {error.filename}")
+    return shortened(str(error))
 
 
 # %% [markdown]

@@ -36,6 +36,7 @@ course.start()
 import dataclasses
 import difflib
 import functools
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -367,12 +368,19 @@ class SlmError(ValueError):
     """
 
     def __init__(self, message: str, retry: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self.retry = retry
 
 
+def shortened(message: str) -> str:
+    """A message without the middle of what it repeats at length: a word, or a line."""
+    words = re.sub(r"(\S{60})\S{200,}(\S{60})", r"\1…\2", message)
+    return re.sub(r"(.{600}).{200,}(.{300})", r"\1 … \2", words)
+
+
 # %% [markdown]
-# It is a subclass of `ValueError`, so a caller can catch it without importing it.
+# What a message repeats may be a megabyte, so the middle of it is left out. It is a
+# subclass of `ValueError`, so a caller can catch it without importing it.
 #
 # ## All mistakes at once
 #
@@ -959,7 +967,7 @@ def read_shape(path: Path) -> dict[str, Any]:
     """
     try:
         theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SlmError(f"{path} is not a model's config: {error}") from error
     wrong = []
     for key, only in ONLY.items():

@@ -8,6 +8,7 @@ Exported from chapters/90_files.py; edit it there.
 import dataclasses
 import difflib
 import functools
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -27,8 +28,14 @@ class SlmError(ValueError):
     """
 
     def __init__(self, message: str, retry: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self.retry = retry
+
+
+def shortened(message: str) -> str:
+    """A message without the middle of what it repeats at length: a word, or a line."""
+    words = re.sub(r"(\S{60})\S{200,}(\S{60})", r"\1…\2", message)
+    return re.sub(r"(.{600}).{200,}(.{300})", r"\1 … \2", words)
 
 
 # Settings that check themselves

@@ -46,6 +46,22 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("given", ["1" + 5000 * "0", "a b " * 100_000, "x" * 10**6])
+def test_what_a_message_repeats_is_cut(given):
+    told = str(
+        SlmError(f"override 'training.max_steps={given}' is not understood; why\nb")
+    )
+    assert len(told) < 1000 and "…" in told
+    assert told.startswith("override 'training.max_steps=")
+    assert told.endswith(" is not understood; why\nb")
+
+
+def test_a_message_of_common_length_is_whole():
+    path = "/".join(20 * ["folder-name"])
+    lines = f"{path}: wrong\n{'many words ' * 60}"
+    assert str(SlmError(lines)) == lines
+
+
 @pytest.mark.parametrize(("change", "sentence"), SENTENCES)
 def test_a_mistake_is_one_sentence(change, sentence):
     with pytest.raises(SlmError) as caught:

@@ -22,7 +22,7 @@ from slm.cloud.cost import Estimate, cost_table, estimate, verdict
 from slm.errors import SlmError
 from slm.files import check_run_name, make_run_name, user_path, write_text, writing
 from slm.training.config import RunConfig
-from slm.training.folder import RunFolder, report
+from slm.training.folder import RunFolder, parse_attempts, read_launched, report
 
 # The launch: refuse before anything costs money
 
@@ -279,11 +279,11 @@ class Cloud:
         Raises:
             SlmError: Modal cannot be asked, or the name cannot be a run's.
         """
-        note = RunFolder(Path("runs/modal", check_run_name(run))).launched
-        noted = [Launched(**json.loads(note.read_text()))] if note.exists() else []
+        here = read_launched(Path("runs/modal", check_run_name(run)))
+        noted = [Launched(**each) for each in here]
         written = RunFolder(Path("runs", run)).attempts.as_posix()
         try:
-            attempts = json.loads(b"".join(self.volume.read_file(written)))
+            attempts = parse_attempts(b"".join(self.volume.read_file(written)), written)
         except (FileNotFoundError, modal.exception.NotFoundError):
             attempts = []
         except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read

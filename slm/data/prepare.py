@@ -115,7 +115,7 @@ class _Writer:
             return
         try:
             noted = Progress(**json.loads(self.note.read_bytes()))
-        except (ValueError, TypeError):  # by a version that noted something else
+        except (ValueError, TypeError, RecursionError):  # of another version
             return
         digest = hashlib.sha256()
         for block in _blocks(self.partial, noted.tokens * self.dtype.itemsize):
@@ -197,7 +197,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         about = json.loads(sidecar.read_bytes())
         version, size = about["format"], np.dtype(about["dtype"]).itemsize
         expected = about["tokens"] * size
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         cure = "delete it, and prepare the text again"
         raise SlmError(f"{sidecar} is damaged: {cure}.") from None
     if version != FORMAT:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm.errors import SlmError
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
-from slm.model.config import IGNORE, GPTConfig, logit_rows
+from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
 from slm.model.pretrained import (
     find_pretrained,
     read_shape,
@@ -187,7 +188,14 @@ class GPT(nn.Module):
                 not fit its config, or a file is damaged.
         """
         config_file, weights_file = find_pretrained(name_or_folder)
-        model = cls(GPTConfig(**read_shape(config_file)))
+        config = GPTConfig(**read_shape(config_file))
+        wanted, size = count_parameters(config), weights_file.stat().st_size
+        if (
+            wanted > size
+        ):  # before a model of that size is made; a weight is a byte or more
+            holds = f"{weights_file} has {size:,} bytes"
+            raise SlmError(f"{config_file} asks for {wanted:,} weights, but {holds}")
+        model = cls(config)
         shapes = {name: weight.shape for name, weight in model.named_parameters()}
         model.load_state_dict(read_weights(weights_file, shapes))
         return model.eval()

@@ -166,7 +166,7 @@ def read_shape(path: Path) -> dict[str, Any]:
     """
     try:
         theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SlmError(f"{path} is not a model's config: {error}") from error
     wrong = []
     for key, only in ONLY.items():

@@ -314,7 +314,8 @@ class Checkpointer(Observer):
         return {"best": self.best and list(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"] and tuple(state["best"])
+        best = state["best"]
+        self.best = best and (float(best[0]), int(best[1]))
 
     def on_step(self, trainer: Any) -> None:
         """Save if it is time, and raise what went wrong with the one before."""
@@ -440,15 +441,42 @@ class Checkpointer(Observer):
         """Give trainer and observers what is theirs."""
         trainer.load_state_dict(state["trainer"])
         for optimizer in trainer.optimizers:
-            for weight, averages in optimizer.state.items():
-                shapes = {
-                    each.shape for each in averages.values() if torch.is_tensor(each)
-                }
-                if shapes - {
-                    weight.shape,
-                    torch.Size(),
-                }:  # PyTorch itself would read beyond its end
-                    raise ValueError(f"an average of {weight.shape} has {shapes}")
+            check_averages(optimizer, trainer.step > trainer.skipped_steps)
         for name, observer in named_observers(trainer.observers).items():
             if name in state["observers"]:
                 observer.load_state_dict(state["observers"][name])
+
+
+def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
+    """Refuse averages that an optimizer would not have made of its weights itself.
+
+    Args:
+        optimizer: One that a state was loaded into.
+        begun: Whether it has taken a step; before that it has none.
+
+    Raises:
+        ValueError: Some are missing, are others, or have another shape.
+    """
+    for group in optimizer.param_groups:
+        if missing := optimizer.defaults.keys() - group.keys():
+            raise ValueError(f"a group of weights has no {min(missing)}")
+        known = averages_of_one(optimizer, group) if begun else {}
+        for weight in group["params"]:
+            averages = optimizer.state.get(weight, {})
+            if averages.keys() != known.keys():
+                told = f"{sorted(averages)} instead of {sorted(known)}"
+                raise ValueError(f"the averages of a weight are {told}")
+            for name, each in averages.items():
+                wanted = weight.shape if known[name].dim() else torch.Size()
+                if getattr(each, "shape", None) != wanted:
+                    raise ValueError(f"an average of a weight is no {tuple(wanted)}")
+
+
+def averages_of_one(optimizer: Any, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps of a weight, found by a step of another of its kind."""
+    weight = torch.ones(1, 1, device=group["params"][0].device, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    other = type(optimizer)([weight], lr=0.0)
+    other.param_groups[0].update({k: group[k] for k in group if k != "params"})
+    other.step()
+    return dict(other.state[weight])

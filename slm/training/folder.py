@@ -110,6 +110,23 @@ def step_of(checkpoint: str | Path) -> int:
 
 # Reading a run without PyTorch
 
+NUMBERS = ("train/", "val/", "perf/", "cost/", "model/", "seconds")  # of a row
+
+
+def is_number(value: Any) -> bool:
+    """Whether what was read from JSON is a number that can be computed with."""
+    return type(value) is float or type(value) is int and abs(value) < 2**63
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line holds a step, and numbers wherever a trainer writes numbers."""
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return False
+    values = [row[key] for key in row if key.startswith(NUMBERS)]
+    return all(
+        is_number(value) for value in [row["step"], *values] if value is not None
+    )
+
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics, oldest first; none if there is no such file.
@@ -122,13 +139,13 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = RunFolder(Path(run_dir)).metrics
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         row = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not _is_row(row):
             damaged = "is not a row of metrics: mend or remove it"
             raise SlmError(f"{path}, line {number} {damaged}")
         rows.append(row)
@@ -142,17 +159,41 @@ def read_attempts(run_dir: str | Path) -> list[dict[str, Any]]:
         SlmError: The file is damaged, or a copy that was not read whole.
     """
     path = RunFolder(Path(run_dir)).attempts
-    if not path.exists():
+    return parse_attempts(path.read_bytes(), path) if path.exists() else []
+
+
+def read_launched(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What is noted here of a run's launch in the cloud, if anything.
+
+    Raises:
+        SlmError: The note is damaged.
+    """
+    note, found = RunFolder(Path(run_dir)).launched, None
+    if not note.exists():
         return []
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(note.read_bytes())
+    told, known = {"app_id", "call_id", "run"}, {"app_id", "call_id", "run", "result"}
+    if not isinstance(found, dict) or not told <= set(found) <= known:
+        raise SlmError(f"{note} is damaged: remove it")
+    return [found]
+
+
+def parse_attempts(content: bytes, source: object) -> list[dict[str, Any]]:
+    """The attempts that a file holds; the errors of `read_attempts`."""
     attempts: Any = None
-    with contextlib.suppress(ValueError):
-        attempts = json.loads(path.read_bytes())
-    if not isinstance(attempts, list) or not all(
-        isinstance(attempt, dict) for attempt in attempts
-    ):
+    with contextlib.suppress(ValueError, RecursionError):
+        attempts = json.loads(content)
+    if not isinstance(attempts, list) or not all(map(_is_attempt, attempts)):
         cure = "if it is a copy, ask for it again; else mend or remove it"
-        raise SlmError(f"{path} is not whole: {cure}")
+        raise SlmError(f"{source} is not whole: {cure}")
     return attempts
+
+
+def _is_attempt(attempt: Any) -> bool:
+    """Whether this is what a meter notes of an attempt."""
+    counted = ("seconds", "dollars")
+    return isinstance(attempt, dict) and all(is_number(attempt.get(k)) for k in counted)
 
 
 def report(run_dir: str | Path) -> dict[str, Any]:
@@ -222,6 +263,6 @@ def read_tokenizer(run_dir: str | Path) -> str | None:
     Folders of earlier versions don't tell.
     """
     path, known = RunFolder(Path(run_dir)).environment, None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         known = json.loads(path.read_bytes()).get("tokenizer")
     return known if isinstance(known, str) else None

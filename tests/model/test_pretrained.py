@@ -295,3 +295,16 @@ def test_the_hub_is_asked_for_published_names_only(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="or a name like 'gpt2'"):
         GPT.from_pretrained("gpt3")
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_layer", "n_embd"])
+@pytest.mark.parametrize("value", [10**30, 10**9])
+def test_a_config_that_asks_for_more_than_there_is_makes_no_model(key, value, tmp_path):
+    """Before any memory is taken: of a thousand million layers not even the objects would fit."""
+    GPT(GPTConfig(32, 8, 1, 2, 16, 32)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(
+        SlmError, match="asks for .* weights, but|less than or equal to"
+    ):
+        GPT.from_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """slm.training.folder: one rule for what a checkpoint is, rows, and what a run came to."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ from slm.training.folder import (
     RunFolder,
     checkpoint_path,
     list_checkpoints,
+    read_attempts,
+    read_launched,
     read_metrics,
+    read_tokenizer,
     report,
     step_of,
 )
@@ -27,6 +31,46 @@ def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\ngarbage\n{"step": 3}\n')
     with pytest.raises(SlmError, match="metrics.jsonl, line 2 is not a row of metrics"):
         read_metrics(tmp_path)
+
+
+NO_NUMBERS = ['"x"', "true", "[1]", "{}", "1" + 400 * "0"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: value[:4])
+@pytest.mark.parametrize("key", ["step", "val/loss", "perf/mfu", "cost/usd", "seconds"])
+def test_a_row_whose_number_is_none_is_named(key, value, tmp_path):
+    row = f'{{"step": 1, "{key}": {value}}}'
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{row}\n')
+    with pytest.raises(SlmError, match="metrics.jsonl, line 2 is not a row of metrics"):
+        read_metrics(tmp_path)
+
+
+def test_what_observers_add_to_a_row_may_be_anything(tmp_path):
+    row = {"step": 1, "note": "x", "gradients/w": {"low": 0.0}, "val/loss": math.inf}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n")
+    assert read_metrics(tmp_path) == [row]
+
+
+def test_what_is_nested_too_deeply_is_damaged(tmp_path):
+    for name in ("metrics.jsonl", "attempts.json", "launched.json", "environment.json"):
+        (tmp_path / name).write_text(f"{100_000 * '['}\n")
+    for read in (read_metrics, read_attempts, read_launched):
+        with pytest.raises(SlmError, match="mend or remove it|remove it"):
+            read(tmp_path)
+    assert read_tokenizer(tmp_path) is None
+
+
+def test_an_attempt_or_a_note_of_another_kind_is_damaged(tmp_path):
+    for attempt in ("5", '{"seconds": 1}', '{"seconds": "x", "dollars": 1}'):
+        (tmp_path / "attempts.json").write_text(f"[{attempt}]")
+        with pytest.raises(SlmError, match="attempts.json is not whole"):
+            read_attempts(tmp_path)
+    note = {"app_id": "a", "call_id": "b", "run": "c", "result": None}
+    (tmp_path / "launched.json").write_text(json.dumps(note))
+    assert read_launched(tmp_path) == [note]
+    (tmp_path / "launched.json").write_text('{"app_id": "a"}')
+    with pytest.raises(SlmError, match="launched.json is damaged: remove it"):
+        read_launched(tmp_path)
 
 
 def test_checkpoints_are_sorted_by_step_and_other_names_are_left_out(tmp_path):
