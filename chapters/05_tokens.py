@@ -49,7 +49,7 @@ pprint.pp([finished.decode([i]) for i in ids], width=88, compact=True)
 # with the joined piece among the others; and so on. Each box of {numref}`fig-growing`
 # is a token; coloured are those that the row above did not know.
 
-# %% mystnb={"code_prompt_show": "Draw a story after 0, 1, 2, 4 and more merges", "figure": {"caption": "The first two sentences of a story as tokens, after more and more merges. First come pairs of letters, then words with the space before them (␣); at the end a token has about four bytes.", "name": "fig-growing"}, "image": {"alt": "One row for each number of merges from 0 to 767, with the number of tokens and bytes per token. At 0 each letter has a box of its own; with more merges the boxes join, first two letters, then whole words with the space before them, and their number falls to about a quarter."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw a story after 0, 1, 2, 4 and more merges", "figure": {"caption": "The first two sentences of a story as tokens, after more and more merges. First come pairs of letters, then words with the space before them; at the end a token has about four bytes.", "name": "fig-growing"}, "image": {"alt": "One row for each number of merges from 0 to 767, with the number of tokens and bytes per token. At 0 each letter has a box of its own; with more merges the boxes join, first two letters, then whole words with the space before them, and their number falls to about a quarter."}} tags=["hide-input"]
 from course.figures.tokens import story_growing
 from slm.data.stories import sample
 
