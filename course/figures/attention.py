@@ -20,7 +20,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 def attention_table(tokens: Sequence[str], weights: Tensor) -> Figure:
     """A `(T, T)` table of attention weights: each row is what one token looks at."""
     longest = 5.8 * max(map(len, tokens))
-    left, top, width, height = longest + 24, 40.0, max(34.0, longest + 8), 24.0
+    left, top, width, height = longest + 24, 40.0, max(30.0, longest + 8), 24.0
     T = len(tokens)
     figure, axes = sheet(left + T * width, top + T * height + 34)
     axes.text(left + T * width / 2, 8, "looks at", ha="center", va="center")
