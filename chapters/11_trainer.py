@@ -1817,7 +1817,7 @@ staircase_figure(stairs, run.metrics, lines)
 # the model's surprise is above the *true* surprise, the one that the grammar gives.
 # What is free to choose costs even a perfect model nats; that share shows no colour.
 
-# %% mystnb={"figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, most of them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, among them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
 story = stories.sample(10**9 + 1)
 models = {"after 150 steps": early, "at the end": run.model}
 excess_strip(models, tokenizer, story)

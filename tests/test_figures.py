@@ -1,17 +1,20 @@
 """Every figure can be read: in both themes, at its size, by who doesn't see it, and where a notebook isn't trusted."""
 
+import itertools
 import re
 from pathlib import Path
 
 import jupytext
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from matplotlib.text import Text
 
 from course import ROOT, pairs
 from course.drawings import COLOR, drawing
 from course.export import chapters
 from course.pairs import FORMAT
-from course.plots import COLORS, INK, PAPER, SMALL, TINT, WIDTH
+from course.plots import COLORS, INK, PAPER, SMALL, TINT, WIDTH, name_points
 from course.run import BUILD, is_fresh, run
 
 CHAPTERS = chapters()
@@ -83,6 +86,24 @@ def test_a_drawing_becomes_a_part_of_its_page():
     assert clip not in drawing(SVG.replace(">a<", ">c<"), "")
     assert "stroke: var(--figure-0)" in got and "fill: var(--figure-ink)" in got
     assert "DejaVu" not in got and "var(--pst-font-family-monospace)" in got
+
+
+def test_names_of_points_do_not_lie_on_each_other():
+    figure, axes = plt.subplots()
+    axes.set(xlim=(0, 10), ylim=(1, 1000), yscale="log")
+    heights = [500, 5, 5.1, 5, 4.9, 40]
+    points = [(n % 3, y, f"name {n}", INK) for n, y in enumerate(heights)]
+    name_points(axes, points)
+    figure.draw_without_rendering()
+    # the bodies only: what leads from a name to its point may pass others
+    boxes = {t.get_text(): Text.get_window_extent(t) for t in axes.texts}
+    for one, other in itertools.combinations(boxes.values(), 2):
+        assert not one.overlaps(other)
+    middle = {name: (box.y0 + box.y1) / 2 for name, box in boxes.items()}
+    assert sorted(middle, key=middle.__getitem__)[-2:] == ["name 5", "name 0"]
+    at = axes.transData.transform((0, 500))[1]
+    assert abs(middle["name 0"] - at) < 2  # it has room, so it stays
+    plt.close(figure)
 
 
 def pictures(notebook: Path) -> list[tuple[nbformat.NotebookNode, dict]]:

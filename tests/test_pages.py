@@ -190,6 +190,8 @@ def test_the_welcome_page_draws_any_number_of_chapters(pages):
     assert (
         "2 chapters drawn as strips of cells" in index and "2 modules in all" in index
     )
+    assert re.search(r'<figure[^>]* id="fig-package">', index)
+    assert "A cell goes to the module of its colour" in index
     assert index.count('class="module"') == 2 == index.count('class="link m0"')
     rows = re.findall(r"<tr.*?</tr>", index, re.DOTALL)
     texts = [re.sub(r"<[^>]+>|\s+", " ", row).split() for row in rows]

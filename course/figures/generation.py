@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.plots import COLORS, SMALL, TINT, WIDTH, name_points
+from course.plots import COLORS, SMALL, WIDTH, name_points
 from slm.data.tokenizer import Tokenizer
 from slm.generation import Sampling, generate_tokens, next_token_probabilities
 from slm.model.gpt import GPT
@@ -45,12 +45,13 @@ def next_token_bars(
         ):
             ax = axes[row, column]
             if row:
-                ax.barh(names, everything[order], color=COLORS[7], alpha=TINT)
+                before = ax.barh(names, everything[order], facecolor="none")
+                plt.setp(before, edgecolor=COLORS[7], linewidth=0.8)
             ax.barh(names, p[order], color=color, height=0.6 if row else 0.8)
             rest = max(0.0, float(p.sum() - p[order].sum()))
             number = int((p > 0).sum())
             corner = {"transform": ax.transAxes, "ha": "right", "fontsize": SMALL}
-            ax.text(0.97, 0.13, f"{number} tokens", **corner)
+            ax.text(0.97, 0.13, f"{number:,} tokens", **corner)
             ax.text(0.97, 0.05, f"not shown: {rest:.1%}", **corner)
             ax.grid(axis="y", visible=False)
         axes[0, column].set_title(f"temperature {temperature:g}")
