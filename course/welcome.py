@@ -1,6 +1,6 @@
-"""What the welcome page shows of the trained model, as an extension of Sphinx: a story that it wrote, and its loss against the floor.
+"""What the welcome page shows of the finished run: a story that the model wrote, and its loss against the floor.
 
-Both are computed from the finished run of `configs/stories_cpu.yaml`, which the chapter about the trainer leaves.
+An extension of Sphinx. Both are computed from the run of `configs/stories_cpu.yaml` that the chapter about the trainer leaves.
 """
 
 import functools
