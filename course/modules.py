@@ -74,6 +74,7 @@ REGISTRY = ("slm/model/config.py", "ARCHITECTURES")
 FOLDERS = {
     "  check/": "what tells a learner the mistake in an exercise, one file a chapter",
     "  figures/": "figures too long for a cell, one file a chapter",
+    "  search/": "the book's search: its index, what a reader types into, and what ranks",
     "configs/": "runs to start from: the course's own on a CPU, three sizes of GPT-2",
     "tests/": "the same folders as slm/, one file a module; check/ for the exercises",
     "benchmarks/": "one script for each promise about speed or memory, and what it printed",

@@ -1,6 +1,6 @@
-"""What the welcome page shows of the trained model, as an extension of Sphinx: a story that it wrote, and its loss against the floor.
+"""What the welcome page shows of the finished run: a story that the model wrote, and its loss against the floor.
 
-Both are computed from the finished run of `configs/stories_cpu.yaml`, which the chapter about the trainer leaves.
+An extension of Sphinx. Both are computed from the run of `configs/stories_cpu.yaml` that the chapter about the trainer leaves.
 """
 
 import functools
@@ -59,19 +59,20 @@ def loss_figure(losses: list[tuple[int, float]], floor: float) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
     bottom = place(0, floor)[1]
+    above = min(y for x, y in points if x > 280) - 10
     last = f"the model: {losses[-1][1]:.3f}"
     label = (
         f"The validation loss falls from {first:.3f} after {losses[0][0]:,} steps to "
         f"{losses[-1][1]:.3f} after {steps:,}; the floor lies at {floor:.3f}."
     )
     return (
-        f'<svg viewBox="0 0 420 222" role="img" aria-label="{label}">'
+        f'<svg viewBox="0 0 420 200" role="img" aria-label="{label}">'
         f'<line x1="40" x2="410" y1="{bottom:.1f}" y2="{bottom:.1f}" class="floor"/>'
         f'<polyline points="{line}"/>{dots}'
         f'<text x="40" y="{bottom + 18:.1f}">the floor: {floor:.3f}</text>'
-        f'<text x="404" y="{points[-1][1] - 12:.1f}" text-anchor="end">{last}</text>'
+        f'<text x="404" y="{above:.1f}" text-anchor="end">{last}</text>'
         f'<text x="{points[0][0] + 10:.1f}" y="{points[0][1] - 2:.1f}">{first:.3f} nats per token</text>'
-        f'<text x="404" y="{bottom + 36:.1f}" text-anchor="end">{steps:,} steps</text>'
+        f'<text x="404" y="{bottom + 18:.1f}" text-anchor="end">{steps:,} steps</text>'
         "</svg>"
     )
 
