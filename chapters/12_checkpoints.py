@@ -297,8 +297,9 @@ def parse_attempts(content: bytes, source: object) -> list[dict[str, Any]]:
 
 def _is_attempt(attempt: Any) -> bool:
     """Whether this is what a meter notes of an attempt."""
-    counted = ("seconds", "dollars")
-    return isinstance(attempt, dict) and all(is_number(attempt.get(k)) for k in counted)
+    if not isinstance(attempt, dict):
+        return False
+    return all(is_number(attempt.get(key, 0)) for key in ("seconds", "dollars"))
 
 
 # %% [markdown]
@@ -334,8 +335,8 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "val_loss": newest("val/loss"),
         "mfu": newest("perf/mfu"),
         "attempts": len(attempts),
-        "seconds": sum(attempt["seconds"] for attempt in attempts),
-        "dollars": sum(attempt["dollars"] for attempt in attempts),
+        "seconds": sum(attempt.get("seconds", 0) for attempt in attempts),
+        "dollars": sum(attempt.get("dollars", 0) for attempt in attempts),
         "budget": last.get("budget"),
     }
 

@@ -190,9 +190,8 @@ class GPT(nn.Module):
         config_file, weights_file = find_pretrained(name_or_folder)
         config = GPTConfig(**read_shape(config_file))
         wanted, size = count_parameters(config), weights_file.stat().st_size
-        if (
-            wanted > size
-        ):  # before a model of that size is made; a weight is a byte or more
+        # before a large model is made; a weight has a byte at least
+        if wanted > max(size, 10**7):
             holds = f"{weights_file} has {size:,} bytes"
             raise SlmError(f"{config_file} asks for {wanted:,} weights, but {holds}")
         model = cls(config)

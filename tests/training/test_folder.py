@@ -61,7 +61,7 @@ def test_what_is_nested_too_deeply_is_damaged(tmp_path):
 
 
 def test_an_attempt_or_a_note_of_another_kind_is_damaged(tmp_path):
-    for attempt in ("5", '{"seconds": 1}', '{"seconds": "x", "dollars": 1}'):
+    for attempt in ("5", '{"dollars": null}', '{"seconds": "x", "dollars": 1}'):
         (tmp_path / "attempts.json").write_text(f"[{attempt}]")
         with pytest.raises(SlmError, match="attempts.json is not whole"):
             read_attempts(tmp_path)
