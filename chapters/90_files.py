@@ -101,7 +101,7 @@ from course.figures.files import killed_at_each_moment, killed_while_writing
 # Begin with the file. The obvious way to replace one is to open it and write. What does
 # a reader find if the writer dies in between? Ask a process that kills itself at a
 # chosen moment; the file held the word *old* many times, and was to hold *new* twice as
-# often:
+# often. {numref}`fig-killed-at-each-moment` is what its reader finds:
 
 # %% mystnb={"figure": {"caption": "What a reader finds when the writer was killed at that moment. Written over, the file is for a while empty, then half there; written beside and renamed, it is at every moment the old one or the new one.", "name": "fig-killed-at-each-moment"}} tags=["nbval-check-output"]
 killed_at_each_moment()
