@@ -107,7 +107,7 @@ def test_welcome_page_begins_with_what_one_gets(html):
     """A story of the finished run, its loss and the floor, and three doors, before the first section."""
     story, losses, floor = welcome.finished()
     page = (html / "index.html").read_text(encoding="utf-8")
-    first = page[page.index("<h1") : page.index("<h2", page.index("<h1"))]
+    first = page[page.index('class="finished-run"') : page.index('id="for-whom"')]
     assert escape(story) in first
     assert f"{losses[-1][1]:.3f}" in first and f"{floor:.3f}" in first
     for door in ("01_attention.html", "#how-to-start", "21_launch.html"):
