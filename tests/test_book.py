@@ -2,14 +2,16 @@
 
 import functools
 import re
+from html import escape
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
 import pytest
 
-from course import book
+from course import book, welcome
 from course.export import Chapter, chapters
 from course.run import times
+from course.search import letters
 
 chapter_of = functools.cache(Chapter.read)  # parsed once in all
 PAGES = ["index", *(path.stem for path in chapters()), "glossary", "references"]
@@ -103,6 +105,25 @@ def test_welcome_page_shows_what_each_chapter_exports_and_takes(html):
     assert page.count('class="module"') == sum(
         len(chapter_of(path).exports) for path in chapters()
     )
+
+
+def test_welcome_page_begins_with_what_one_gets(html):
+    """A story of the finished run, its loss and the floor, and three doors, before the first section."""
+    story, losses, floor = welcome.finished()
+    page = (html / "index.html").read_text(encoding="utf-8")
+    first = page[page.index('class="finished-run"') : page.index('id="for-whom"')]
+    assert escape(story) in first
+    assert f"{losses[-1][1]:.3f}" in first and f"{floor:.3f}" in first
+    for door in ("01_attention.html", "#how-to-start", "21_launch.html"):
+        assert f'href="{door}"' in first
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [(r"\sqrt{K}", "sqrt(K)"), (r"\mathbb{R}^V", "R^V"), (r"\frac{a}{b}", "a/b")],
+)
+def test_the_search_spells_formulas(formula, text):
+    assert letters(formula) == text
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
