@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import course
-from course import check
+from course import check, plots
 from course.check.verdict import exercise
 
 
@@ -25,7 +25,7 @@ def test_start_prepares_a_notebook(tmp_path, monkeypatch):
     first = torch.rand(3)
     assert os.getcwd() == str(course.ROOT)
     assert torch.get_num_threads() == 1
-    assert mpl.rcParams["figure.facecolor"] == "none"
+    assert mpl.rcParams["figure.facecolor"] == plots.PAPER
     course.start()
     assert torch.equal(torch.rand(3), first)
 
