@@ -458,9 +458,7 @@ def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
         ValueError: Some are missing, are others, or have another shape.
     """
     for group in optimizer.param_groups:
-        if missing := optimizer.defaults.keys() - group.keys():
-            raise ValueError(f"a group of weights has no {min(missing)}")
-        known = averages_of_one(optimizer, group) if begun else {}
+        known = averages_of_one(optimizer, group, begun)
         for weight in group["params"]:
             averages = optimizer.state.get(weight, {})
             if averages.keys() != known.keys():
@@ -472,11 +470,16 @@ def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
                     raise ValueError(f"an average of a weight is no {tuple(wanted)}")
 
 
-def averages_of_one(optimizer: Any, group: Mapping[str, Any]) -> dict[str, Any]:
+def averages_of_one(
+    optimizer: Any, group: Mapping[str, Any], begun: bool
+) -> dict[str, Any]:
     """What an optimizer keeps of a weight, found by a step of another of its kind."""
     weight = torch.ones(1, 1, device=group["params"][0].device, requires_grad=True)
     weight.grad = torch.ones_like(weight)
     other = type(optimizer)([weight], lr=0.0)
+    if missing := other.param_groups[0].keys() - group.keys():
+        raise ValueError(f"a group of weights has no {min(missing)}")
     other.param_groups[0].update({k: group[k] for k in group if k != "params"})
-    other.step()
+    if begun:
+        other.step()
     return dict(other.state[weight])
