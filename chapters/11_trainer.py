@@ -1416,7 +1416,7 @@ def validate(self) -> float:
 # Everything is in place, and `train` says in which order: a step, then a row if one is
 # due, then validation if that is due, then the observers. `stop` is asked before every
 # step; a run that must be able to stop hands in [a look at the
-# signals](#runs/stopping).
+# signals](#runs/stopping-ctrl-c-and-sigterm).
 #
 # A bar shows the speed. It is measured over the steps between two rows; the time for
 # validation, checkpoints and samples is left out, so the number says what the hardware
