@@ -44,6 +44,11 @@ def build(kind: str = "html") -> Path:
         raise RunError(
             f"Not executed yet: {', '.join(missing)}. `python -m course run` executes them."
         )
+    if not (ROOT / "runs" / "stories_cpu" / "model").is_dir():
+        raise RunError(
+            "The welcome page tells a story of the trained model, and there is none in runs/stories_cpu. "
+            "`python -m course run 11` trains it."
+        )
     remove_leftovers()
     for name in _copied():
         (BUILD / name).parent.mkdir(parents=True, exist_ok=True)

@@ -43,12 +43,18 @@ MACHINERY = (
     "alone.py",
     "book.py",
     "drawings.py",
+    "elsewhere.py",
     "export.py",
+    "formulas.py",
     "lab.py",
+    "links.py",
     "modules.py",
     "pairs.py",
-    "run.py",
+    "pdf.py",
     "provenance.py",
+    "run.py",
+    "sources.py",
+    "welcome.py",
 )  # no chapter's result depends on them
 
 

@@ -43,12 +43,14 @@ window.unexplained = () =>
     if (caption.trim().length < 20) lacks.push("no caption");
     return lacks.length ? [`${name(picture)}${picture.getAttribute("src") ?? ""}: ${lacks}`] : [];
   });
+// How much larger a drawing's own pixels are seen, also where a label is turned.
+const scale = (matrix) => (matrix ? Math.sqrt(Math.abs(matrix.a * matrix.d - matrix.b * matrix.c)) : 1);
 // Sizes of labels in pixels as they are seen: of drawings in the page, and for an image its scale.
 window.labels = () => ({
   drawn: pictures().flatMap((picture) =>
     [...picture.querySelectorAll("text")].filter((e) => e.textContent.trim()).map((e) => [
       name(picture),
-      parseFloat(getComputedStyle(e).fontSize) * Math.abs(e.getScreenCTM()?.d ?? 1),
+      parseFloat(getComputedStyle(e).fontSize) * scale(e.getScreenCTM()),
     ])),
   images: pictures().filter((e) => e.tagName === "IMG").map((e) => [e.src, e.getBoundingClientRect().width]),
 });

@@ -282,7 +282,7 @@ def test_the_search_by_keyboard(visit, html, server, place):
     visit.tab.wait_for_selector("dialog .search-found li")
     visit.tab.keyboard.press("ArrowDown")
     visit.tab.keyboard.press("Enter")
-    visit.tab.wait_for_url("**/03_gpt.html#what-it-should-be")
+    visit.tab.wait_for_url("**/09_floor.html#four-lines-to-read-a-loss-against")
     assert visit.leaving(host) == [] and visit.errors == []
     assert [path for path in server.missing if path != "/favicon.ico"] == []
 

@@ -42,11 +42,12 @@
     const asked = asking(query, ranking);
     const stems = (text) => telling(text).flatMap(parts).map(stem);
     const pairs = stems(query).slice(1).map((word, place) => ` ${stems(query)[place]} ${word} `);
-    const worth = ({ score, answers, title, text }) => {
+    const worth = ({ score, answers, url, title, text }) => {
       const said = ` ${stems(`${title} ${text}`).join(" ")} `;
       const together = pairs.filter((pair) => said.includes(pair)).length / (pairs.length || 1);
       const explains = !/^(\d|Exercise|One more exercise|Is it right|What you have now)/.test(title);
-      return score * (answers.size / new Set(asked).size) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5);
+      const lookedUp = /^(glossary|references)/.test(url); // a section says more
+      return score * (answers.size / new Set(asked).size) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5) * (lookedUp ? 0.25 : 1);
     };
     return ranking
       .search(new Set(asked), asked.at(-1)) // the last word may not be typed to its end
