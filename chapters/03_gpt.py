@@ -481,9 +481,10 @@ check.cross_entropy(counts_the_ignored)
 # and gives each of 50,257 tokens the same probability?
 #
 # That is $-\ln (1/V) = \ln V$. (Papers often tell the *perplexity*, $e$ to the power of
-# the loss: how many tokens, all equally likely, would surprise as much. Here it is $V$.)
-# Start from wider numbers, and a model is far *worse* than ignorant. The output table
-# is the input table, so large rows make it certain that each token will be repeated:
+# the loss: how many tokens, all equally likely, would surprise as much. Here it is
+# $V$.) Start from wider numbers, and a model is far *worse* than ignorant. The output
+# table is the input table, so large rows make it certain that each token will be
+# repeated:
 
 # %%
 tokens = torch.randint(50257, (1, 65))

@@ -188,7 +188,7 @@ class Prices(BaseModel):
 # NVIDIA prints one number, 4,000 TFLOPS "of AI", which is for products in 4 bits with
 # sparsity: without it half, in 8 bits half of that, in 16 bits half again.
 
-# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (27 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (28 lines)"} tags=["hide-input"]
 #| export
 _COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
 _COLUMNS += " memory_gb bfloat16 limit"

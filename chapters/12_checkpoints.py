@@ -884,6 +884,13 @@ def prune_checkpoints(
             path.unlink()
 
 
+# %% [markdown]
+# The checkpointer is an observer: the trainer calls it after each step. It first asks
+# whether the thread has come to an error with the checkpoint before, and raises that;
+# then it notes whether this step is the best so far; and it saves when a checkpoint is
+# due, or when the run is about to stop. What it remembers of the best is its own state.
+
+
 # %%
 #| export training/checkpoint
 class Checkpointer(Observer):

@@ -90,8 +90,8 @@ from slm.training.trainer import Trainer, evaluating
 # A training of some hours will be interrupted. A laptop is closed, a power cord is
 # pulled, a cloud takes its machine back with half a minute's notice, somebody presses
 # Ctrl-C. So the same command does three things: it starts a run, it *resumes training*
-# where one was stopped, and it returns one that is finished. Whoever is interrupted gives
-# the command again and need not know where it stood.
+# where one was stopped, and it returns one that is finished. Whoever is interrupted
+# gives the command again and need not know where it stood.
 #
 # {numref}`fig-run` is a run that was killed twice. After each start it goes back to the
 # newest checkpoint and does the steps since then again. It loses that time, and nothing

@@ -694,6 +694,14 @@ def verdict(config: RunConfig, prices: Prices = MODAL) -> tuple[bool, str]:
     return True, told
 
 
+# %% [markdown]
+# A refusal says what is lacking, memory before money, and ends with the ways that have
+# been checked: fewer steps or a smaller batch on the same GPU, or the same run on
+# another one.
+
+
+# %%
+#| export
 def _refusal(config: RunConfig, prices: Prices, found: Estimate, there: str) -> str:
     """What a config lacks, and the checked ways in which it would fit."""
     modal, remedy = config.modal, _remedy(config, prices)

@@ -527,7 +527,13 @@ def __getattr__(name: str) -> Any:
 # what is returned is the exit code.
 
 # %% tags=["nbval-check-output"]
-main(["cost", "gpt_125m"])
+import contextlib
+import io
+
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    code = main(["cost", "gpt_125m"])
+course.show(said.getvalue())
+code
 
 # %% [markdown]
 # The configs that come with the package, and one of them with all its defaults, of

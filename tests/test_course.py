@@ -149,7 +149,9 @@ def test_package_imports_without_the_course_and_its_tools():
 
 def make(folder: Path, **options: str) -> subprocess.Popen[str]:
     """Set up an environment, with a command of our own in the place of pip."""
-    plain = {"env": os.environ | {"MAKEFLAGS": ""}, "cwd": folder, "text": True}
+    # called by a make, another one says which folder it enters
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    plain = {"env": env, "cwd": folder, "text": True}
     rules = subprocess.run(["make", "-pnq"], capture_output=True, **plain).stdout
     stamp = re.findall(r"^(\.venv/\.set-up-.+?):", rules, re.MULTILINE)[0]
     given = [f"{name}={value}" for name, value in options.items()]

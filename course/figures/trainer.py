@@ -259,7 +259,7 @@ def excess_strip(
     places = _set_in_lines(told_of[0][1])
     line, gap = 27.0, 22.0
     block = gap + line * (places[-1][1] + 1)
-    figure, axes = sheet(WIDTH * 72 - 2, len(told_of) * (block + gap) - gap)
+    figure, axes = sheet(WIDTH * 72 - 8, len(told_of) * (block + gap) - gap)
     top = 0.0
     for name, pieces, found, true in told_of:
         excess = [f - t for f, t in zip(found, true, strict=True)]
