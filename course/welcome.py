@@ -82,6 +82,10 @@ class Finished(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Write both as figures, each with its caption."""
+        from slm.training.folder import RunFolder
+
+        rows = RunFolder(ROOT / "runs" / CONFIG.stem).metrics
+        self.state.document.settings.env.note_dependency(str(rows))
         story, losses, floor = finished()
         nats = math.ceil(1000 * (losses[-1][1] - floor)) / 1000
         made = (
