@@ -29,6 +29,7 @@ from course.provenance import Definition, defined_names
 ENGINE_ROOM = "can be skipped at first reading"
 ALMOST = re.compile(r"\s*#\s*\|\s*export")  # as some formatters write it
 BEGIN = r"[ \t]*#[ \t]*(?:%%.*|<codecell>|In\[[0-9 ]*\]:?|---)[ \t]*"  # for jupytext
+BRANCHES = (ast.If, ast.Match, ast.ExceptHandler)
 ABSTRACT = r"\b(ABC|ABCMeta|Protocol)\b"
 OPENING = re.compile(rf"^({BEGIN})\n(\n*)", re.MULTILINE)
 ENDING = re.compile(rf"\n*(?={BEGIN}|\Z)", re.MULTILINE)
@@ -591,8 +592,11 @@ def _not_written(module: Module) -> list[str]:
         return []
     with warnings.catch_warnings(action="ignore"):
         tree = ast.parse(module.source)
-    why = "is unfinished, it raises NotImplementedError; write it, or leave it out."
-    return [_error(module, row, f"{name} {why}") for name, row in _unfinished(tree)]
+    why = "is unfinished, it raises NotImplementedError; write it, or"
+    return [
+        _error(module, row, f"{name} {why} {way}.")
+        for name, row, way in _unfinished(tree)
+    ]
 
 
 def _meaning(module: Module, problem: dict[str, Any]) -> str:
@@ -609,8 +613,12 @@ def _meaning(module: Module, problem: dict[str, Any]) -> str:
     return _error(module, row, f"{meaning[0].lower()}{meaning[1:]}.")
 
 
-def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """The functions that only raise NotImplementedError so far, each with the line; what subclasses write is none of them."""
+def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
+    """The functions in which something is still to be written, each with the line and what may be done instead.
+
+    A NotImplementedError says so where nothing but a loop stands before it, whatever its message; in a branch only if it
+    has none, since one with a message tells what is not supported. What subclasses write is not unfinished.
+    """
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     bases = {ast.unparse(base) for node in classes for base in node.bases}
     abstract = {
@@ -626,13 +634,17 @@ def _unfinished(tree: ast.Module) -> Iterator[tuple[str, int]]:
         marks = map(ast.unparse, node.decorator_list)
         if node in abstract or any("abstractmethod" in mark for mark in marks):
             continue
+        branches = [each for each in ast.walk(node) if isinstance(each, BRANCHES)]
+        chosen = {part for branch in branches for part in ast.walk(branch)}
         for part in ast.walk(node):
             if isinstance(part, ast.Raise) and part.exc:
                 call = part.exc if isinstance(part.exc, ast.Call) else None
                 error = ast.unparse(call.func if call else part.exc)
-                said = call and call.args and part not in node.body
+                said = call and call.args and part in chosen
                 if error == "NotImplementedError" and not said:
-                    yield node.name, part.lineno
+                    told = "say in the error what is not supported"
+                    way = told if part in chosen else "leave it out"
+                    yield node.name, part.lineno, way
                     break
 
 

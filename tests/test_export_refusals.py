@@ -11,10 +11,14 @@ UNFINISHED = [
     "def f(x):\n    raise NotImplementedError",
     'def f(x):\n    """Text."""\n    y = x\n    raise NotImplementedError("write me")',
     "def f(x):\n    for y in x:\n        raise NotImplementedError()",
+    'def f(x):\n    for y in x:\n        raise NotImplementedError("your turn")',
+    'def f(x):\n    with x:\n        raise NotImplementedError("your turn")',
     "async def f(x):\n    raise NotImplementedError",
     "class C:\n    @property\n    def f(self):\n        raise NotImplementedError",
 ]
 FINISHED = [
+    "def f(x):\n    match x:\n        case 1:\n            raise NotImplementedError('no 1')\n    return 1",
+    "def f(x):\n    match x:\n        case 1:\n            raise NotImplementedError('no 1')\n    return 1",
     "def f(x):\n    if x:\n        raise NotImplementedError('no negative x')\n    return 1",
     "def f(x):\n    try:\n        return x()\n    except NotImplementedError:\n        raise",
     "class A(Protocol):\n    def f(self):\n        raise NotImplementedError",
@@ -33,6 +37,15 @@ def test_an_unfinished_function_is_named(repository, code):
     assert repository.error() == (
         f"chapters/01_softmax.py:{line}: cell 2: f is unfinished, it raises "
         "NotImplementedError; write it, or leave it out."
+    )
+
+
+def test_a_branch_that_says_nothing_is_told_what_would_do(repository):
+    code = "def f(x):\n    if x:\n        raise NotImplementedError\n    return 1"
+    repository.chapter("#| export\nA = 1", f"#| export\n{code}")
+    assert repository.error().endswith(
+        "f is unfinished, it raises NotImplementedError; write it, or say in the error "
+        "what is not supported."
     )
 
 
