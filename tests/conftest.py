@@ -98,6 +98,25 @@ def html() -> Path:
     return book.HTML
 
 
+@pytest.fixture(scope="session")
+def rendered() -> Callable[[Path], dict[str, str]]:
+    """Renders a small book from its folder: the pages as HTML, by name; any warning of Sphinx fails."""
+
+    def render(source: Path) -> dict[str, str]:
+        target = source.parent / "html"
+        command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going"]
+        done = subprocess.run(
+            [*command, "-b", "html", source, target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return {path.stem: path.read_text() for path in target.glob("*.html")}
+
+    return render
+
+
 @pytest.fixture
 def gpt2_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

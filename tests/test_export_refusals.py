@@ -18,7 +18,6 @@ UNFINISHED = [
 ]
 FINISHED = [
     "def f(x):\n    match x:\n        case 1:\n            raise NotImplementedError('no 1')\n    return 1",
-    "def f(x):\n    match x:\n        case 1:\n            raise NotImplementedError('no 1')\n    return 1",
     "def f(x):\n    if x:\n        raise NotImplementedError('no negative x')\n    return 1",
     "def f(x):\n    try:\n        return x()\n    except NotImplementedError:\n        raise",
     "class A(Protocol):\n    def f(self):\n        raise NotImplementedError",

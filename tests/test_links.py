@@ -1,8 +1,6 @@
 """What the text names is a link: chapters, sections, terms, papers; the glossary and the references hold what is named."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jupytext
@@ -239,7 +237,7 @@ html_static_path = []
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory) -> dict[str, str]:
+def book(rendered, tmp_path_factory) -> dict[str, str]:
     """Two chapters with a glossary and references as HTML, by name; any warning fails."""
     root: Path = tmp_path_factory.mktemp("book")
     source = root / "source"
@@ -258,15 +256,7 @@ def book(tmp_path_factory) -> dict[str, str]:
     (source / "glossary.md").write_text(GLOSSARY_PAGE)
     (source / "references.md").write_text(REFERENCES_PAGE)
     (source / "conf.py").write_text(CONF.format(root=str(root)))
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going"]
-    done = subprocess.run(
-        [*command, "-b", "html", source, root / "html"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return {path.stem: path.read_text() for path in (root / "html").glob("*.html")}
+    return rendered(source)
 
 
 def linked(page: str, kind: str) -> list[tuple[str, str]]:

@@ -2,15 +2,12 @@
 
 import base64
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 
-from course import ROOT
 from course.book import anchor, fold_summary
 
 HEADER = """\
@@ -91,7 +88,7 @@ SVG = (
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory) -> dict[str, str]:
+def pages(rendered, tmp_path_factory) -> dict[str, str]:
     """The two chapters as HTML, by name; any warning of Sphinx fails."""
     root: Path = tmp_path_factory.mktemp("book")
     source = root / "source"
@@ -113,15 +110,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
         "```{toctree}\n:numbered:\n\n01_attention\n11_trainer\n```\n"
     )
     (source / "conf.py").write_text(CONF.format(root=str(root)))
-    command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going"]
-    done = subprocess.run(
-        [*command, "-b", "html", source, root / "html"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return {path.stem: path.read_text() for path in (root / "html").glob("*.html")}
+    return rendered(source)
 
 
 def links(page: str, target: str) -> list[str]:
