@@ -136,8 +136,7 @@ roofline(machine, small.model)
 # $$\text{MFU} =
 # \frac{\text{tokens per second} \times \text{FLOPs per token}}{\text{peak FLOP/s}}$$
 #
-# was 25 to 65 % in the compiled programs that are named below, and is less for small
-# models and small batches.
+# is what is left of the peak after all that. Small models and small batches leave less.
 #
 # ### Predict, then run
 #
