@@ -159,7 +159,7 @@ print("our layer norm and PyTorch's, equal within 1e-6:", equal)
 #
 # Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The
 # simplest bend is the ReLU, which replaces what is negative by 0. Its slope there is 0,
-# too, so a channel that has fallen below zero learns nothing any more. The GELU
+# too, so a channel that is below zero for every token learns nothing any more. The GELU
 # (Hendrycks and Gimpel 2016) is a rounded ReLU: $x$ times the probability that a
 # standard normal number is smaller than $x$ ({numref}`fig-gelu`).
 
@@ -353,10 +353,10 @@ from course.figures.blocks import similarity_figure
 similarity_figure(results)
 
 # %% [markdown]
-# Second, also before training: the norm of the gradient that reaches each block's
-# weights.
+# Second, also before training: the norm (here the length, all its numbers taken as one
+# vector) of the gradient that reaches each block's weights.
 
-# %% mystnb={"code_prompt_show": "Draw the gradients", "figure": {"caption": "Solid: the feed-forward weights; dotted: those of queries and keys. In pre-norm every block gets its share. Without the plus sign the feed-forward weights get less the deeper they lie, and queries and keys nothing worth the name.", "name": "fig-gradients"}, "image": {"alt": "Gradient norms over 32 blocks on a logarithmic scale, a solid and a dotted curve for each wiring. Pre-norm's are level. Post-norm's lie higher and vary more. Without residual the solid curve falls towards the first block and the dotted one lies many powers of ten below all others."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the gradients", "figure": {"caption": "Solid: the feed-forward weights; dotted: those of queries and keys. In pre-norm every block gets its share. Without the plus sign the feed-forward weights get less the nearer they lie to the input, and queries and keys nothing worth the name.", "name": "fig-gradients"}, "image": {"alt": "Gradient norms over 32 blocks on a logarithmic scale, a solid and a dotted curve for each wiring. Pre-norm's are level. Post-norm's lie higher and vary more. Without residual the solid curve falls towards the first block and the dotted one lies many powers of ten below all others."}} tags=["hide-input"]
 from course.figures.blocks import gradient_figure
 
 gradient_figure(results)
@@ -364,8 +364,9 @@ gradient_figure(results)
 # %% [markdown]
 # Why so? The derivative of $x + f(x)$ is $1 + f'(x)$: the plus sign hands each block
 # the gradient from above untouched (He et al. 2016). Without it the gradient has to
-# pass through every block on its way down. And where all tokens are alike, it makes no
-# difference who looks at whom, so queries and keys have nothing to learn from.
+# pass through every block on its way down, and shrinks in each: a *vanishing gradient*.
+# And where all tokens are alike, it makes no difference who looks at whom, so queries
+# and keys have nothing to learn from.
 #
 # Third, what that costs ({numref}`fig-losses`): the loss, the mean of $-\ln p$ of the
 # right letter, in *nats*.
@@ -455,8 +456,9 @@ for name, part in block.named_children():
 
 # %% [markdown]
 # One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$.
-# And how much does an untrained block change a stream of numbers around 1? Little: it
-# begins as a small correction to what is there, and learns to be a larger one.
+# And how much does an untrained block change a stream of numbers of size 1? By a part
+# of its length: a block begins as a correction to what is there. (PyTorch chose the
+# first weights here; [GPT](#gpt/the-model) starts from smaller ones.)
 
 # %%
 x = torch.randn(1, 16, 768)  # (B, T, D)

@@ -88,8 +88,8 @@ model_diagram()
 #
 # A token id is a name, not a quantity: 300 is not twice 150. So each id gets its own
 # row in a table of `V` rows and `D` columns, learned like any other weight. Looking a
-# row up is the same as multiplying a one-hot vector by the table, without the
-# multiplication:
+# row up is the same as multiplying a one-hot vector (a 1 at the id's place, else zeros)
+# by the table, without the multiplication:
 
 # %% tags=["nbval-check-output"]
 table = torch.randn(10, 4)  # (V, D)
@@ -135,8 +135,9 @@ for name, added in {"without": 0 * position, "with": position}.items():
 # First the shape of a model, checked when it is made and not when it fails an hour
 # later. It gets a module of its own, without PyTorch, so that reading a config stays
 # quick. The line `@settings` (from [files and
-# errors](#files/settings-that-check-themselves)) makes it a frozen dataclass that says
-# in one sentence what is wrong with it; the numbers in `Field` are what is allowed.
+# errors](#files/settings-that-check-themselves)) makes it a dataclass that nobody can
+# change once it is made, and that says in one sentence what is wrong with it; the
+# numbers in `Field` are what is allowed.
 
 
 # %%
@@ -335,7 +336,8 @@ def forward(
 
 # %% [markdown]
 # Here is GPT-2, the smallest of the four that OpenAI published (Radford et al. 2019),
-# with the parameter count that everybody checks:
+# with the parameter count that everybody checks. {numref}`fig-parameters` shows where
+# the parameters are:
 
 # %% tags=["nbval-check-output"]
 sizes = {"vocab_size": 50257, "context_length": 1024, "n_layers": 12, "n_heads": 12}
@@ -347,10 +349,6 @@ f"{gpt2.count_parameters():,}"
 from course.figures.gpt import parameter_map
 
 parameter_map(gpt2)
-
-# %% [markdown]
-# Every area of {numref}`fig-parameters` is a share of the parameters. Nearly a third is
-# the vocabulary; in a block, the feed-forward network weighs twice the attention.
 
 # %% [markdown]
 # ### Exercise 1: count without building
@@ -562,7 +560,8 @@ for step in range(201):
 # depth, so what comes at the end, the final norm and the output matrix, can read it
 # anywhere: below the first block, above the second, and so on. Every column of
 # {numref}`fig-depth` is a position, every row a depth, the letter is the best guess for
-# the next character there, and the colour its probability.
+# the next character there, and the colour its probability. (To read a stream so is
+# known as the *logit lens*.)
 
 # %% mystnb={"figure": {"caption": "What the model would answer if it stopped at each depth. The lowest row repeats what is read; the highest is one letter ahead of it.", "name": "fig-depth"}, "image": {"alt": "A table of letters, one column for each of 24 characters read and one row for each depth. After the embedding alone each cell shows the letter that was read; after the last block it shows the letter that comes next, in full colour nearly everywhere."}} tags=["hide-input"]
 from course.figures.gpt import depth_table
@@ -739,9 +738,6 @@ flops_by_part(
 )
 
 # %% [markdown]
-# The larger the model, the more of it is feed-forward, and the less the vocabulary
-# matters.
-#
 # PyTorch can watch every operation that really runs and add up its products. That is an
 # independent witness: it knows nothing of our formula. (The fused kernel is a closed
 # box to it, so attention is told to use plain products here.)
@@ -1067,9 +1063,10 @@ print(f"at the peak: plain {plain:.0f} MB, chunked {chunked:.0f} MB")
 # every product and of every norm. With $b$ bytes per number ($b = 2$ under autocast),
 # per token and block: two norms keep the float32 stream, $2 \cdot 4D$; their outputs go
 # into products, $2bD$; queries, keys and values, $3bD$; the heads' result, $bD$; and
-# GELU keeps its input and hands its output to the next product, $2bF$. Dropout adds a
-# byte per mask entry, and on a CPU more: the kernel that needs no attention weights has
-# no dropout there.
+# GELU keeps its input and hands its output to the next product, $2bF$. To these come
+# sums in float32: of each head's softmax one, $4H$, and mean and spread of the two
+# norms, 16 bytes. Dropout adds a byte per mask entry, and on a CPU more: the kernel
+# that needs no attention weights has no dropout there.
 #
 # The loss is counted at two points. Inside it, a block of logits stands beside the
 # gradients of the stream and of the output matrix; right behind it, these gradients

@@ -188,7 +188,7 @@ check.pick(forgets_the_sum)
 #
 # `tell` tells stories, and nothing else. It cannot say what *could* have come at some
 # place, so no probability can be read off it. It finds a mistake in the rules only in
-# the one story in a thousand that stumbles on it. And it starts from bare text every
+# the rare story that stumbles on it. And it starts from bare text every
 # time. What we need is an object that holds the whole process, to walk around in.
 #
 # The next three sections build it. Its code is folded, as *given*: at a first reading
@@ -939,11 +939,12 @@ n_lines = sum(len(rows) for rows in STORIES.rows.values())
 print(f"{len(RULES)} rules with {n_lines} lines")
 
 # %% [markdown]
-# Read the three again, and look for what a model will have to carry: who is "she" in
-# the last sentence, and what was she wearing? Which toy was lost? The words between are
-# hardly a challenge. These are templates, not language, with a small vocabulary and
-# without the endless tail of rare words that English has. But to get the last sentence
-# right one must remember the first, and that is what attention is for.
+# Read the three again, and look for what a model will have to carry to the last
+# sentence of each: whose name stands there, is it "his" or "her", and what did he or
+# she wear? The words between are hardly a challenge. These are templates, not language,
+# with a small vocabulary and without the endless tail of rare words that English has.
+# But to get the last sentence right one must remember the first two, and that is what
+# attention is for.
 #
 # What was drawn for the first of them, as far as it is remembered (variables are small
 # letters):

@@ -77,7 +77,7 @@ strip(rows, tokenizer)
 # token falls between two rows, and none is asked for twice; only what fills no row at
 # the very end is dropped. A row may start in the middle of a sentence, and a document
 # may begin in the middle of a row; end-of-text marks where a new one begins. Attention
-# still reaches across it, and the model learns to ignore what stands before.
+# still reaches across it, and the model has to learn to ignore what stands before.
 #
 # ## In symbols
 #
@@ -555,9 +555,9 @@ def rows_of_step(n_rows: int, B: int, seed: int, step: int) -> np.ndarray:
 check.rows_of_step(rows_of_step)
 
 # %% [markdown]
-# Seeding the generator with `seed + epoch` looks right, and is what many loaders do.
-# But with `seed + epoch`, epoch 1 of seed 0 is epoch 0 of seed 1: two runs that should
-# differ see the same order, one epoch apart.
+# Seeding the generator with `seed + epoch` looks right, and is what PyTorch's own
+# `DistributedSampler` does. But then epoch 1 of seed 0 is epoch 0 of seed 1: two runs
+# that should differ see the same order, one epoch apart.
 
 
 # %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
@@ -773,10 +773,6 @@ def _fetch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
 # Three more of its abilities: going on for ever, one pass over everything, and where it
 # stands. The position is the whole state. A loader that gets it goes on where the other
 # one stopped, with other threads or on another machine.
-#
-# Even with another number of processes. A step's rows follow one another in the order,
-# so what counts is how many there are. `share_rows` divides them anew: each process
-# takes more batches, or smaller ones, and the steps keep their rows.
 
 # %%
 from course import add_to
@@ -815,7 +811,9 @@ def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tenso
 
 # %% [markdown]
 # When a run goes on with another number of processes, its steps must keep their rows.
-# `share_rows` finds how each does its share, in batches as large as before or smaller.
+# These follow one another in the order, so what counts is how many there are:
+# `share_rows` finds how each process does its share, in batches as large as before or
+# smaller.
 # And since the order is a function of the seed and the step, these two numbers are all
 # that a loader has to remember.
 

@@ -268,7 +268,8 @@ leaks_figure(leaks)
 # of one ({numref}`fig-leaks`). By documents only the copies leak. Both happen without a
 # word, and the validation loss then rewards memory. A hash cannot: equal texts have
 # equal hashes, so a copy follows its original, on any machine, in any order, and when
-# documents are added later.
+# documents are added later. (A near copy, with a word changed, has another hash and may
+# still fall on the other side: near copies have to be removed before.)
 #
 # That is the rule here for the rows of `.jsonl`, `.parquet` and hub data without a
 # validation split of its own. A folder of `.txt` files, each of which is one document,

@@ -109,8 +109,9 @@ from slm.training.config import RunConfig
 # data sheets like to print a number with *sparsity*, twice as large, which counts
 # products with zeros that the hardware skips, and a model's matrices hold no such
 # zeros. The *product* column says what large products were measured to reach. On most
-# cards that is about four fifths of the peak. On a T4 it is little more than a third:
-# the card may draw 70 watts and slows down to keep to them.
+# cards that is about four fifths of the peak, and so much is put down for the three
+# (A10, L40S, RTX PRO 6000) of which no measurement was found. On a T4 it is little more
+# than a third: the card may draw 70 watts and slows down to keep to them.
 
 
 # %%

@@ -15,8 +15,8 @@
 # # The trainer
 #
 # From four lines of PyTorch to a trainer whose loop you can read on one screen. You
-# earn each addition by measuring what it does, then train a model to within a whisker
-# of the floor, and export `Trainer`, `Muon` and what a device can do.
+# earn each addition by measuring what it does, then train a model until its loss is
+# close to the floor, and export `Trainer`, `Muon` and what a device can do.
 
 # %%
 import course  # No module named 'course'? Get the whole repository, then `make lab`
@@ -194,8 +194,8 @@ step_figure()
 #    cut, and the pieces must add up to the step that was meant.
 # 2. *How far should a step go, and when?* The rate of learning has to rise, and to
 #    fall.
-# 3. *In which numbers?* Half as many bits can be several times as fast, or twenty times
-#    as slow.
+# 3. *In which numbers?* Half as many bits can be several times as fast, or several
+#    times as slow.
 # 4. *In which direction?* The gradient alone is a poor guide; two optimizers make more
 #    of it.
 #
@@ -300,9 +300,9 @@ for name, longest in (("as it comes", 128), ("short rows", 20)):
 # where one or two batches point: let the rate rise along a line, the *warm-up*. At the
 # end, steps of constant size only circle the minimum: let the rate fall along a cosine,
 # to zero (Loshchilov and Hutter 2017). **Clipping** (Pascanu et al. 2013) scales a
-# gradient whose norm exceeds a limit down to it, so that one odd batch cannot undo the
-# work of many. What are they worth? {numref}`fig-recipe` is the same run with a high
-# learning rate, each time with one part taken away:
+# gradient whose norm, its length, exceeds a limit down to it, so that one odd batch
+# cannot undo the work of many. What are they worth? {numref}`fig-recipe` is the same
+# run with a high learning rate, each time with one part taken away:
 
 
 # %%
@@ -346,7 +346,7 @@ from course.figures.trainer import recipe_figure
 recipe_figure(runs)
 
 # %% [markdown]
-# Without warm-up the loss leaps up after a few steps, and the run never recovers.
+# Without warm-up the loss leaps up after a few steps, and this run does not recover.
 # Without clipping one gradient is many times the limit. AdamW does not step further for
 # it, but it remembers gradients for some steps, and for that long the odd one sets the
 # direction. Without the fall this run even ends lower: it is so short that large steps
@@ -409,13 +409,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 # scaling* (Micikevicius et al. 2018), and PyTorch's `GradScaler` does it. bfloat16
 # needs none of it.
 #
-# Only the matrix products are done in 16 bits, since they take nearly all of the time.
+# Only the matrix products are done in 16 bits, since they take most of the time.
 # Within `torch.autocast` PyTorch sees to that; weights, optimizer and residual stream
 # stay in float32, and on a GPU so do softmax, sums and norms.
 #
-# **Which type?** A T4 has no bfloat16, many CPUs only emulate it, which takes 15 to 20
-# times as long as float32, and some have units for it that are slower than float32's.
-# So the device is asked, and where it is a CPU, it is measured.
+# **Which type?** A T4 has no bfloat16, many CPUs only emulate it, which is far slower
+# than float32, and some have units for it that are slower than float32's. So the device
+# is asked, and where it is a CPU, it is measured.
 #
 # **How fast could it be?** A device's *peak* is the most operations per second that it
 # can do in products of that type. For GPUs it stands in [a
@@ -773,20 +773,21 @@ Table(
 # %% [markdown]
 # Each has a rate of its own, so compare the best of each. Muon gets further, and does
 # well even at a rate that is far too high for AdamW. That is why the config below has
-# Muon (and, for a run thirty times as long, a rate in the middle of these). It gets
+# Muon (and, for a run thirty times as long, a rate between the lower two). It gets
 # there in fewer steps: its extra products cost the same whatever the batch, so they
-# weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with
-# half a million.
+# weigh most here, with a thousand tokens to a step, and with half a million are less
+# than a percent of the arithmetic (Jordan et al. 2024).
 #
 # ## Several processes that make one step
 #
-# On one device you can skip this section. On multiple GPUs, `torchrun` starts one
-# process for each, and tells every process by environment variables how many there are
-# (the *world size*) and which of them it is (its *rank*). Every process has the whole
-# model and its own share of each batch. *DistributedDataParallel* (DDP; Li et al. 2020)
-# starts all from the same weights and replaces each gradient by its mean over the
-# processes as soon as backward has made it, so that all make the same step and stay
-# equal. Where processes need a common number, `all_reduce` adds up their tensors.
+# On one device you can skip this section. On several (multi-GPU training), `torchrun`
+# starts one process for each GPU, and tells every process by environment variables how
+# many there are (the *world size*) and which of them it is (its *rank*). Every process
+# has the whole model and its own share of each batch. *DistributedDataParallel* (DDP;
+# Li et al. 2020) starts all from the same weights and replaces each gradient by its
+# mean over the processes as soon as backward has made it, so that all make the same
+# step and stay equal. Where processes need a common number, `all_reduce` adds up their
+# tensors.
 #
 # What the processes say to each other is said by these functions; only DDP itself is
 # put around the model further down, where the trainer is made.
@@ -876,6 +877,9 @@ def set_rng_state(device: torch.device, state: dict[str, Any]) -> None:
 
 # %% [markdown]
 # ## Is there room?
+#
+# You can skip this section, too, at a first reading: it refuses a run that does not fit
+# into memory, before it begins.
 #
 # [The GPT](#gpt/what-a-training-step-holds-in-memory) knows what a step holds in
 # memory. A run that needs more than there is runs out of memory late, after its text is

@@ -122,7 +122,7 @@ Table(header, rows, "The probabilities of five tokens")
 # **Greedy** is the limit $\tau \to 0$: all probability on the largest logit. The
 # formula divides by zero there, so it needs a case of its own. Greedy looks like the
 # obvious choice, and for a fact it is one. For a story it is not: the likeliest token
-# each time does not make a likely story, and it makes the same one every time.
+# each time need not make the likeliest story, and it makes the same one every time.
 #
 # At $\tau = 1$ you draw from what the model believes. Its mistake is the tail: a
 # thousand tokens here, fifty thousand in GPT-2, each nearly impossible, but not all
@@ -899,7 +899,7 @@ print(f"one standard error of a share of forty, at most: {(0.25 / 40) ** 0.5:.0%
 # And the time? {numref}`fig-time-per-token` measures each token of one text, with the
 # cache and without, as the text grows:
 
-# %% mystnb={"code_prompt_show": "The measurement", "figure": {"caption": "Without a cache each token is slower than the one before: the work grows with the text. With it the line stays flat.", "name": "fig-time-per-token"}, "image": {"alt": "Two lines over the number of tokens in the text, 1 to 128. Without a cache the milliseconds per token rise steadily; with a cache they stay flat, well below."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The measurement", "figure": {"caption": "Without a cache a token takes the longer, the more stand before it: the work grows with the text. With it the line stays flat.", "name": "fig-time-per-token"}, "image": {"alt": "Two lines over the number of tokens in the text, 1 to 128. Without a cache the milliseconds per token rise steadily; with a cache they stay flat, well below."}} tags=["hide-input"]
 from course.figures.generation import time_per_token
 
 figure, ratio = time_per_token(model, tokenizer.eot_token)

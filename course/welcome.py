@@ -91,8 +91,8 @@ class Finished(Directive):
         made = (
             '<div class="finished-run"><figure>'
             f"<blockquote>{html.escape(story)}</blockquote>"
-            "<figcaption>Written by the model that you train, on two CPU cores, from nothing: a story as "
-            "the grammar tells them.</figcaption></figure><figure>"
+            "<figcaption>Written by the model that you train, on two CPU cores, from nothing: the first "
+            "of its stories that the grammar accepts.</figcaption></figure><figure>"
             f"{loss_figure(losses, floor)}"
             "<figcaption>Its loss on stories that it has not seen, while it learns. No model can go below the floor, "
             f"which is computed exactly; at the end at most {nats:.3f} nats are missing.</figcaption></figure></div>"
