@@ -642,7 +642,7 @@ print(f"loss {loss.item():.4f}, {accuracy:.1%} of 2,000 new episodes right")
 # And {numref}`fig-episode` is what the head looks at in one of them. Only the last row
 # was trained to answer; look where it goes.
 
-# %% mystnb={"figure": {"caption": "What the trained head looks at in one episode. The last row asks for a child's thing, and nearly all of its weight goes to the place where that child was named with it.", "name": "fig-episode"}, "image": {"alt": "A table of weights, six places by six, each with a child and a thing; its upper right half is empty. In the last row, a child with a question mark, one cell is dark with a weight near 1: that of the same child's earlier place."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the weights of one episode", "figure": {"caption": "What the trained head looks at in one episode. The last row asks for a child's thing, and nearly all of its weight goes to the place where that child was named with it.", "name": "fig-episode"}, "image": {"alt": "A table of weights, six places by six, each with a child and a thing; its upper right half is empty. In the last row, a child with a question mark, one cell is dark with a weight near 1: that of the same child's earlier place."}} tags=["hide-input"]
 NAMES = ["Mia", "Leo", "Pip", "Ada", "Sam", "Ivy"]
 OBJECTS = ["kite", "boat", "drum", "ball", "hat", "bell", "cup", "top", "?"]
 stream = embed_name(who[0]) + embed_object(what[0])  # (T, D)

@@ -67,7 +67,7 @@ texts = ["Zoe had a red hat.", "Kai was sad. He lost his blue cap.", "Nell said 
 tokens = np.array([t for text in texts for t in [eot, *tokenizer.encode(text)]] + [eot])
 T = 8
 
-# %% mystnb={"figure": {"caption": "Three documents as one strip, cut into rows of eight: under each token its target, the token after it. The last target of a row opens the next one.", "name": "fig-strip"}, "image": {"alt": "Three pairs of lines with eight tokens each, inputs x above targets y. The targets are the inputs moved by one: x begins end-of-text, Zoe, had, a, red, hat; y begins Zoe, had, a, red, hat. The colour changes where a document ends, in the middle of a row."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Cut the strip into rows, and draw them", "figure": {"caption": "Three documents as one strip, cut into rows of eight: under each token its target, the token after it. The last target of a row opens the next one.", "name": "fig-strip"}, "image": {"alt": "Three pairs of lines with eight tokens each, inputs x above targets y. The targets are the inputs moved by one: x begins end-of-text, Zoe, had, a, red, hat; y begins Zoe, had, a, red, hat. The colour changes where a document ends, in the middle of a row."}} tags=["hide-input"]
 starts = range(0, len(tokens) - T, T)
 rows = [(tokens[i : i + T], tokens[i + 1 : i + T + 1]) for i in starts]
 strip(rows, tokenizer)

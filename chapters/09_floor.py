@@ -701,8 +701,9 @@ Table(header, rows, "The lines in nats per token, for four vocabularies")
 #
 # *It is a mean over all stories.* Single stories cost very different amounts, and a
 # validation set of a thousand is a sample: its own cost, which `logprob` gives exactly,
-# can lie a little to either side. A validation loss slightly below the floor need not
-# be an error.
+# can lie a little to either side, mostly within two *standard errors* (the spread of a
+# single story, over the root of their number). A validation loss slightly below the
+# floor need not be an error.
 
 # %% tags=["nbval-check-output"]
 import statistics

@@ -23,7 +23,7 @@ import course  # No module named 'course'? Get the whole repository, then `make 
 
 course.start()
 
-# %% tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Imports"} tags=["hide-input"]
 #| export
 """What this process runs on: device, type of numbers, and its rank among others.
 
@@ -1799,7 +1799,7 @@ config = load_config("configs/stories_cpu.yaml")
 run = train(config)
 stairs, early = smaller.wait(like=run.model)
 
-# %% mystnb={"figure": {"caption": "The staircase to the floor. Each model ends near what its parts allow: one token, one token and its place, and with attention all that came before; the long run ends at the floor. Dots: its loss on validation text.", "name": "fig-staircase"}, "image": {"alt": "Loss against seconds on logarithmic axes for five runs. Without attention and positions the loss ends just above the bigram line, with positions below it; the models with attention pass that line, and the long run of one layer reaches the floor."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the staircase", "figure": {"caption": "The staircase to the floor. Each model ends near what its parts allow: one token, one token and its place, and with attention all that came before; the long run ends at the floor. Dots: its loss on validation text.", "name": "fig-staircase"}, "image": {"alt": "Loss against seconds on logarithmic axes for five runs. Without attention and positions the loss ends just above the bigram line, with positions below it; the models with attention pass that line, and the long run of one layer reaches the floor."}} tags=["hide-input"]
 staircase_figure(stairs, run.metrics, lines)
 
 # %% [markdown]
@@ -1821,7 +1821,7 @@ staircase_figure(stairs, run.metrics, lines)
 # the model's surprise is above the *true* surprise, the one that the grammar gives.
 # What is free to choose costs even a perfect model nats; that share shows no colour.
 
-# %% mystnb={"figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, among them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw one story, early and at the end", "figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, among them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
 story = stories.sample(10**9 + 1)
 models = {"after 150 steps": early, "at the end": run.model}
 excess_strip(models, tokenizer, story)
