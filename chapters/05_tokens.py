@@ -743,8 +743,8 @@ print([token for token in said["model"]["vocab"] if "pon" in token])
 # %% [markdown]
 # ## Three tokenizers, one door
 #
-# `get_tokenizer("stories")` trains ours on the first 2,000 stories, in about a
-# second: no file that could be lost or out of date. A path reads a saved one.
+# `get_tokenizer("stories")` trains ours on the first 2,000 stories, when a program first
+# asks for it: no file that could be lost or out of date. A path reads a saved one.
 # `get_tokenizer("gpt2")` takes GPT-2's published ranks, 50,257 tokens with the end of
 # text. `tiktoken` fetches them once and keeps them. Without a network it would try for
 # minutes; you should learn that in a second. So if they are not kept on this machine

@@ -975,7 +975,7 @@ except SlmError as error:
 #
 # A bit that has changed on the disk is trained on without a sign of it: no shape is
 # wrong, and the loss hardly moves. So both verify the file first, once in a process.
-# That reads about a gigabyte a second, a few seconds before hours of training.
+# That reads the whole file once, some seconds before hours of training.
 
 
 # %%
