@@ -14,11 +14,12 @@
 # %% [markdown]
 # # The door
 #
-# *An engine room: it can be skipped at first reading.* A package that is used from a
-# terminal needs one command, and one that is imported needs one list of names. You
-# build both: `slm train`, `slm generate`, `slm cost` and two small ones in
-# `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing until a name is
-# used.
+# A package that is used from a terminal needs one command, and one that is imported
+# needs one list of names. You build both: `slm train`, `slm generate`, `slm cost` and
+# two small ones in `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing
+# until a name is used.
+#
+# *An engine room: it can be skipped at first reading.*
 
 # %%
 import course  # No module named 'course'? Get the whole repository, then `make lab`
