@@ -364,7 +364,7 @@ gradient_figure(results)
 # %% [markdown]
 # Why so? The derivative of $x + f(x)$ is $1 + f'(x)$: the plus sign hands each block
 # the gradient from above untouched (He et al. 2016). Without it the gradient has to
-# pass through every block on its way down, and shrinks in each: a *vanishing gradient*.
+# pass through every block on its way down, and shrinks on it: a *vanishing gradient*.
 # And where all tokens are alike, it makes no difference who looks at whom, so queries
 # and keys have nothing to learn from.
 #
@@ -458,7 +458,8 @@ for name, part in block.named_children():
 # One attention layer takes about $4D^2$ weights and one feed-forward network $8D^2$.
 # And how much does an untrained block change a stream of numbers of size 1? By a part
 # of its length: a block begins as a correction to what is there. (PyTorch chose the
-# first weights here; [GPT](#gpt/the-model) starts from smaller ones.)
+# first weights here; [GPT](#gpt/the-model) starts those that write to the stream from
+# smaller ones.)
 
 # %%
 x = torch.randn(1, 16, 768)  # (B, T, D)
