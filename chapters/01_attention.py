@@ -692,7 +692,7 @@ print("gradient reaches every parameter:", reached)
 # %% [markdown]
 # ## Break it on purpose
 #
-# Mistakes that everybody makes once. Each runs without an error, returns the right
+# Mistakes that are easily made. Each runs without an error, returns the right
 # shape, and would train to something. Before you run the cell: which of them can the
 # test of causality above not see? The check of exercise 1 tells them all apart, because
 # it runs your function beside each known mistake and compares what comes out:

@@ -219,7 +219,7 @@ def my_merge_step(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, ...]
 check.merge_step(my_merge_step)
 
 # %% [markdown]
-# What the check says to the answer that nearly everyone writes first. `max` returns the
+# What the check says to a typical wrong answer. `max` returns the
 # first of equals that it meets, and here the order of bytes should decide:
 
 

@@ -229,7 +229,7 @@ from course import check
 check.accumulate(my_accumulate)
 
 # %% [markdown]
-# Nearly everybody's first answer, and it is right for parts that are equally full:
+# The first answer that comes to mind, and it is right for parts that are equally full:
 
 
 # %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
