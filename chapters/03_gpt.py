@@ -561,7 +561,7 @@ for step in range(201):
 # anywhere: below the first block, above the second, and so on. Every column of
 # {numref}`fig-depth` is a position, every row a depth, the letter is the best guess for
 # the next character there, and the colour its probability. (This view is known as the
-# *logit lens*, nostalgebraist 2020.)
+# *logit lens*, Nostalgebraist 2020.)
 
 # %% mystnb={"figure": {"caption": "What the model would answer if it stopped at each depth. The lowest row repeats what is read; the highest is one letter ahead of it.", "name": "fig-depth"}, "image": {"alt": "A table of letters, one column for each of 24 characters read and one row for each depth. After the embedding alone each cell shows the letter that was read; after the last block it shows the letter that comes next, in full colour nearly everywhere."}} tags=["hide-input"]
 from course.figures.gpt import depth_table
