@@ -1,5 +1,6 @@
 """modal_app.py, as far as it can be seen without Modal: the image, the commands, and the launch in this process."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -154,19 +155,30 @@ def test_commands_say_what_they_did_or_one_sentence(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "result, code", [({"finished": False}, 1), (None, 130), ({"finished": True}, None)]
+    "result, steps, code",
+    [
+        ({"finished": False, "checkpoint": 7}, None, 1),
+        ({"finished": False, "checkpoint": 7}, 8, 1),
+        ({"finished": False, "checkpoint": 8}, 8, None),
+        (None, 8, 130),
+        ({"finished": True}, None, None),
+    ],
 )
 def test_exit_code_says_whether_the_run_finished_or_is_only_no_longer_watched(
-    tmp_path, monkeypatch, result, code
+    tmp_path, monkeypatch, result, steps, code
 ):
-    launched = SimpleNamespace(result=result)
-    there = SimpleNamespace(launch=lambda config, run, yes_spend: launched)
-    monkeypatch.setattr(modal_app, "cloud", there)
-    if code is None:
-        return modal_app.main(str(tiny(tmp_path)))
-    with pytest.raises(SystemExit) as stop:
-        modal_app.main(str(tiny(tmp_path)))
-    assert stop.value.code == code
+    asked = []
+
+    def launch(config, run, yes_spend, steps):
+        asked.append(steps)
+        return SimpleNamespace(result=result)
+
+    monkeypatch.setattr(modal_app, "cloud", SimpleNamespace(launch=launch))
+    exits = contextlib.nullcontext() if code is None else pytest.raises(SystemExit)
+    with exits as stop:
+        modal_app.main(str(tiny(tmp_path)), steps=steps)
+    assert code is None or stop.value.code == code
+    assert asked == [steps]
 
 
 @pytest.mark.parametrize("name", ["a b", ".hidden", "x" * 65, "x" * 300, ".."])
@@ -218,6 +230,39 @@ def test_run_that_stops_at_its_budget_goes_on_to_the_same_end(tmp_path):
     assert part["finished"]
     assert steps == [f"step_{step:08d}.pt" for step in (4, 8, 12)]
     assert part["val_loss"] == whole["val_loss"]
+
+
+def test_run_that_stops_after_steps_goes_on_to_the_same_weights(tmp_path):
+    for name in ("whole", "parts"):
+        text = text_of(tmp_path)
+        if name == "parts":
+            first = modal_app.train.local(text, str(tmp_path / name), steps=7)
+            assert (first["finished"], first["checkpoint"]) == (False, 7)
+            assert first["problem"] == ""
+        assert modal_app.train.local(text, str(tmp_path / name))["finished"]
+    files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_attempt_that_was_lost_as_it_ended_is_not_trained_again(tmp_path, monkeypatch):
+    """The step was saved, and then the machine was taken away: the call comes again."""
+    text, run = text_of(tmp_path), str(tmp_path / "run")
+    modal_app.train.local(text, run, steps=7)
+    tried = training_that(monkeypatch, RuntimeError("boom"))
+    again = modal_app.train.local(text, run, steps=7)
+    assert (again["checkpoint"], again["problem"], tried) == (7, "", [])
+
+
+def test_stop_before_the_steps_is_an_interrupt(tmp_path, monkeypatch):
+    """A normal return would end the call at the wrong step."""
+
+    def interrupted(config, run_dir, **rest):
+        assert rest["steps"] == 7
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr("slm.training.run.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), steps=7)
 
 
 def training_that(monkeypatch, error):

@@ -244,7 +244,7 @@ def test_interrupted_command_ends_with_130_and_without_a_traceback(capsys):
     assert stop.value.code == 130 and capsys.readouterr().err == "Stopped.\n"
 
 
-def test_ranks_are_told_the_price(tmp_path, text, monkeypatch, in_a_container):
+def test_ranks_are_told_the_price_and_the_steps(tmp_path, text, monkeypatch, in_a_container):
     told = []
     monkeypatch.setattr(
         modal_app, "train_on_ranks", lambda *values: told.append(values)
@@ -252,5 +252,5 @@ def test_ranks_are_told_the_price(tmp_path, text, monkeypatch, in_a_container):
     config = load_config(modal_app.unpack(text.replace("T4", "H100:2"), "tiny"))
     meter = budget.Meter(tmp_path, 31.6)
     with contextlib.suppress(KeyboardInterrupt):
-        modal_app.attempt(config, str(tmp_path), meter)
-    assert told[0][-1] == 31.6
+        modal_app.attempt(config, str(tmp_path), meter, 5)
+    assert told[0][-2:] == (31.6, 5)
