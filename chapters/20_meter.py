@@ -655,8 +655,10 @@ def budget(
 # - The *volume*, where the first TiB is free (2026-07-01).
 #
 # Each is a product of numbers that we choose, so the sum can be worked out before
-# anything is rented. What cannot: how often a machine is taken away. Modal starts the
-# call again without using up a retry, so each time adds one start-up.
+# anything is rented. Two things cannot. One is how often a machine is taken away: Modal
+# starts the call again without using up a retry, so each time adds one start-up. The
+# other is what a container uses of cores and memory above what it has reserved; it is
+# billed, and small beside a GPU.
 
 
 # %%
@@ -733,8 +735,8 @@ def terms(
 
 
 # %% [markdown]
-# For the 124M model: its first 600 steps, and the whole run. The budget is the larger
-# part of neither:
+# For the 124M model: its first 600 steps, and the whole run. In both the budget is the
+# smaller part of the worst case:
 
 # %% tags=["nbval-check-output"]
 from slm.training.config import load_config
@@ -1294,10 +1296,10 @@ def quote(
     Raises:
         SlmError: With the reason for the refusal.
     """
-    print(cost_table(config))
     refuse_unseen(config)
     self.refuse_twice(run)
     before = self.so_far(run, config)
+    print(cost_table(config))
     expected = check(config, yes_spend, before, steps)
     limit = budget(config, expected, yes_spend, before, steps)
     print(terms(config, expected, limit, before), flush=True)

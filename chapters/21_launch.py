@@ -359,8 +359,8 @@ for changes in (
 # - No `gpu`: the config names one, and the launch adds it.
 # - `timeout` is for one *attempt*; the config replaces it. `startup_timeout` is for
 #   what comes before: pulling gigabytes of PyTorch may take minutes.
-# - `retries`: after a crash or a time-out the same call starts again, at once, at most
-#   ten times (the meter gives up sooner). A preemption uses none of them.
+# - `retries`: after a crash or a time-out the same call starts again, at once. The
+#   launch sets the number; the meter gives up sooner. A preemption uses none of them.
 # - `single_use_containers`: each attempt gets a fresh process, not the one in which
 #   CUDA has just failed.
 #
@@ -487,7 +487,8 @@ def train(
 # keys, the whole `wandb` section, and a `gpu` that computes in the same precision (a T4
 # has no bfloat16). What decides what it computes stays: model, text, `batch_size`,
 # `max_steps`, the learning rate and its schedule, the precision, the number of GPUs. A
-# change of those is refused: it makes another run, which needs another name.
+# change of those is refused, by the launch before it rents and by the container once
+# more: it makes another run, which needs another name.
 #
 # ## Data off the GPU's clock
 #
@@ -637,7 +638,8 @@ def generate(
 # ## What `max_dollars` means
 #
 # Two things: a launch whose prediction is above it is refused, and a run is stopped
-# when it has cost so much, over all launches under one `--run`. What it does not see:
+# when it has cost so much, over all launches under one `--run`. What it does not see,
+# and what the line `at most` adds to it as far as it has a limit:
 #
 # - the start-up of each attempt, before the function begins: the meter runs from its
 #   first line to its last, the bill from the container's start;
@@ -750,14 +752,79 @@ status, stop, fetch = command(show_status), command(stop_run), command(fetch_run
 # configs/gpt_124m.yaml`: it prints the same table, and names a mistake in the config.
 # (`modal run` without a token stops before it has looked at your config.)
 #
-# ## Your account
+# ## Before the first launch
 #
-# Modal's Starter plan gives 30 dollars of compute a month for nothing and lends ten
-# GPUs at once (2026-07-01). `modal setup` puts a token on this computer, once. Before
-# the first launch, set a [budget for the
-# workspace](https://modal.com/docs/guide/budgets) in Modal's settings. It is the outer
-# fence: it counts everything, with Modal's own clock, and holds where our code has a
-# mistake.
+# `modal setup` puts a token on this computer, once. Then, before anything is rented,
+# put up the outer fence: a [budget for the
+# workspace](https://modal.com/docs/guide/budgets), in Modal's settings. It counts
+# everything, with Modal's own clock, and holds where our code has a mistake. Inside it
+# stands `max_dollars`, and inside that the line `at most` which each launch prints
+# ([the meter](#meter/the-most-that-it-can-cost)).
+#
+# What has been spent, `modal billing report --for today -r h` tells, for each app and
+# hour. It counts hours that are over, and what it knows is minutes old, at times more:
+# look when the next hour has begun. `modal billing summary` tells the month's sum,
+# `modal billing rates` the prices of today.
+#
+# Modal's Starter plan gives some compute a month for nothing and lends ten GPUs at once
+# (2026-07-01). How far does that go? For each config the slow end of what to expect,
+# and the most that it can cost:
+
+# %% tags=["nbval-check-output"]
+from slm.cloud.price import budget, check, most_dollars, remaining, terms
+
+free, sums = MODAL.free_dollars_per_month, [0.0, 0.0]
+for name in ("stories_cpu", "gpt_124m", "gpt_350m", "gpt_774m"):
+    config = load_config(f"configs/{name}.yaml")
+    expected = check(config)
+    worst = sum(most_dollars(config, expected, config.modal.max_dollars).values())
+    sums = [sums[0] + expected.dollars[1], sums[1] + worst]
+    print(f"{name:<12} up to ${expected.dollars[1]:>5.2f}, at most ${worst:>5.2f}")
+print(f"{'all four':<12} up to ${sums[0]:>5.2f}, at most ${sums[1]:>5.2f}")
+print(f"{'free':<12} ${free:.2f} a month")
+
+# %% [markdown]
+# As expected, all of them fit into one month. In the worst case, in which every
+# container hangs as often as it may, even the largest alone does not: that is what the
+# budget of the workspace is for.
+#
+# ## Three commands
+#
+# The first launch should be the cheapest that tells something. So there are three.
+#
+# **The stories, on the smallest GPU.** It goes through all the parts (image, volume,
+# checkpoints, the model that comes back), and what is wrong with an account or a
+# network shows here.
+#
+# **The first 600 steps of the model that you want, on its GPU.** `--steps 600` stops
+# the run after them, with a checkpoint. The schedule is that of the whole run: these
+# *are* its first steps. They measure the one thing in the prediction that nobody knows
+# for sure, the speed. At the end the command prints it, with the hours and dollars of
+# all that is left, an interval from its slow rows to its fast ones. The budget of this
+# launch is the slow end of its own prediction, and not all of `max_dollars`.
+#
+# **The same without `--steps`.** It finds the checkpoint on the volume and goes on, to
+# the same weights as if it had never stopped. What it prints before it rents is now
+# computed from the speed that was measured.
+
+# %% tags=["nbval-check-output"]
+first = {"checkpoint": 0, "dollars": 0.0, "tokens_per_s": None}
+for name, steps, done in (
+    ("stories_cpu", None, 0),
+    ("gpt_124m", 600, 0),
+    ("gpt_124m", None, 600),
+):
+    config, so_far = load_config(f"configs/{name}.yaml"), {**first, "checkpoint": done}
+    expected = check(config, before=so_far, steps=steps)
+    stop = f" --steps {steps}" if steps else ""
+    print(f"modal run modal_app.py --config configs/{name}.yaml{stop}")
+    print(terms(config, expected, budget(config, expected, steps=steps), so_far))
+
+# %% [markdown]
+# `slm train configs/gpt_124m.yaml --steps 600` does the same on a computer of your own.
+# And for another run of the same config, on another GPU, say, give it a name: `--run
+# NAME`. A launch asks the volume first. Of a run that is finished, or was begun with
+# settings that make another run, it says so in a sentence, and rents nothing.
 #
 # ## Use it
 #
@@ -774,7 +841,8 @@ from modal.config import config as modal_settings
 
 import modal_app
 from slm.cloud.cost import cost_table
-from slm.cloud.launch import LARGE, check, reconcile
+from slm.cloud.launch import LARGE
+from slm.cloud.price import reconcile
 
 # without the volume: that is as it should be
 warnings.filterwarnings("ignore", "The train function is executing locally")

@@ -310,10 +310,10 @@ class Cloud:
         Raises:
             SlmError: With the reason for the refusal.
         """
-        print(cost_table(config))
         refuse_unseen(config)
         self.refuse_twice(run)
         before = self.so_far(run, config)
+        print(cost_table(config))
         expected = check(config, yes_spend, before, steps)
         limit = budget(config, expected, yes_spend, before, steps)
         print(terms(config, expected, limit, before), flush=True)
