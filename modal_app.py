@@ -27,7 +27,16 @@ import modal
 import slm
 from slm.cloud.budget import TICK, Meter
 from slm.cloud.launch import Cloud
-from slm.cloud.price import CONTAINERS, CORES, DATA, HOURS, RETRIES, STARTUP, VOLUME
+from slm.cloud.price import (
+    CONTAINERS,
+    CORES,
+    DATA,
+    PART,
+    RETRIES,
+    STARTUP,
+    VOLUME,
+    WHOLE,
+)
 from slm.errors import SlmError
 from slm.files import check_run_name
 from slm.training.folder import RunFolder, list_checkpoints, report
@@ -282,7 +291,7 @@ FEW_FILES = 8  # a corpus of fewer is prepared in one container
 ON_CORES: dict[str, Any] = {
     "image": image,
     "volumes": {DATA: volume},
-    "timeout": HOURS * 60 * 60,
+    "timeout": WHOLE,
     "startup_timeout": STARTUP,
     "cpu": CORES,
     "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
@@ -308,7 +317,7 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
     return told
 
 
-@app.function(**ON_CORES)
+@app.function(**{**ON_CORES, "timeout": PART})
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
@@ -341,8 +350,14 @@ def prepare(config_text: str) -> None:
         print(f"{data.dataset}, {split}: {told}")
         rest = {"n": n, "split": split, "config_text": config_text}
         made = prepare_part.map(range(n), kwargs=rest)
-        # a list waits for all of them, so that none runs on unseen
-        if problems := list(filter(None, made)):
+        try:  # a list waits for all of them, so that none runs on unseen
+            problems = list(filter(None, made))
+        except Exception as error:  # each part was tried often enough
+            told = (
+                f"a part of {split} was not prepared ({type(error).__name__}: {error})"
+            )
+            raise SlmError(f"{told}; the same command goes on from there") from None
+        if problems:
             raise SlmError(str(problems[0]))
         volume.reload()  # what the other containers have committed
         join_tokens(data, split, tokenizer, n)

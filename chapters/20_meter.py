@@ -665,8 +665,10 @@ def budget(
 #| export cloud/price
 STARTUP = 10 * 60  # seconds in which a container has to start
 SPARE = 4  # attempts beyond those that the time limit makes necessary
-# containers that prepare text: cores and hours of each attempt, retries, how many
-CORES, HOURS, RETRIES, CONTAINERS = 4.0, 1, 2, 16
+CORES, RETRIES = 4.0, 2  # of a container that prepares text
+# seconds of an attempt: of the one that prepares a whole corpus, or joins the parts
+# that others have prepared, and of each of those, at most so many for a split
+WHOLE, PART, CONTAINERS = 2 * 60 * 60, 10 * 60, 16
 TEXT_SPEED = 20e6  # bytes a second: benchmarks/results/prepare_tokens.md
 
 
@@ -694,9 +696,10 @@ def most_dollars(
         "for a volume of up to 1 TiB": 0.0,
     }
     if config.data.dataset != "stories":
-        cores = CORES * MODAL.dollars_per_core_second
-        one, n = cores * (1 + RETRIES) * (3600 * HOURS + STARTUP), 1 + CONTAINERS
-        parts[f"to prepare text in {n} containers (${one:.2f} in one)"] = n * one
+        second = (1 + RETRIES) * CORES * MODAL.dollars_per_core_second
+        one, part = second * (WHOLE + STARTUP), second * (PART + STARTUP)
+        what = f"to prepare text in {1 + CONTAINERS} containers (${one:.2f} in one)"
+        parts[what] = one + 2 * CONTAINERS * part  # for training and for validation
     return parts
 
 
@@ -749,14 +752,15 @@ for steps in (600, None):
 # %% [markdown]
 # The worst case is not what to expect: it is every container hanging until its limit,
 # in every attempt. What the preparation *will* take can be said from
-# `benchmarks/results/prepare_tokens.md`, where one process prepares files:
+# `benchmarks/results/prepare_tokens.md`, where one process prepares files. With the
+# download and the container's start it is minutes and a cent:
 
 # %% tags=["nbval-check-output"]
 import re
 
 from slm.gpus import MODAL
 
-table = Path("../benchmarks/results/prepare_tokens.md").read_text(encoding="utf-8")
+table = Path("benchmarks/results/prepare_tokens.md").read_text(encoding="utf-8")
 speed = float(re.search(r"[.]parquet \| ([0-9.]+)", table)[1])
 seconds = 4 * config.training.max_steps * 32 * 1024 / (1e6 * speed)  # 4 bytes a token
 dollars = seconds * CORES * MODAL.dollars_per_core_second

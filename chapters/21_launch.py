@@ -112,7 +112,16 @@ import modal
 import slm
 from slm.cloud.budget import TICK, Meter
 from slm.cloud.launch import Cloud
-from slm.cloud.price import CONTAINERS, CORES, DATA, HOURS, RETRIES, STARTUP, VOLUME
+from slm.cloud.price import (
+    CONTAINERS,
+    CORES,
+    DATA,
+    PART,
+    RETRIES,
+    STARTUP,
+    VOLUME,
+    WHOLE,
+)
 from slm.errors import SlmError
 from slm.files import check_run_name
 from slm.training.folder import RunFolder, list_checkpoints, report
@@ -515,7 +524,7 @@ FEW_FILES = 8  # a corpus of fewer is prepared in one container
 ON_CORES: dict[str, Any] = {
     "image": image,
     "volumes": {DATA: volume},
-    "timeout": HOURS * 60 * 60,
+    "timeout": WHOLE,
     "startup_timeout": STARTUP,
     "cpu": CORES,
     "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
@@ -542,14 +551,15 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
 
 
 # %% [markdown]
-# One part of one split, the smallest piece of work. `problem_of` is between it and
+# One part of one split, the smallest piece of work, with a time limit of its own: an
+# attempt that meets it is gone on with by the next. `problem_of` is between it and
 # Modal: what no further attempt can mend comes back as a sentence, and what was written
 # is committed whatever happens.
 
 
 # %%
 #| export
-@app.function(**ON_CORES)
+@app.function(**{**ON_CORES, "timeout": PART})
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
@@ -563,7 +573,8 @@ def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
 
 # %% [markdown]
 # And the whole: for each split, count the files; few are prepared here, many in parts,
-# each in its container. It asks for the parts, waits for all, and joins them.
+# each in its container. It asks for the parts, waits for all, and joins them. A part
+# that has failed in all its attempts ends it, or the retries here would multiply those.
 
 
 # %%
@@ -589,18 +600,25 @@ def prepare(config_text: str) -> None:
         print(f"{data.dataset}, {split}: {told}")
         rest = {"n": n, "split": split, "config_text": config_text}
         made = prepare_part.map(range(n), kwargs=rest)
-        # a list waits for all of them, so that none runs on unseen
-        if problems := list(filter(None, made)):
+        try:  # a list waits for all of them, so that none runs on unseen
+            problems = list(filter(None, made))
+        except Exception as error:  # each part was tried often enough
+            told = (
+                f"a part of {split} was not prepared ({type(error).__name__}: {error})"
+            )
+            raise SlmError(f"{told}; the same command goes on from there") from None
+        if problems:
             raise SlmError(str(problems[0]))
         volume.reload()  # what the other containers have committed
         join_tokens(data, split, tokenizer, n)
 
 
 # %% tags=["nbval-check-output"]
-each = 3600 * HOURS + STARTUP  # seconds of an attempt that hangs twice
-most = (1 + RETRIES) * each * CORES * MODAL.dollars_per_core_second
-print(f"one container at its limits in every attempt: ${most:.2f}")
-print(f"{1 + CONTAINERS} of them: ${(1 + CONTAINERS) * most:.2f}")
+second = (1 + RETRIES) * CORES * MODAL.dollars_per_core_second
+one, part = second * (WHOLE + STARTUP), second * (PART + STARTUP)
+print(f"one container at its limits in every attempt: ${one:.2f}")
+both = one + 2 * CONTAINERS * part  # the splits for training and for validation
+print(f"and {CONTAINERS} more with a part each, for two splits: ${both:.2f}")
 
 # %% [markdown]
 # That is for a preparation in which everything hangs, and for the cores; the memory
@@ -771,7 +789,7 @@ status, stop, fetch = command(show_status), command(stop_run), command(fetch_run
 # and the most that it can cost:
 
 # %% tags=["nbval-check-output"]
-from slm.cloud.price import budget, check, most_dollars, remaining, terms
+from slm.cloud.price import budget, check, most_dollars, terms
 
 free, sums = MODAL.free_dollars_per_month, [0.0, 0.0]
 for name in ("stories_cpu", "gpt_124m", "gpt_350m", "gpt_774m"):

@@ -168,8 +168,10 @@ def budget(
 
 STARTUP = 10 * 60  # seconds in which a container has to start
 SPARE = 4  # attempts beyond those that the time limit makes necessary
-# containers that prepare text: cores and hours of each attempt, retries, how many
-CORES, HOURS, RETRIES, CONTAINERS = 4.0, 1, 2, 16
+CORES, RETRIES = 4.0, 2  # of a container that prepares text
+# seconds of an attempt: of the one that prepares a whole corpus, or joins the parts
+# that others have prepared, and of each of those, at most so many for a split
+WHOLE, PART, CONTAINERS = 2 * 60 * 60, 10 * 60, 16
 TEXT_SPEED = 20e6  # bytes a second: benchmarks/results/prepare_tokens.md
 
 
@@ -197,9 +199,10 @@ def most_dollars(
         "for a volume of up to 1 TiB": 0.0,
     }
     if config.data.dataset != "stories":
-        cores = CORES * MODAL.dollars_per_core_second
-        one, n = cores * (1 + RETRIES) * (3600 * HOURS + STARTUP), 1 + CONTAINERS
-        parts[f"to prepare text in {n} containers (${one:.2f} in one)"] = n * one
+        second = (1 + RETRIES) * CORES * MODAL.dollars_per_core_second
+        one, part = second * (WHOLE + STARTUP), second * (PART + STARTUP)
+        what = f"to prepare text in {1 + CONTAINERS} containers (${one:.2f} in one)"
+        parts[what] = one + 2 * CONTAINERS * part  # for training and for validation
     return parts
 
 
