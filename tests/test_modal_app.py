@@ -232,39 +232,6 @@ def test_run_that_stops_at_its_budget_goes_on_to_the_same_end(tmp_path):
     assert part["val_loss"] == whole["val_loss"]
 
 
-def test_run_that_stops_after_steps_goes_on_to_the_same_weights(tmp_path):
-    for name in ("whole", "parts"):
-        text = text_of(tmp_path)
-        if name == "parts":
-            first = modal_app.train.local(text, str(tmp_path / name), steps=7)
-            assert (first["finished"], first["checkpoint"]) == (False, 7)
-            assert first["problem"] == ""
-        assert modal_app.train.local(text, str(tmp_path / name))["finished"]
-    files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "parts")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_attempt_that_was_lost_as_it_ended_is_not_trained_again(tmp_path, monkeypatch):
-    """The step was saved, and then the machine was taken away: the call comes again."""
-    text, run = text_of(tmp_path), str(tmp_path / "run")
-    modal_app.train.local(text, run, steps=7)
-    tried = training_that(monkeypatch, RuntimeError("boom"))
-    again = modal_app.train.local(text, run, steps=7)
-    assert (again["checkpoint"], again["problem"], tried) == (7, "", [])
-
-
-def test_stop_before_the_steps_is_an_interrupt(tmp_path, monkeypatch):
-    """A normal return would end the call at the wrong step."""
-
-    def interrupted(config, run_dir, **rest):
-        assert rest["steps"] == 7
-        return SimpleNamespace(finished=False)
-
-    monkeypatch.setattr("slm.training.run.train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        modal_app.train.local(text_of(tmp_path), str(tmp_path / "run"), steps=7)
-
-
 def training_that(monkeypatch, error):
     """Lets training fail at once; returns the list of the attempts to train."""
     tried = []

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from slm.cloud.launch import Launched, NothingYet
-from slm.cloud.price import check, reconcile
+from slm.cloud.price import check
 from slm.errors import SlmError
 from slm.training.config import load_config
-from slm.training.folder import report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -232,28 +231,6 @@ def test_missing_secret_is_refused_in_one_sentence(tiny, cloud, asked, monkeypat
     with pytest.raises(SlmError, match="modal secret create wandb"):
         cloud.launch(load_config(tiny(wandb={"enabled": True})))
     assert asked == []
-
-
-def test_reconciliation_names_prediction_cost_and_mfu(tiny, tmp_path):
-    expected = check(load_config(tiny()))
-    result = report(tmp_path / "none") | {
-        "seconds": 7200.0,
-        "dollars": 1.25,
-        "attempts": 2,
-        "mfu": 0.371,
-    }
-    first, _, predicted, actual = reconcile(expected, result).splitlines()
-    assert "not finished at step 0" in first and predicted.endswith("on T4")
-    assert actual.split() == [
-        "actual",
-        "2",
-        "1.25",
-        "in",
-        "2",
-        "attempts,",
-        "37%",
-        "MFU",
-    ]
 
 
 # --- found again
