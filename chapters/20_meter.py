@@ -521,11 +521,11 @@ def refuse_unseen(config: RunConfig) -> None:
 
 
 # %% [markdown]
-# Then the prediction. [The cost](#cost/how-busy-is-a-gpu-kept) of a whole new run is
-# known. But a launch may begin in the middle of a run, and it may end there: with
-# `steps` it stops after that step of the *same* run, which a later launch goes on with.
-# That makes the cheapest first launch: the first few hundred steps of the real thing,
-# on its GPU. They tell its real speed, and from then on the prediction rests on that.
+# Then the prediction. [The cost](#cost/the-estimate) of a whole new run is known. But a
+# launch may begin in the middle of a run, and it may end there: with `steps` it stops
+# after that step of the *same* run, which a later launch goes on with. That makes the
+# cheapest first launch: the first few hundred steps of the real thing, on its GPU. They
+# tell its real speed, and from then on the prediction rests on that.
 #
 # `before` is what [`report`](#checkpoints/reading-a-run-without-pytorch) says of the
 # run so far. Its own speed replaces the expected one; the share for evaluation and

@@ -32,8 +32,8 @@ course.start()
 #
 # One thing to know before you trust it with money: this launch was tried with Modal's
 # own client, but against a stand-in for Modal's servers, whose containers are processes
-# on one computer. It was not tried on Modal itself. Make your first launch a cheap one,
-# and look at the bill.
+# on one computer. It was not tried on Modal itself. Make your first launch [a cheap
+# one](#launch/three-commands), and look at the bill.
 #
 # ## The idea
 #
@@ -1007,8 +1007,8 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 # ## What goes wrong
 #
 # What can be wrong with a config shows before anything is built, in one sentence that
-# costs nothing ([the meter](#meter/the-launch-refuse-before-anything-costs-money) shows
-# some). The rest happens far away. What it looks like, and what to do about it:
+# costs nothing ([the meter](#meter/the-price-of-a-launch) shows some). The rest happens
+# far away. What it looks like, and what to do about it:
 #
 # - **Preemption**: the machine is needed elsewhere. The log says `stopped after step
 #   …`, then `continuing`, with no more than a new container's start between them. Do
@@ -1035,6 +1035,9 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 #   the call ends, with no retry. Change it, and launch under another `--run`.
 # - **Launched twice.** The second launch is refused, from any computer, and names the
 #   call that is running, or the app that is about to make it. Follow it, or stop it.
+# - **The run is there already.** It is finished, or was begun with another config or in
+#   another precision. The launch says so and rents nothing. Fetch it, or launch under
+#   another `--run`.
 # - **No answer** from Modal: no network, or a token that is no longer valid. `status`,
 #   `stop` and a launch say `Modal cannot be asked about …`. Ask again; the run may be
 #   running, and be paid for.
