@@ -655,10 +655,10 @@ def budget(
 # - The *volume*, where the first TiB is free (2026-07-01).
 #
 # Each is a product of numbers that we choose, so the sum can be worked out before
-# anything is rented. Two things cannot. One is how often a machine is taken away: Modal
-# starts the call again without using up a retry, so each time adds one start-up. The
-# other is what a container uses of cores and memory above what it has reserved; it is
-# billed, and small beside a GPU.
+# anything is rented. Two things cannot. One is how often a machine is taken away, or
+# crashes as it starts: Modal starts the call again without using up a retry, so each
+# time adds one start-up. The other is what a container uses of cores and memory above
+# what it has reserved; it is billed, and small beside a GPU.
 
 
 # %%
@@ -722,10 +722,10 @@ def terms(
         before: What `report` says of the run so far.
     """
     low, high = expected.dollars
-    will = f"expected  ${low:.2f} to ${high:.2f} on {expected.name}, start-up included"
+    will = f"expected  ${low:.2f} to ${high:.2f} on {expected.name}, with start-up"
     if config.data.dataset != "stories":
         a_gigabyte = 1e9 / TEXT_SPEED * CORES * MODAL.dollars_per_core_second
-        will += f"; to prepare text, ${a_gigabyte:.3f} a gigabyte, once"
+        will += f"; to prepare text ${a_gigabyte:.3f} a gigabyte"
     parts = most_dollars(config, expected, limit - before["dollars"])
     told = " + ".join(f"${dollars:.2f} {what}" for what, dollars in parts.items())
     again = STARTUP / 3600 * expected.dollars_per_hour

@@ -802,9 +802,9 @@ print(f"{'all four':<12} up to ${sums[0]:>5.2f}, at most ${sums[1]:>5.2f}")
 print(f"{'free':<12} ${free:.2f} a month")
 
 # %% [markdown]
-# As expected, all of them fit into one month. In the worst case, in which every
-# container hangs as often as it may, even the largest alone does not: that is what the
-# budget of the workspace is for.
+# By what to expect, all of them fit into one month. By the worst case, in which every
+# container hangs as often as it may, each fits alone, and all together do not: that is
+# what the budget of the workspace is for.
 #
 # ## Three commands
 #
@@ -836,7 +836,7 @@ for name, steps, done in (
     expected = check(config, before=so_far, steps=steps)
     stop = f" --steps {steps}" if steps else ""
     print(f"modal run modal_app.py --config configs/{name}.yaml{stop}")
-    print(terms(config, expected, budget(config, expected, steps=steps), so_far))
+    print(terms(config, expected, budget(config, expected, steps=steps), so_far), "\n")
 
 # %% [markdown]
 # `slm train configs/gpt_124m.yaml --steps 600` does the same on a computer of your own.

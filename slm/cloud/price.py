@@ -218,10 +218,10 @@ def terms(
         before: What `report` says of the run so far.
     """
     low, high = expected.dollars
-    will = f"expected  ${low:.2f} to ${high:.2f} on {expected.name}, start-up included"
+    will = f"expected  ${low:.2f} to ${high:.2f} on {expected.name}, with start-up"
     if config.data.dataset != "stories":
         a_gigabyte = 1e9 / TEXT_SPEED * CORES * MODAL.dollars_per_core_second
-        will += f"; to prepare text, ${a_gigabyte:.3f} a gigabyte, once"
+        will += f"; to prepare text ${a_gigabyte:.3f} a gigabyte"
     parts = most_dollars(config, expected, limit - before["dollars"])
     told = " + ".join(f"${dollars:.2f} {what}" for what, dollars in parts.items())
     again = STARTUP / 3600 * expected.dollars_per_hour
