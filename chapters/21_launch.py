@@ -835,8 +835,9 @@ for name, steps, done in (
     config, so_far = load_config(f"configs/{name}.yaml"), {**first, "checkpoint": done}
     expected = check(config, before=so_far, steps=steps)
     stop = f" --steps {steps}" if steps else ""
+    limit = budget(config, expected, steps=steps)
     print(f"modal run modal_app.py --config configs/{name}.yaml{stop}")
-    print(terms(config, expected, budget(config, expected, steps=steps), so_far), "\n")
+    print(terms(config, expected, limit, so_far), end="\n\n")
 
 # %% [markdown]
 # `slm train configs/gpt_124m.yaml --steps 600` does the same on a computer of your own.
