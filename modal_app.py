@@ -26,7 +26,17 @@ import modal
 
 import slm
 from slm.cloud.budget import TICK, Meter
-from slm.cloud.launch import DATA, VOLUME, Cloud
+from slm.cloud.launch import Cloud
+from slm.cloud.price import (
+    CONTAINERS,
+    CORES,
+    DATA,
+    PART,
+    RETRIES,
+    STARTUP,
+    VOLUME,
+    WHOLE,
+)
 from slm.errors import SlmError
 from slm.files import check_run_name
 from slm.training.folder import RunFolder, list_checkpoints, report
@@ -71,8 +81,15 @@ app = modal.App("slm-training")
 # One attempt
 
 
-def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
-    """One attempt to train to the end.
+def is_done(folder: RunFolder, steps: int | None) -> bool:
+    """Whether a launch that stops after `steps`, or at the end, has come so far."""
+    return folder.finished or steps is not None and folder.steps_done >= steps
+
+
+def attempt(
+    config: "RunConfig", run_dir: str, meter: Meter, steps: int | None = None
+) -> str:
+    """One attempt to train to the end, or to the step after which the launch stops.
 
     Returns:
         What no further attempt can solve, or an empty string.
@@ -90,16 +107,19 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
     try:
         meter.save()
         meter.refuse_if_spent(meter.dollars_before())
+        if is_done(meter.folder, steps):  # an attempt before was lost as it ended
+            return ""
         with meter.watching():
             if config.modal.gpu_count > 1 and not modal.is_local():
                 price = meter.dollars_per_hour
-                train_on_ranks(config, run_dir, checkpoint_written, price)
+                train_on_ranks(config, run_dir, checkpoint_written, price, steps)
             else:
                 train_here(
                     config,
                     run_dir=run_dir,
                     on_checkpoint=checkpoint_written,
                     dollars_per_hour=meter.dollars_per_hour,
+                    steps=steps,
                 )
         if meter.interrupted:
             meter.refuse_if_spent(meter.save()["dollars"])
@@ -129,6 +149,7 @@ def train_on_ranks(
     run_dir: str,
     on_checkpoint: Callable[[], None],
     dollars_per_hour: float,
+    steps: int | None = None,
 ) -> None:
     """Train with one process for each GPU.
 
@@ -137,6 +158,7 @@ def train_on_ranks(
         run_dir: The run's folder.
         on_checkpoint: Called when a checkpoint has been written.
         dollars_per_hour: Price of the machine, for the metric `cost/usd`.
+        steps: Stop after this step; the whole run, if None.
 
     Raises:
         SlmError: A rank failed, with what it said.
@@ -149,6 +171,7 @@ def train_on_ranks(
     ranks = f"--nproc_per_node={config.modal.gpu_count}"
     train = ["-m", "slm", "train", str(path), "--run-dir", run_dir]
     train += ["--dollars-per-hour", str(dollars_per_hour)]
+    train += [] if steps is None else ["--steps", str(steps)]
     environment = {
         "SLM_FAILURE_FILE": str(failure),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",  # seconds to save in; else it is 30
@@ -200,7 +223,7 @@ def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]
     image=image,
     volumes={DATA: volume},
     timeout=60 * 60,
-    startup_timeout=20 * 60,
+    startup_timeout=STARTUP,
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
@@ -210,6 +233,7 @@ def train(
     run_dir: str,
     budget: float | None = None,
     rate: float | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Train in `run_dir`, from its last checkpoint if there is one.
 
@@ -219,6 +243,7 @@ def train(
         budget: Dollars, over all attempts, after which the run saves and stops.
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and
             nothing elsewhere.
+        steps: Stop after this step of the run; a call without it goes on from there.
 
     Returns:
         What `report` says of the run; its "problem" is what no attempt can mend.
@@ -241,8 +266,8 @@ def train(
         print(f"{run_dir} cannot be trained: {error}")
         return outcome(tempfile.mkdtemp(), folder.path.name, str(error))
     try:
-        problem = meter.stall_reason() or attempt(config, run_dir, meter)
-        if not problem and not folder.finished:
+        problem = meter.stall_reason() or attempt(config, run_dir, meter, steps)
+        if not problem and not is_done(folder, steps):
             # a normal return would count as finished
             raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
         problem = meter.end(problem)
@@ -263,13 +288,11 @@ def train(
 # Data off the GPU's clock
 
 FEW_FILES = 8  # a corpus of fewer is prepared in one container
-MOST_PARTS = 16  # containers at once
-CORES, HOURS, RETRIES = 4.0, 6, 2  # of each of them
 ON_CORES: dict[str, Any] = {
     "image": image,
     "volumes": {DATA: volume},
-    "timeout": HOURS * 60 * 60,
-    "startup_timeout": 20 * 60,
+    "timeout": WHOLE,
+    "startup_timeout": STARTUP,
     "cpu": CORES,
     "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
 }
@@ -294,7 +317,7 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
     return told
 
 
-@app.function(**ON_CORES)
+@app.function(**{**ON_CORES, "timeout": PART})
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
@@ -322,13 +345,19 @@ def prepare(config_text: str) -> None:
         if shards < FEW_FILES:
             prepare_tokens(data, split, tokenizer)
             continue
-        n = min(shards, MOST_PARTS)
+        n = min(shards, CONTAINERS)
         told = f"{shards} files in {n} parts, each in a container of its own"
         print(f"{data.dataset}, {split}: {told}")
         rest = {"n": n, "split": split, "config_text": config_text}
         made = prepare_part.map(range(n), kwargs=rest)
-        # a list waits for all of them, so that none runs on unseen
-        if problems := list(filter(None, made)):
+        try:  # a list waits for all of them, so that none runs on unseen
+            problems = list(filter(None, made))
+        except Exception as error:  # each part was tried often enough
+            told = (
+                f"a part of {split} was not prepared ({type(error).__name__}: {error})"
+            )
+            raise SlmError(f"{told}; the same command goes on from there") from None
+        if problems:
             raise SlmError(str(problems[0]))
         volume.reload()  # what the other containers have committed
         join_tokens(data, split, tokenizer, n)
@@ -377,14 +406,20 @@ def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
 @launcher.local_entrypoint()
 @in_a_sentence
-def main(config: str, run: str = "", yes_spend: bool = False) -> None:
-    """Train a config file on Modal; `--yes-spend` goes beyond its modal.max_dollars."""
+def main(
+    config: str, run: str = "", yes_spend: bool = False, steps: int | None = None
+) -> None:
+    """Train a config file on Modal.
+
+    `--steps N` stops after step N, and the same command without it goes on from there;
+    `--yes-spend` goes beyond the config's modal.max_dollars.
+    """
     from slm.training.config import load_config
 
-    launched = cloud.launch(load_config(config), run, yes_spend)
-    if launched.result is None:  # only the watching has ended
+    launched = cloud.launch(load_config(config), run, yes_spend, steps=steps)
+    if (result := launched.result) is None:  # only the watching has ended
         sys.exit(130)
-    if not launched.result["finished"]:
+    if not (result["finished"] or steps and result["checkpoint"] >= steps):
         sys.exit(1)
 
 

@@ -865,6 +865,27 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return changed
 
 
+# %% [markdown]
+# A run can be asked to stop after some step, in a launch that tries it before it is
+# paid for as a whole. Only a step that is left will do:
+
+
+# %%
+#| export training/config
+def check_steps(steps: int | None, done: int, config: RunConfig) -> None:
+    """Refuse to stop a run after a step that is none of those that are left.
+
+    Raises:
+        SlmError: `steps` are `done` already, or more than `training.max_steps`.
+    """
+    last = config.training.max_steps
+    first = min(done + 1, last)
+    if steps is not None and not first <= steps <= last:
+        allowed = f"allowed is a number from {first:,} to {last:,}, training.max_steps"
+        begun = f"; {done:,} steps are done" if done else ""
+        raise SlmError(f"--steps is {steps:,}: {allowed}{begun}")
+
+
 # %% tags=["nbval-check-output"]
 from slm.training.config import changed_keys
 

@@ -150,6 +150,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def steps_done(self) -> int:
+        """The step of the newest checkpoint, from which a run goes on; 0 if none."""
+        return max(map(step_of, list_checkpoints(self.checkpoints)), default=0)
+
+    @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
         return self.model.is_dir()
@@ -306,10 +311,26 @@ def _is_attempt(attempt: Any) -> bool:
 # `report` sums a folder up, for somebody who asks how a run is doing; the cloud sends
 # its answer over the network. Each figure is the newest that was written: the last row
 # may be one of training, which has no validation loss.
+#
+# How fast was it? The rows of the last attempt that came forward say it, but not its
+# first one, in which the model was compiled. The slowest and the fastest twentieth of
+# the others are left out; what lies between is what to expect of the steps to come.
 
 
 # %%
 #| export
+def speeds(rows: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Tokens per second, slow and fast end, of training rows; None of fewer than four.
+
+    The first row, in which the model was compiled, does not count, nor do the slowest
+    and the fastest twentieth of the others.
+    """
+    found = [row["perf/tokens_per_s"] for row in rows if row.get("perf/tokens_per_s")]
+    ordered = sorted(found[1:])
+    cut = len(ordered) // 20
+    return (ordered[cut], ordered[-1 - cut]) if len(ordered) > 2 else None
+
+
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -321,6 +342,9 @@ def report(run_dir: str | Path) -> dict[str, Any]:
     last = attempts[-1] if attempts else {}
     # a copy of the folder may be without its checkpoints
     saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]
+    forward = [each for each in attempts if each.get("from") != each.get("to")]
+    begun = [step_of(name) for each in forward[-1:] for name in each.get("from", [])]
+    last_rows = [row for row in rows if row["step"] > sum(begun)]
 
     def newest(key: str) -> Any:
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -334,6 +358,7 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "checkpoint": step_of(saved[0]) if saved else 0,
         "val_loss": newest("val/loss"),
         "mfu": newest("perf/mfu"),
+        "tokens_per_s": speeds(last_rows),
         "attempts": len(attempts),
         "seconds": sum(attempt.get("seconds", 0) for attempt in attempts),
         "dollars": sum(attempt.get("dollars", 0) for attempt in attempts),

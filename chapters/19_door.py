@@ -104,12 +104,15 @@ def _train(arguments: argparse.Namespace) -> int:
         print(config.to_yaml(), end="")
         return 0
     from slm.hardware import world_size
+    from slm.training.folder import RunFolder
     from slm.training.run import train
 
-    price = arguments.dollars_per_hour
-    run = train(config, run_dir=arguments.run_dir, dollars_per_hour=price)
+    price, steps = arguments.dollars_per_hour, arguments.steps
+    folder = arguments.run_dir
+    run = train(config, run_dir=folder, dollars_per_hour=price, steps=steps)
+    done = run.finished or RunFolder(run.run_dir).steps_done == steps
     # torchrun would call a process that stopped a failed one
-    return 0 if run.finished or world_size() > 1 else 130
+    return 0 if done or world_size() > 1 else 130
 
 
 # %% [markdown]
@@ -138,6 +141,8 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--run-dir", metavar="DIR", help=folder)
     price = "price of the machine, for the metric cost/usd"
     parser.add_argument("--dollars-per-hour", type=float, metavar="PRICE", help=price)
+    stop = "stop after step N of the run; without it, the same command goes on"
+    parser.add_argument("--steps", type=int, metavar="N", help=stop)
     parser.add_argument(
         "--print-config",
         action="store_true",
@@ -149,9 +154,9 @@ def _add_train(commands: Any) -> None:
 # %% [markdown]
 # A run that Ctrl-C or a SIGTERM stopped has saved itself and could go on, so nothing
 # went wrong; but it is not finished either. Its exit code is 130, the one that shells
-# give to whatever Ctrl-C ended. Under `torchrun` the code is 0 all the same: it would
-# take any other for a crash of that process, and end the rest while they are still
-# saving.
+# give to whatever Ctrl-C ended. One that stopped after the step of `--steps` did what
+# was asked: 0. Under `torchrun` the code is 0 all the same: it would take any other for
+# a crash of that process, and end the rest while they are still saving.
 #
 # ## Writing with a model
 #

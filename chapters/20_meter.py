@@ -7,6 +7,7 @@
 #   slm:
 #     exports:
 #     - slm/cloud/budget.py
+#     - slm/cloud/price.py
 #     - slm/cloud/launch.py
 # ---
 
@@ -15,9 +16,9 @@
 #
 # A rented machine costs money while it works, while it hangs, and while nobody looks.
 # You build the meter that counts what a run has cost over all its attempts and ends it
-# in time (`slm/cloud/budget.py`), and the launch that refuses what cannot work, finds a
-# run again from any computer, and does not pay for one run twice
-# (`slm/cloud/launch.py`).
+# in time (`slm/cloud/budget.py`), the price of a launch and the most that it can cost
+# (`slm/cloud/price.py`), and the launch that finds a run again from any computer and
+# does not pay for one run twice (`slm/cloud/launch.py`).
 #
 # *An engine room: it can be skipped at first reading.*
 
@@ -438,54 +439,51 @@ except KeyboardInterrupt:
 package.TICK = kept
 
 # %% [markdown]
-# ## The launch: refuse before anything costs money
+# ## The price of a launch
 #
-# The other half is on your computer's side. Everything that can be known before a
-# machine is rented is looked at first: whether the prediction ([the
-# cost](#cost/is-the-config-honest)) is above `modal.max_dollars`, whether the model
-# fits the GPU's memory, whether the text or the tokenizer lies on a computer that the
-# container will never see, whether the key for Weights & Biases is there.
+# The other half is on your computer's side: what it takes to let a launch go. Three
+# questions come before a machine is rented. Can it work at all? What will it cost? And
+# what is the *most* that it can cost, if everything goes wrong that may?
 #
-# `NothingYet` has a class of its own because `status` catches it: a run that still
-# waits for its machine has nothing on the volume, and that is no failure.
+# First, what cannot work: text or a tokenizer that lies on a computer which the
+# container will never see. The refusal says which command uploads it.
 
 # %% tags=["hide-input"]
-#| export cloud/launch
-"""Launch a run in the cloud, find it from any computer, follow, stop and fetch it.
+#| export cloud/price
+"""What a launch will cost, the most that it can cost, and what is refused before it.
 
-    launched = Cloud(app, volume, train, prepare).launch(config, run="first")
+    check(load_config("configs/gpt_124m.yaml")).dollars
 """
 
-import dataclasses
 import glob
 import itertools
-import json
+import math
 import shlex
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import modal
-
-from slm.training.folder import RunFolder, parse_attempts, read_launched, report
-from slm.cloud.cost import Estimate, cost_table, estimate, verdict
-from slm.training.config import RunConfig
+from slm.cloud.budget import PATIENCE, TICK
+from slm.cloud.cost import (
+    OVERHEAD,
+    START_UP,
+    Estimate,
+    estimate,
+    run_dtype,
+    tokens_per_step,
+    verdict,
+)
 from slm.errors import SlmError
-from slm.files import check_run_name, make_run_name, user_path, write_text, writing
+from slm.files import user_path
+from slm.gpus import MODAL
+from slm.training.config import RunConfig, changed_keys, check_steps
 
 # %%
-#| export cloud/launch
+#| export cloud/price
 DATA = "/data"  # where the volume lies in a container
 VOLUME = "slm-data"
 TEXT_FILES = (".txt", ".jsonl", ".parquet", ".tiktoken")
-# what `status` leaves on the volume
-LARGE = ("checkpoints", "wandb", "samples", "model")
-
-
-class NothingYet(SlmError):
-    """The volume holds nothing of the run."""
 
 
 def how_to_upload(value: str, key: str) -> str:
@@ -506,20 +504,11 @@ def how_to_upload(value: str, key: str) -> str:
     )
 
 
-# %% [markdown]
-# `check` is the question before all others: does the config name something that lies
-# only on this computer? Does the memory suffice? Is it within the budget, at the slow
-# end? Whatever fails is said with what would cure it.
-
-
-# %%
-#| export cloud/launch
-def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
-    """What a run will need on the GPU that its config asks for.
+def refuse_unseen(config: RunConfig) -> None:
+    """Refuse text or a tokenizer that lies on this computer only.
 
     Raises:
-        SlmError: It may cost more than `modal.max_dollars` and not `yes_spend`, or it
-            cannot work at all.
+        SlmError: With the command that uploads it.
     """
     for key in ("dataset", "tokenizer"):
         value = getattr(config.data, key)
@@ -529,14 +518,418 @@ def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
         if here and not known:
             told = f"data.{key} is {value!r}, which lies on this computer"
             raise SlmError(f"{told}; {how_to_upload(value, key)}")
-    expected = estimate(config)
+
+
+# %% [markdown]
+# Then the prediction. [The cost](#cost/the-estimate) of a whole new run is known. But a
+# launch may begin in the middle of a run, and it may end there: with `steps` it stops
+# after that step of the *same* run, which a later launch goes on with. That makes the
+# cheapest first launch: the first few hundred steps of the real thing, on its GPU. They
+# tell its real speed, and from then on the prediction rests on that.
+#
+# `before` is what [`report`](#checkpoints/reading-a-run-without-pytorch) says of the
+# run so far. Its own speed replaces the expected one; the share for evaluation and
+# checkpoints, and the start-up, stay as they were assumed.
+
+
+# %%
+#| export cloud/price
+# what is known of a run that has not begun
+NEW: dict[str, Any] = {"checkpoint": 0, "attempts": 0, "seconds": 0.0, "dollars": 0.0}
+NEW |= {"tokens_per_s": None}
+
+
+def remaining(
+    config: RunConfig, before: dict[str, Any] = NEW, steps: int | None = None
+) -> Estimate:
+    """The prediction for the steps of a launch, start-up included.
+
+    Args:
+        config: What is trained.
+        before: What `report` says of the run so far.
+        steps: The step after which the launch stops; the last one, if None.
+    """
+    found = estimate(config)
+    fast, slow = found.tokens_per_second
+    if before["tokens_per_s"]:
+        slow, fast = before["tokens_per_s"]
+    left = (steps or config.training.max_steps) - before["checkpoint"]
+    tokens = left * tokens_per_step(config) * (1 + OVERHEAD)
+    hours = (START_UP[0] + tokens / fast) / 3600, (START_UP[1] + tokens / slow) / 3600
+    rate, flops = found.dollars_per_hour, found.mfu[0] / found.tokens_per_second[0]
+    return replace(
+        found,
+        evidence="measured" if before["tokens_per_s"] else found.evidence,
+        mfu=(fast * flops, slow * flops),
+        tokens_per_second=(fast, slow),
+        hours=hours,
+        dollars=(hours[0] * rate, hours[1] * rate),
+    )
+
+
+def measured(config: RunConfig, before: dict[str, Any]) -> str:
+    """What a run's own speed says of the steps that are left; empty if unknown."""
+    if not before["tokens_per_s"]:
+        return ""
+    slow, fast = before["tokens_per_s"]
+    rest, spent = remaining(config, before), before["dollars"]
+    hours, dollars = (
+        f"{low:.2f} to {high:.2f}" for low, high in (rest.hours, rest.dollars)
+    )
+    first, last = before["checkpoint"] + 1, config.training.max_steps
+    whole = f"{spent + rest.dollars[0]:.2f} to {spent + rest.dollars[1]:.2f}"
+    told = f"measured  {slow:,.0f} to {fast:,.0f} tokens/s on {rest.name}, so steps "
+    told += f"{first:,} to {last:,} take {hours} h and {dollars} dollars; with the "
+    told += f"${spent:.2f} spent, the whole run {whole} dollars"
+    return textwrap.fill(told, 88, subsequent_indent=" " * 10)
+
+
+# %% [markdown]
+# `check` refuses a launch that cannot keep what the config promises: whatever fails is
+# said with what would cure it. What was spent on the run before counts, because
+# `max_dollars` is for all its launches. And `budget` is the sum at which the meter will
+# end it. A launch of a few steps gets less than the config allows: the slow end of its
+# own prediction.
+
+
+# %%
+#| export cloud/price
+def check(
+    config: RunConfig,
+    yes_spend: bool = False,
+    before: dict[str, Any] = NEW,
+    steps: int | None = None,
+) -> Estimate:
+    """What a launch will need on the GPU that its config asks for.
+
+    Raises:
+        SlmError: The run may cost more than `modal.max_dollars` and not `yes_spend`, or
+            the launch cannot work at all.
+    """
+    refuse_unseen(config)
+    check_steps(steps, before["checkpoint"], config)
+    expected = remaining(config, before, steps)
     if not expected.fits_memory:
         raise SlmError(verdict(config)[1])
-    most = expected.dollars[1]
-    if most > config.modal.max_dollars and not yes_spend:
+    most, allowed = before["dollars"] + expected.dollars[1], config.modal.max_dollars
+    if most > allowed and not yes_spend:
+        needs = verdict(config)[1]
+        if steps or before["checkpoint"]:
+            needs = f"Needs up to ${expected.dollars[1]:.2f} on {expected.name}, after "
+            needs += (
+                f"${before['dollars']:.2f} spent; the config allows ${allowed:.2f}."
+            )
         all_the_same = f"To spend up to ${most:.2f} all the same, say --yes-spend."
-        raise SlmError(f"{verdict(config)[1]} {all_the_same}")
+        raise SlmError(f"{needs} {all_the_same}")
     return expected
+
+
+def budget(
+    config: RunConfig,
+    expected: Estimate,
+    yes_spend: bool = False,
+    before: dict[str, Any] = NEW,
+    steps: int | None = None,
+) -> float:
+    """Dollars over all launches of a run, at which the meter ends this one."""
+    limit, slow = config.modal.max_dollars, before["dollars"] + expected.dollars[1]
+    if yes_spend:
+        limit = max(limit, slow)
+    return min(limit, slow) if steps else limit
+
+
+# %% [markdown]
+# ## The most that it can cost
+#
+# The budget is not all. The meter runs from the first line of the function to its last.
+# The bill also has what comes before and after:
+#
+# - Each attempt has a *start-up*, from the container's start to the first line. It
+#   takes a minute or two; `STARTUP` ends one that hangs. How many attempts? As many as
+#   the time limit makes necessary, and `SPARE` more. Those are for accidents, and the
+#   fourth of them is the one in which the meter says that three were in vain.
+# - The *overshoot*: a spent budget is noticed within a tick, what does not end by
+#   itself is ended `PATIENCE` ticks later, and a kill hides up to a tick of an attempt.
+# - The *preparation* of text, on CPU cores. It has a time limit and retries, goes on
+#   where it was, and may have many containers at once.
+# - The *volume*, where the first TiB is free (2026-07-01).
+#
+# Each is a product of numbers that we choose, so the sum can be worked out before
+# anything is rented. Two things cannot. One is how often a machine is taken away, or
+# crashes as it starts: Modal starts the call again without using up a retry, so each
+# time adds one start-up. The other is what a container uses of cores and memory above
+# what it has reserved; it is billed, and small beside a GPU.
+
+
+# %%
+#| export cloud/price
+STARTUP = 10 * 60  # seconds in which a container has to start
+SPARE = 4  # attempts beyond those that the time limit makes necessary
+CORES, RETRIES = 4.0, 2  # of a container that prepares text
+# seconds of an attempt: of the one that prepares a whole corpus, or joins the parts
+# that others have prepared, and of each of those, at most so many for a split
+WHOLE, PART, CONTAINERS = 2 * 60 * 60, 10 * 60, 16
+TEXT_SPEED = 20e6  # bytes a second: benchmarks/results/prepare_tokens.md
+
+
+def most_attempts(config: RunConfig, expected: Estimate) -> int:
+    """How often a launch may begin; Modal allows eleven times."""
+    needed = math.ceil(3600 * expected.hours[1] / config.modal.timeout)
+    return min(needed + SPARE, 11)
+
+
+def most_dollars(
+    config: RunConfig, expected: Estimate, limit: float
+) -> dict[str, float]:
+    """The most that a launch can cost, by what for; a machine taken away adds to it.
+
+    Args:
+        config: What is trained.
+        expected: What `check` said of the launch.
+        limit: What is left of the budget that the meter keeps.
+    """
+    rate, n = expected.dollars_per_hour / 3600, most_attempts(config, expected)
+    parts = {
+        "until the budget is spent": limit,
+        "until the meter has ended it": (PATIENCE + n) * TICK * rate,
+        f"for {n} start-ups of {STARTUP // 60} minutes": n * STARTUP * rate,
+        "for a volume of up to 1 TiB": 0.0,
+    }
+    if config.data.dataset != "stories":
+        second = (1 + RETRIES) * CORES * MODAL.dollars_per_core_second
+        one, part = second * (WHOLE + STARTUP), second * (PART + STARTUP)
+        what = f"to prepare text in {1 + CONTAINERS} containers (${one:.2f} in one)"
+        parts[what] = one + 2 * CONTAINERS * part  # for training and for validation
+    return parts
+
+
+# %% [markdown]
+# Two lines say it: what to expect, and the sum with its parts. If the run has measured
+# its speed, a line before them tells that.
+
+
+# %%
+#| export cloud/price
+def terms(
+    config: RunConfig, expected: Estimate, limit: float, before: dict[str, Any] = NEW
+) -> str:
+    """What a launch will cost, and the most that it can.
+
+    Args:
+        config: What is trained.
+        expected: What `check` said of the launch.
+        limit: What `budget` said of it.
+        before: What `report` says of the run so far.
+    """
+    low, high = expected.dollars
+    will = f"expected  ${low:.2f} to ${high:.2f} on {expected.name}, with start-up"
+    if config.data.dataset != "stories":
+        a_gigabyte = 1e9 / TEXT_SPEED * CORES * MODAL.dollars_per_core_second
+        will += f"; to prepare text ${a_gigabyte:.3f} a gigabyte"
+    parts = most_dollars(config, expected, limit - before["dollars"])
+    told = " + ".join(f"${dollars:.2f} {what}" for what, dollars in parts.items())
+    again = STARTUP / 3600 * expected.dollars_per_hour
+    most = f"at most   ${sum(parts.values()):.2f}: {told}; each time the machine is "
+    most += f"taken away, ${again:.2f} more"
+    lines = [
+        textwrap.fill(each, 88, subsequent_indent=" " * 10) for each in (will, most)
+    ]
+    return "\n".join(filter(None, [measured(config, before), *lines]))
+
+
+# %% [markdown]
+# For the 124M model: its first 600 steps, and the whole run. In both the budget is the
+# smaller part of the worst case:
+
+# %% tags=["nbval-check-output"]
+from slm.training.config import load_config
+
+config = load_config("configs/gpt_124m.yaml")
+for steps in (600, None):
+    expected = check(config, steps=steps)
+    print(terms(config, expected, budget(config, expected, steps=steps)))
+
+# %% [markdown]
+# The worst case is not what to expect: it is every container hanging until its limit,
+# in every attempt. What the preparation *will* take can be said from
+# `benchmarks/results/prepare_tokens.md`, where one process prepares files. With the
+# download and the container's start it is minutes and a cent:
+
+# %% tags=["nbval-check-output"]
+import re
+
+from slm.gpus import MODAL
+
+table = Path("benchmarks/results/prepare_tokens.md").read_text(encoding="utf-8")
+speed = float(re.search(r"[.]parquet \| ([0-9.]+)", table)[1])
+seconds = 4 * config.training.max_steps * 32 * 1024 / (1e6 * speed)  # 4 bytes a token
+dollars = seconds * CORES * MODAL.dollars_per_core_second
+print(
+    f"TinyStories at {speed} MB/s: {seconds:.0f} s on {CORES:g} cores, ${dollars:.3f}"
+)
+
+# %% [markdown]
+# And what a run says of itself, once it has come to a checkpoint. The figures here are
+# made up: 600 steps in four minutes, for 30 cents.
+
+# %% tags=["nbval-check-output"]
+so_far = {"checkpoint": 600, "attempts": 1, "seconds": 240.0, "dollars": 0.30}
+print(measured(config, so_far | {"tokens_per_s": (431_000.0, 438_000.0)}))
+
+# %% [markdown]
+# Each refusal is one line, and costs nothing:
+
+# %% tags=["nbval-check-output"]
+import textwrap
+
+
+def refusal(change: str) -> str:
+    """What is said to configs/gpt_124m.yaml with one change."""
+    try:
+        check(load_config("configs/gpt_124m.yaml", [change]))
+    except SlmError as error:
+        return str(error)
+    return "nothing"
+
+
+for change in ("modal.gpu=H1000", "modal.max_dollars=1", "data.dataset=texts/*.txt"):
+    print(change)
+    print(textwrap.indent(textwrap.fill(refusal(change), 84), "    "))
+
+# %% [markdown]
+# At the end the bill is held against the prediction: four lines of text, what was
+# expected above and what it came to below. What earlier launches cost is taken off.
+
+
+# %%
+#| export cloud/price
+def reconcile(
+    expected: Estimate, result: dict[str, Any], before: dict[str, Any] = NEW
+) -> str:
+    """Prediction and outcome of a launch, side by side.
+
+    Args:
+        expected: What `check` said of it.
+        result: What `report` says of the run after it.
+        before: What `report` said of the run before it.
+    """
+    state = "finished" if result["finished"] else "not finished"
+    problem = f": {result['problem']}" if result.get("problem") else ""
+    told = f"{state} at step {result['step']}, validation loss {result['val_loss']}"
+    hours, dollars = (
+        f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
+    )
+    keys = ("seconds", "dollars", "attempts")
+    seconds, spent, n = (max(0, result[key] - before[key]) for key in keys)
+    tries = f"in {n} attempt{'s' * (n > 1)}"
+    reached = "" if result["mfu"] is None else f", {result['mfu']:.0%} MFU"
+    return (
+        f"{result['run']}: {told}{problem}\n"
+        f"{'':<10}{'hours':>18}{'dollars':>18}\n"
+        f"{'predicted':<10}{hours:>18}{dollars:>18}   on {expected.name}\n"
+        f"{'actual':<10}{seconds / 3600:>18.3g}{spent:>18.3g}   {tries}{reached}"
+    )
+
+
+# %% [markdown]
+# ## Another GPU, another run
+#
+# A run that lies on the volume is gone on with only under the config that it was begun
+# with, and in the precision that it was computed in. The container would refuse
+# anything else; but then the GPU is rented already. Both configs are known before: one
+# is in your file, the other in the run's folder. So they are compared here. A change of
+# `gpu` alone is fine as long as both compute in the same type: a T4 has no bfloat16.
+
+
+# %%
+#| export cloud/price
+def refuse_other(run: str, begun: RunConfig, config: RunConfig, steps: int) -> None:
+    """Refuse a config that is not the one that a run was begun with.
+
+    Args:
+        run: The run's name.
+        begun: The config in its folder, in which it has taken so many `steps`.
+        config: The one to go on with.
+
+    Raises:
+        SlmError: Settings differ that would make another run, or the precision does.
+    """
+    changed = changed_keys(begun.as_dict(), config.as_dict())
+    old, new = (
+        run_dtype(each, MODAL.find(each.modal.gpu_name)) for each in (begun, config)
+    )
+    if steps and old != new:
+        gpus = f"{begun.modal.gpu} computes in {old} and {config.modal.gpu} in {new}"
+        changed.append(f"the precision changes, because {gpus}")
+    if changed:
+        told = f"the run {run} on the volume was begun with another config"
+        another = "--run NAME trains this one as another run"
+        raise SlmError(f"{told}: {'; '.join(changed)}. {another}")
+
+
+# %% tags=["nbval-check-output"]
+begun = load_config("configs/gpt_124m.yaml")
+for change in ("modal.gpu=H100", "modal.gpu=T4", "training.batch_size=16"):
+    try:
+        refuse_other(
+            "first", begun, load_config("configs/gpt_124m.yaml", [change]), 600
+        )
+        print(f"{change}: goes on")
+    except SlmError as error:
+        course.show(f"{change}: {error}")
+
+# %% [markdown]
+# ## The launch
+#
+# What is left needs Modal. Its module begins with what it is handed and what it finds.
+# `NothingYet` has a class of its own because `status` catches it: a run that still
+# waits for its machine has nothing on the volume, and that is no failure.
+
+# %% tags=["hide-input"]
+#| export cloud/launch
+"""Launch a run in the cloud, find it from any computer, follow, stop and fetch it.
+
+    launched = Cloud(app, volume, train, prepare).launch(config, run="first")
+"""
+
+import json
+import shlex
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from slm.training.folder import RunFolder, parse_attempts, read_launched, report
+from slm.cloud.cost import Estimate, cost_table
+from slm.cloud.price import (
+    DATA,
+    NEW,
+    VOLUME,
+    budget,
+    check,
+    measured,
+    most_attempts,
+    reconcile,
+    refuse_other,
+    refuse_unseen,
+    terms,
+)
+from slm.training.config import RunConfig, load_config
+from slm.errors import SlmError
+from slm.files import check_run_name, make_run_name, write_text, writing
+
+# %%
+#| export cloud/launch
+# what `status` leaves on the volume
+LARGE = ("checkpoints", "wandb", "samples", "model")
+
+
+class NothingYet(SlmError):
+    """The volume holds nothing of the run."""
 
 
 # %% [markdown]
@@ -566,28 +959,6 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
         raise no_answer("the secret wandb", error) from None
     return [secret]
 
-
-# %% [markdown]
-# Each refusal is one line, and costs nothing:
-
-# %% tags=["nbval-check-output"]
-import textwrap
-
-from slm.training.config import load_config
-
-
-def refusal(change: str) -> str:
-    """What is said to configs/gpt_124m.yaml with one change."""
-    try:
-        check(load_config("configs/gpt_124m.yaml", [change]))
-    except SlmError as error:
-        return str(error)
-    return "nothing"
-
-
-for change in ("modal.gpu=H1000", "modal.max_dollars=1", "data.dataset=texts/*.txt"):
-    print(change)
-    print(textwrap.indent(textwrap.fill(refusal(change), 84), "    "))
 
 # %% [markdown]
 # ## No answer is no answer
@@ -697,10 +1068,11 @@ class Launched:
 
 # %%
 #| export cloud/launch
-def _machine(config: RunConfig, keys: list[modal.Secret]) -> dict[str, Any]:
-    """What the training function is to run on."""
+def _machine(config: RunConfig, keys: list[modal.Secret], tries: int) -> dict[str, Any]:
+    """What the training function is to run on, and how often it may be tried."""
     machine = config.modal
     return {
+        "retries": modal.Retries(max_retries=tries - 1, initial_delay=0.0),
         "gpu": machine.gpu,
         "timeout": machine.timeout,
         "secrets": keys,
@@ -719,16 +1091,16 @@ def _note(launched: Launched) -> None:
         print(f"{note} could not be written: {error}")
 
 
-def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
-    if launched.result:
-        print(reconcile(expected, launched.result))
-    elif wait:
+def _tell_end(
+    config: RunConfig, expected: Estimate, launched: Launched, before: dict[str, Any]
+) -> None:
+    """Say what a launch that was waited for came to, and what is left to do."""
+    if result := launched.result:
+        print(reconcile(expected, result, before))
+        if not result["finished"] and result["checkpoint"]:
+            print(measured(config, result) or "too few steps to measure a speed")
+    else:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
-
-
-# %% [markdown]
-# The comparison at the end is four lines of text, the prediction above and what it came
-# to below.
 
 
 # %%
@@ -736,25 +1108,6 @@ def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
 def live_apps() -> list[modal.App]:
     """The apps of the workspace that have not ended."""
     return modal.Environment.from_context().apps.list()
-
-
-def reconcile(expected: Estimate, result: dict[str, Any]) -> str:
-    """Prediction and outcome, side by side."""
-    state = "finished" if result["finished"] else "not finished"
-    problem = f": {result['problem']}" if result.get("problem") else ""
-    told = f"{state} at step {result['step']}, validation loss {result['val_loss']}"
-    hours, dollars = (
-        f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
-    )
-    spent, attempts = result["seconds"] / 3600, result["attempts"]
-    tries = f"in {attempts} attempt{'s' * (attempts > 1)}"
-    reached = "" if result["mfu"] is None else f", {result['mfu']:.0%} MFU"
-    return (
-        f"{result['run']}: {told}{problem}\n"
-        f"{'':<10}{'hours':>18}{'dollars':>18}\n"
-        f"{'predicted':<10}{hours:>18}{dollars:>18}   on {expected.name}\n"
-        f"{'actual':<10}{spent:>18.3g}{result['dollars']:>18.3g}   {tries}{reached}"
-    )
 
 
 # %% [markdown]
@@ -787,7 +1140,8 @@ class Cloud:
     Args:
         app: The app that the functions belong to.
         volume: The folder that outlives every container, mounted at DATA.
-        train: The function that trains: config text, run folder, budget.
+        train: The function that trains: config text, run folder, budget, price of an
+            hour, and the step after which it stops.
         prepare: The function that tokenises: config text; it returns what is wrong.
         apps: Gives the apps that have not ended.
     """
@@ -887,25 +1241,89 @@ def refuse_twice(self, run: str, own: str | None = None) -> None:
 # ## Launch
 #
 # `train.with_options(…)` returns a variant of the function with the config's GPU and
-# time limit. `spawn` starts the call and returns its id at once; `get` waits for the
-# result. (`remote` does both, but gives up after 24 hours, and leaves you without the
-# id.) `app.run(detach=True)` keeps the app alive when this process ends, so a closed
-# laptop or a lost connection stops nothing. The price of that: an interrupt here does
-# not stop the training either, so the commands that do are printed, and the call's id
-# is noted, before anything is waited for. An interrupt between the renting and the note
-# would lose the id. So both are done in a thread, and the thread is waited for: an
-# interrupt ends the waiting when the id is there, and not before.
+# time limit, and with as many retries as it may need. `spawn` starts the call and
+# returns its id at once; `get` waits for the result. (`remote` does both, but gives up
+# after 24 hours, and leaves you without the id.) `app.run(detach=True)` keeps the app
+# alive when this process ends, so a closed laptop or a lost connection stops nothing.
+# The price of that: an interrupt here does not stop the training either, so the
+# commands that do are printed, and the call's id is noted, before anything is waited
+# for. An interrupt between the renting and the note would lose the id. So both are done
+# in a thread, and the thread is waited for: an interrupt ends the waiting when the id
+# is there, and not before.
 #
 # The config travels as text: the file may lie on your computer only. What is replaced
 # in it is the folder of the token files, which lies on the volume. Text that has to be
 # prepared is prepared first, on CPU cores, before a GPU is asked for.
+#
+# Before all of this the volume is asked what it has of the run. A finished run needs no
+# GPU, one of another config must not get one, and one that has come to a checkpoint
+# tells the speed of its GPU, unless that has been changed.
+
+
+# %%
+#| export cloud/launch
+@course.add_to(Cloud)
+def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
+    """What `report` says of the run that a launch goes on with; NEW without one.
+
+    Raises:
+        SlmError: It is finished, or was begun with another config.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        folder = RunFolder(Path(home, run))
+        try:
+            self.download(run, folder.path, skip=LARGE)
+        except NothingYet:
+            return NEW
+        if folder.finished:
+            fetch = f"`modal run modal_app.py::fetch --run {run}` brings it here"
+            another = "--run NAME trains this config as another run"
+            raise SlmError(f"{run} is finished: {fetch}, and {another}")
+        found = report(folder.path)
+        if folder.config.is_file():
+            begun = load_config(folder.config)
+            refuse_other(run, begun, config, found["checkpoint"])
+            if begun.modal.gpu != config.modal.gpu:
+                found["tokens_per_s"] = None
+        return found
+
+
+@course.add_to(Cloud)
+def quote(
+    self, config: RunConfig, run: str, yes_spend: bool, steps: int | None
+) -> tuple[Estimate, float, dict[str, Any]]:
+    """Refuse what cannot work, and print what a launch will cost, and the most.
+
+    Returns:
+        What to expect, the dollars at which the meter ends it, and the run so far.
+
+    Raises:
+        SlmError: With the reason for the refusal.
+    """
+    refuse_unseen(config)
+    self.refuse_twice(run)
+    before = self.so_far(run, config)
+    print(cost_table(config))
+    expected = check(config, yes_spend, before, steps)
+    limit = budget(config, expected, yes_spend, before, steps)
+    print(terms(config, expected, limit, before), flush=True)
+    return expected, limit, before
+
+
+# %% [markdown]
+# With that known, the launch itself:
 
 
 # %%
 #| export cloud/launch
 @course.add_to(Cloud)
 def launch(
-    self, config: RunConfig, run: str = "", yes_spend: bool = False, wait: bool = True
+    self,
+    config: RunConfig,
+    run: str = "",
+    yes_spend: bool = False,
+    wait: bool = True,
+    steps: int | None = None,
 ) -> Launched:
     """Train a config in `/data/runs/RUN`; a run of that name goes on from there.
 
@@ -915,19 +1333,17 @@ def launch(
         yes_spend: Go beyond `modal.max_dollars`, as far as the slow end of the
             prediction and no further.
         wait: Show the logs until the run has ended; then reconcile its cost.
+        steps: Stop after this step of the run, and save; the next launch goes on.
 
     Raises:
         SlmError: Before anything is built or rented, with the reason.
     """
     run = check_run_name(run) if run else _name_of(config)
-    print(cost_table(config))
-    expected, budget = check(config, yes_spend), config.modal.max_dollars
-    machine = _machine(config, secrets(config))
-    self.refuse_twice(run)
-    if yes_spend:
-        budget = max(budget, expected.dollars[1])
-    data = dataclasses.replace(config.data, cache_dir=f"{DATA}/tokens")
-    text = dataclasses.replace(config, data=data).to_yaml()
+    expected, limit, before = self.quote(config, run, yes_spend, steps)
+    machine = _machine(config, secrets(config), most_attempts(config, expected))
+    data = replace(config.data, cache_dir=f"{DATA}/tokens")
+    text = replace(config, data=data).to_yaml()
+    sent = (text, f"{DATA}/runs/{run}", limit, None, steps)
     begun: list[tuple[Launched, modal.FunctionCall]] = []
     prepared, result = config.data.dataset == "stories", None  # it takes seconds
     with self.app.run(name=self.app_name(run), detach=True):
@@ -937,15 +1353,16 @@ def launch(
         train = self.train.with_options(**machine)
         with ThreadPoolExecutor(1) as thread:
             thread.submit(int).result()  # it runs before there is something to lose
-            thread.submit(self._begin, begun, run, train, text, budget).result()
+            thread.submit(self._begin, begun, run, train, sent).result()
         if wait:
             leaving = "Interrupting now stops the watching, not the training."
             print(leaving, flush=True)
             result = _watch(*begun[0])
     if not begun:  # an interrupt ends the block without a word
         raise _interrupted(str(self.app.app_id), prepared)
-    launched = dataclasses.replace(begun[0][0], result=result)
-    _tell_end(expected, launched, wait)
+    launched = replace(begun[0][0], result=result)
+    if wait:
+        _tell_end(config, expected, launched, before)
     return launched
 
 
@@ -959,11 +1376,10 @@ def launch(
 # %%
 #| export cloud/launch
 @course.add_to(Cloud)
-def _begin(self, begun: list[Any], run: str, train: Any, *sent: Any) -> None:
+def _begin(self, begun: list[Any], run: str, train: Any, sent: tuple[Any, ...]) -> None:
     """Rent, put what is known of it into the list, say it and note it."""
-    text, budget = sent
     try:
-        call = train.spawn(text, f"{DATA}/runs/{run}", budget)
+        call = train.spawn(*sent)
     except UNANSWERED as error:
         raise unknown(run, error) from None
     launched = Launched(str(self.app.app_id), call.object_id, run)
@@ -1219,7 +1635,7 @@ shutil.rmtree("runs/modal/meter", ignore_errors=True)
 # ## Is it right?
 #
 # The claims that carry money: the counts of attempts add up; a spent budget stops a run
-# that is not done, and no run that is; and neither half needs PyTorch, the first not
+# that is not done, and no run that is; and no part needs PyTorch, the first two not
 # even Modal.
 
 # %% tags=["nbval-check-output"]
@@ -1236,7 +1652,8 @@ print(f"spent at $2 of $1: {meter.is_spent(2.0)}, at $0.50: {meter.is_spent(0.5)
 RunFolder(Path("runs/meter")).checkpoints.mkdir()
 Path("runs/meter/checkpoints/step_00000020.pt").touch()
 print(f"spent at $2 of $1, all steps done: {meter.is_spent(2.0)}")
-for module, heavy in (("budget", "torch modal"), ("launch", "torch")):
+both = "torch modal"
+for module, heavy in (("budget", both), ("price", both), ("launch", "torch")):
     loaded = f"[name for name in {heavy.split()} if name in sys.modules]"
     probe = f"import sys, slm.cloud.{module}; print({loaded})"
     command = [sys.executable, "-c", probe]
@@ -1328,4 +1745,4 @@ exercises.once_more(without_the_taken)
 # volume and a GPU behind it.
 
 # %%
-course.summary("slm/cloud/budget.py", "slm/cloud/launch.py")
+course.summary("slm/cloud/budget.py", "slm/cloud/price.py", "slm/cloud/launch.py")

@@ -32,8 +32,8 @@ course.start()
 #
 # One thing to know before you trust it with money: this launch was tried with Modal's
 # own client, but against a stand-in for Modal's servers, whose containers are processes
-# on one computer. It was not tried on Modal itself. Make your first launch a cheap one,
-# and look at the bill.
+# on one computer. It was not tried on Modal itself. Make your first launch [a cheap
+# one](#launch/three-commands), and look at the bill.
 #
 # ## The idea
 #
@@ -111,7 +111,17 @@ import modal
 
 import slm
 from slm.cloud.budget import TICK, Meter
-from slm.cloud.launch import DATA, VOLUME, Cloud
+from slm.cloud.launch import Cloud
+from slm.cloud.price import (
+    CONTAINERS,
+    CORES,
+    DATA,
+    PART,
+    RETRIES,
+    STARTUP,
+    VOLUME,
+    WHOLE,
+)
 from slm.errors import SlmError
 from slm.files import check_run_name
 from slm.training.folder import RunFolder, list_checkpoints, report
@@ -181,8 +191,15 @@ app = modal.App("slm-training")
 
 # %%
 #| export
-def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
-    """One attempt to train to the end.
+def is_done(folder: RunFolder, steps: int | None) -> bool:
+    """Whether a launch that stops after `steps`, or at the end, has come so far."""
+    return folder.finished or steps is not None and folder.steps_done >= steps
+
+
+def attempt(
+    config: "RunConfig", run_dir: str, meter: Meter, steps: int | None = None
+) -> str:
+    """One attempt to train to the end, or to the step after which the launch stops.
 
     Returns:
         What no further attempt can solve, or an empty string.
@@ -200,16 +217,19 @@ def attempt(config: "RunConfig", run_dir: str, meter: Meter) -> str:
     try:
         meter.save()
         meter.refuse_if_spent(meter.dollars_before())
+        if is_done(meter.folder, steps):  # an attempt before was lost as it ended
+            return ""
         with meter.watching():
             if config.modal.gpu_count > 1 and not modal.is_local():
                 price = meter.dollars_per_hour
-                train_on_ranks(config, run_dir, checkpoint_written, price)
+                train_on_ranks(config, run_dir, checkpoint_written, price, steps)
             else:
                 train_here(
                     config,
                     run_dir=run_dir,
                     on_checkpoint=checkpoint_written,
                     dollars_per_hour=meter.dollars_per_hour,
+                    steps=steps,
                 )
         if meter.interrupted:
             meter.refuse_if_spent(meter.save()["dollars"])
@@ -264,6 +284,7 @@ def train_on_ranks(
     run_dir: str,
     on_checkpoint: Callable[[], None],
     dollars_per_hour: float,
+    steps: int | None = None,
 ) -> None:
     """Train with one process for each GPU.
 
@@ -272,6 +293,7 @@ def train_on_ranks(
         run_dir: The run's folder.
         on_checkpoint: Called when a checkpoint has been written.
         dollars_per_hour: Price of the machine, for the metric `cost/usd`.
+        steps: Stop after this step; the whole run, if None.
 
     Raises:
         SlmError: A rank failed, with what it said.
@@ -284,6 +306,7 @@ def train_on_ranks(
     ranks = f"--nproc_per_node={config.modal.gpu_count}"
     train = ["-m", "slm", "train", str(path), "--run-dir", run_dir]
     train += ["--dollars-per-hour", str(dollars_per_hour)]
+    train += [] if steps is None else ["--steps", str(steps)]
     environment = {
         "SLM_FAILURE_FILE": str(failure),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",  # seconds to save in; else it is 30
@@ -345,8 +368,8 @@ for changes in (
 # - No `gpu`: the config names one, and the launch adds it.
 # - `timeout` is for one *attempt*; the config replaces it. `startup_timeout` is for
 #   what comes before: pulling gigabytes of PyTorch may take minutes.
-# - `retries`: after a crash or a time-out the same call starts again, at once, at most
-#   ten times (the meter gives up sooner). A preemption uses none of them.
+# - `retries`: after a crash or a time-out the same call starts again, at once. The
+#   launch sets the number; the meter gives up sooner. A preemption uses none of them.
 # - `single_use_containers`: each attempt gets a fresh process, not the one in which
 #   CUDA has just failed.
 #
@@ -396,7 +419,7 @@ def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]
     image=image,
     volumes={DATA: volume},
     timeout=60 * 60,
-    startup_timeout=20 * 60,
+    startup_timeout=STARTUP,
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
@@ -406,6 +429,7 @@ def train(
     run_dir: str,
     budget: float | None = None,
     rate: float | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Train in `run_dir`, from its last checkpoint if there is one.
 
@@ -415,6 +439,7 @@ def train(
         budget: Dollars, over all attempts, after which the run saves and stops.
         rate: Dollars an hour; unless said, the price of the config's GPU on Modal, and
             nothing elsewhere.
+        steps: Stop after this step of the run; a call without it goes on from there.
 
     Returns:
         What `report` says of the run; its "problem" is what no attempt can mend.
@@ -437,8 +462,8 @@ def train(
         print(f"{run_dir} cannot be trained: {error}")
         return outcome(tempfile.mkdtemp(), folder.path.name, str(error))
     try:
-        problem = meter.stall_reason() or attempt(config, run_dir, meter)
-        if not problem and not folder.finished:
+        problem = meter.stall_reason() or attempt(config, run_dir, meter, steps)
+        if not problem and not is_done(folder, steps):
             # a normal return would count as finished
             raise KeyboardInterrupt(f"{run_dir} was interrupted and saved")
         problem = meter.end(problem)
@@ -471,7 +496,8 @@ def train(
 # keys, the whole `wandb` section, and a `gpu` that computes in the same precision (a T4
 # has no bfloat16). What decides what it computes stays: model, text, `batch_size`,
 # `max_steps`, the learning rate and its schedule, the precision, the number of GPUs. A
-# change of those is refused: it makes another run, which needs another name.
+# change of those is refused, by the launch before it rents and by the container once
+# more: it makes another run, which needs another name.
 #
 # ## Data off the GPU's clock
 #
@@ -495,13 +521,11 @@ def train(
 # %%
 #| export
 FEW_FILES = 8  # a corpus of fewer is prepared in one container
-MOST_PARTS = 16  # containers at once
-CORES, HOURS, RETRIES = 4.0, 6, 2  # of each of them
 ON_CORES: dict[str, Any] = {
     "image": image,
     "volumes": {DATA: volume},
-    "timeout": HOURS * 60 * 60,
-    "startup_timeout": 20 * 60,
+    "timeout": WHOLE,
+    "startup_timeout": STARTUP,
     "cpu": CORES,
     "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
 }
@@ -527,14 +551,15 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
 
 
 # %% [markdown]
-# One part of one split, the smallest piece of work. `problem_of` is between it and
+# One part of one split, the smallest piece of work, with a time limit of its own: an
+# attempt that meets it is gone on with by the next. `problem_of` is between it and
 # Modal: what no further attempt can mend comes back as a sentence, and what was written
 # is committed whatever happens.
 
 
 # %%
 #| export
-@app.function(**ON_CORES)
+@app.function(**{**ON_CORES, "timeout": PART})
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
@@ -548,7 +573,8 @@ def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
 
 # %% [markdown]
 # And the whole: for each split, count the files; few are prepared here, many in parts,
-# each in its container. It asks for the parts, waits for all, and joins them.
+# each in its container. It asks for the parts, waits for all, and joins them. A part
+# that has failed in all its attempts ends it, or the retries here would multiply those.
 
 
 # %%
@@ -569,22 +595,30 @@ def prepare(config_text: str) -> None:
         if shards < FEW_FILES:
             prepare_tokens(data, split, tokenizer)
             continue
-        n = min(shards, MOST_PARTS)
+        n = min(shards, CONTAINERS)
         told = f"{shards} files in {n} parts, each in a container of its own"
         print(f"{data.dataset}, {split}: {told}")
         rest = {"n": n, "split": split, "config_text": config_text}
         made = prepare_part.map(range(n), kwargs=rest)
-        # a list waits for all of them, so that none runs on unseen
-        if problems := list(filter(None, made)):
+        try:  # a list waits for all of them, so that none runs on unseen
+            problems = list(filter(None, made))
+        except Exception as error:  # each part was tried often enough
+            told = (
+                f"a part of {split} was not prepared ({type(error).__name__}: {error})"
+            )
+            raise SlmError(f"{told}; the same command goes on from there") from None
+        if problems:
             raise SlmError(str(problems[0]))
         volume.reload()  # what the other containers have committed
         join_tokens(data, split, tokenizer, n)
 
 
 # %% tags=["nbval-check-output"]
-most = (1 + RETRIES) * HOURS * 3600 * CORES * MODAL.dollars_per_core_second
-print(f"one container at its time limit in every attempt: ${most:.2f}")
-print(f"{1 + MOST_PARTS} of them: ${(1 + MOST_PARTS) * most:.2f}")
+second = (1 + RETRIES) * CORES * MODAL.dollars_per_core_second
+one, part = second * (WHOLE + STARTUP), second * (PART + STARTUP)
+print(f"one container at its limits in every attempt: ${one:.2f}")
+both = one + 2 * CONTAINERS * part  # the splits for training and for validation
+print(f"and {CONTAINERS} more with a part each, for two splits: ${both:.2f}")
 
 # %% [markdown]
 # That is for a preparation in which everything hangs, and for the cores; the memory
@@ -622,7 +656,8 @@ def generate(
 # ## What `max_dollars` means
 #
 # Two things: a launch whose prediction is above it is refused, and a run is stopped
-# when it has cost so much, over all launches under one `--run`. What it does not see:
+# when it has cost so much, over all launches under one `--run`. What it does not see,
+# and what the line `at most` adds to it as far as it has a limit:
 #
 # - the start-up of each attempt, before the function begins: the meter runs from its
 #   first line to its last, the bill from the container's start;
@@ -678,14 +713,20 @@ def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
 @launcher.local_entrypoint()
 @in_a_sentence
-def main(config: str, run: str = "", yes_spend: bool = False) -> None:
-    """Train a config file on Modal; `--yes-spend` goes beyond its modal.max_dollars."""
+def main(
+    config: str, run: str = "", yes_spend: bool = False, steps: int | None = None
+) -> None:
+    """Train a config file on Modal.
+
+    `--steps N` stops after step N, and the same command without it goes on from there;
+    `--yes-spend` goes beyond the config's modal.max_dollars.
+    """
     from slm.training.config import load_config
 
-    launched = cloud.launch(load_config(config), run, yes_spend)
-    if launched.result is None:  # only the watching has ended
+    launched = cloud.launch(load_config(config), run, yes_spend, steps=steps)
+    if (result := launched.result) is None:  # only the watching has ended
         sys.exit(130)
-    if not launched.result["finished"]:
+    if not (result["finished"] or steps and result["checkpoint"] >= steps):
         sys.exit(1)
 
 
@@ -729,14 +770,80 @@ status, stop, fetch = command(show_status), command(stop_run), command(fetch_run
 # configs/gpt_124m.yaml`: it prints the same table, and names a mistake in the config.
 # (`modal run` without a token stops before it has looked at your config.)
 #
-# ## Your account
+# ## Before the first launch
 #
-# Modal's Starter plan gives 30 dollars of compute a month for nothing and lends ten
-# GPUs at once (2026-07-01). `modal setup` puts a token on this computer, once. Before
-# the first launch, set a [budget for the
-# workspace](https://modal.com/docs/guide/budgets) in Modal's settings. It is the outer
-# fence: it counts everything, with Modal's own clock, and holds where our code has a
-# mistake.
+# `modal setup` puts a token on this computer, once. Then, before anything is rented,
+# put up the outer fence: a [budget for the
+# workspace](https://modal.com/docs/guide/budgets), in Modal's settings. It counts
+# everything, with Modal's own clock, and holds where our code has a mistake. Inside it
+# stands `max_dollars`, and inside that the line `at most` which each launch prints
+# ([the meter](#meter/the-most-that-it-can-cost)).
+#
+# What has been spent, `modal billing report --for today -r h` tells, for each app and
+# hour. It counts hours that are over, and what it knows is minutes old, at times more:
+# look when the next hour has begun. `modal billing summary` tells the month's sum,
+# `modal billing rates` the prices of today.
+#
+# Modal's Starter plan gives some compute a month for nothing and lends ten GPUs at once
+# (2026-07-01). How far does that go? For each config the slow end of what to expect,
+# and the most that it can cost:
+
+# %% tags=["nbval-check-output"]
+from slm.cloud.price import budget, check, most_dollars, terms
+
+free, sums = MODAL.free_dollars_per_month, [0.0, 0.0]
+for name in ("stories_cpu", "gpt_124m", "gpt_350m", "gpt_774m"):
+    config = load_config(f"configs/{name}.yaml")
+    expected = check(config)
+    worst = sum(most_dollars(config, expected, config.modal.max_dollars).values())
+    sums = [sums[0] + expected.dollars[1], sums[1] + worst]
+    print(f"{name:<12} up to ${expected.dollars[1]:>5.2f}, at most ${worst:>5.2f}")
+print(f"{'all four':<12} up to ${sums[0]:>5.2f}, at most ${sums[1]:>5.2f}")
+print(f"{'free':<12} ${free:.2f} a month")
+
+# %% [markdown]
+# By what to expect, all of them fit into one month. By the worst case, in which every
+# container hangs as often as it may, each fits alone, and all together do not: that is
+# what the budget of the workspace is for.
+#
+# ## Three commands
+#
+# The first launch should be the cheapest that tells something. So there are three.
+#
+# **The stories, on the smallest GPU.** It goes through all the parts (image, volume,
+# checkpoints, the model that comes back), and what is wrong with an account or a
+# network shows here.
+#
+# **The first 600 steps of the model that you want, on its GPU.** `--steps 600` stops
+# the run after them, with a checkpoint. The schedule is that of the whole run: these
+# *are* its first steps. They measure the one thing in the prediction that nobody knows
+# for sure, the speed. At the end the command prints it, with the hours and dollars of
+# all that is left, an interval from its slow rows to its fast ones. The budget of this
+# launch is the slow end of its own prediction, and not all of `max_dollars`.
+#
+# **The same without `--steps`.** It finds the checkpoint on the volume and goes on, to
+# the same weights as if it had never stopped. What it prints before it rents is now
+# computed from the speed that was measured.
+
+# %% tags=["nbval-check-output"]
+first = {"checkpoint": 0, "dollars": 0.0, "tokens_per_s": None}
+for name, steps, done in (
+    ("stories_cpu", None, 0),
+    ("gpt_124m", 600, 0),
+    ("gpt_124m", None, 600),
+):
+    config, so_far = load_config(f"configs/{name}.yaml"), {**first, "checkpoint": done}
+    expected = check(config, before=so_far, steps=steps)
+    stop = f" --steps {steps}" if steps else ""
+    limit = budget(config, expected, steps=steps)
+    print(f"modal run modal_app.py --config configs/{name}.yaml{stop}")
+    print(terms(config, expected, limit, so_far), end="\n\n")
+
+# %% [markdown]
+# `slm train configs/gpt_124m.yaml --steps 600` does the same on a computer of your own.
+# And for another run of the same config, on another GPU, say, give it a name: `--run
+# NAME`. A launch asks the volume first. Of a run that is finished, or was begun with
+# settings that make another run, it says so in a sentence, and rents nothing.
 #
 # ## Use it
 #
@@ -753,7 +860,8 @@ from modal.config import config as modal_settings
 
 import modal_app
 from slm.cloud.cost import cost_table
-from slm.cloud.launch import LARGE, check, reconcile
+from slm.cloud.launch import LARGE
+from slm.cloud.price import reconcile
 
 # without the volume: that is as it should be
 warnings.filterwarnings("ignore", "The train function is executing locally")
@@ -900,8 +1008,8 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 # ## What goes wrong
 #
 # What can be wrong with a config shows before anything is built, in one sentence that
-# costs nothing ([the meter](#meter/the-launch-refuse-before-anything-costs-money) shows
-# some). The rest happens far away. What it looks like, and what to do about it:
+# costs nothing ([the meter](#meter/the-price-of-a-launch) shows some). The rest happens
+# far away. What it looks like, and what to do about it:
 #
 # - **Preemption**: the machine is needed elsewhere. The log says `stopped after step
 #   …`, then `continuing`, with no more than a new container's start between them. Do
@@ -928,6 +1036,9 @@ print(f"asking loads torch: {asked.stdout.strip()}")
 #   the call ends, with no retry. Change it, and launch under another `--run`.
 # - **Launched twice.** The second launch is refused, from any computer, and names the
 #   call that is running, or the app that is about to make it. Follow it, or stop it.
+# - **The run is there already.** It is finished, or was begun with another config or in
+#   another precision. The launch says so and rents nothing. Fetch it, or launch under
+#   another `--run`.
 # - **No answer** from Modal: no network, or a token that is no longer valid. `status`,
 #   `stop` and a launch say `Modal cannot be asked about …`. Ask again; the run may be
 #   running, and be paid for.

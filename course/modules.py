@@ -44,6 +44,7 @@ MODULES = (
     "slm/__main__.py",
     "slm/__init__.py",
     "slm/cloud/budget.py",
+    "slm/cloud/price.py",
     "slm/cloud/launch.py",
     "modal_app.py",
 )
@@ -61,6 +62,7 @@ TORCH_FREE = (
     "slm/training/folder.py",
     "slm/cloud/cost.py",
     "slm/cloud/budget.py",
+    "slm/cloud/price.py",
     "slm/cloud/launch.py",
 )
 """Modules that load without PyTorch, together with all that they import."""

@@ -1,5 +1,6 @@
 """modal_app.py, as far as it can be seen without Modal: the image, the commands, and the launch in this process."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -154,19 +155,30 @@ def test_commands_say_what_they_did_or_one_sentence(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "result, code", [({"finished": False}, 1), (None, 130), ({"finished": True}, None)]
+    "result, steps, code",
+    [
+        ({"finished": False, "checkpoint": 7}, None, 1),
+        ({"finished": False, "checkpoint": 7}, 8, 1),
+        ({"finished": False, "checkpoint": 8}, 8, None),
+        (None, 8, 130),
+        ({"finished": True}, None, None),
+    ],
 )
 def test_exit_code_says_whether_the_run_finished_or_is_only_no_longer_watched(
-    tmp_path, monkeypatch, result, code
+    tmp_path, monkeypatch, result, steps, code
 ):
-    launched = SimpleNamespace(result=result)
-    there = SimpleNamespace(launch=lambda config, run, yes_spend: launched)
-    monkeypatch.setattr(modal_app, "cloud", there)
-    if code is None:
-        return modal_app.main(str(tiny(tmp_path)))
-    with pytest.raises(SystemExit) as stop:
-        modal_app.main(str(tiny(tmp_path)))
-    assert stop.value.code == code
+    asked = []
+
+    def launch(config, run, yes_spend, steps):
+        asked.append(steps)
+        return SimpleNamespace(result=result)
+
+    monkeypatch.setattr(modal_app, "cloud", SimpleNamespace(launch=launch))
+    exits = contextlib.nullcontext() if code is None else pytest.raises(SystemExit)
+    with exits as stop:
+        modal_app.main(str(tiny(tmp_path)), steps=steps)
+    assert code is None or stop.value.code == code
+    assert asked == [steps]
 
 
 @pytest.mark.parametrize("name", ["a b", ".hidden", "x" * 65, "x" * 300, ".."])

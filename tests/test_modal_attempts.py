@@ -177,6 +177,41 @@ def test_error_of_the_disk_is_wrapped_wherever_it_comes_from(
         modal_app.train.local(text, str(tmp_path / "run"))
 
 
+# --- a launch that stops after some steps
+
+
+def test_run_that_stops_after_steps_goes_on_to_the_same_weights(tmp_path, text):
+    for name in ("whole", "parts"):
+        if name == "parts":
+            first = modal_app.train.local(text, str(tmp_path / name), steps=7)
+            assert (first["finished"], first["checkpoint"]) == (False, 7)
+            assert first["problem"] == ""
+        assert modal_app.train.local(text, str(tmp_path / name))["finished"]
+    files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_attempt_that_was_lost_as_it_ended_is_not_trained_again(tmp_path, text, ended):
+    """The step was saved, and then the machine was taken away: the call comes again."""
+    run = str(tmp_path / "run")
+    modal_app.train.local(text, run, steps=7)
+    tried = ended(RuntimeError("boom"))
+    again = modal_app.train.local(text, run, steps=7)
+    assert (again["checkpoint"], again["problem"], tried) == (7, "", [])
+
+
+def test_stop_before_the_steps_is_an_interrupt(tmp_path, text, monkeypatch):
+    """A normal return would end the call at the wrong step."""
+
+    def interrupted(config, run_dir, **rest):
+        assert rest["steps"] == 7
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr("slm.training.run.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        modal_app.train.local(text, str(tmp_path / "run"), steps=7)
+
+
 # --- preparation and generation
 
 
@@ -197,6 +232,23 @@ def test_preparation_is_tried_again_if_that_may_help(
         assert raised.value.retry
     else:
         assert prepare(*values) == "the server does not answer"
+    assert in_a_container == ["commit"]
+
+
+def test_part_that_fails_in_all_its_attempts_ends_the_preparation(
+    text, monkeypatch, in_a_container
+):
+    """An error that is raised would start it again, and with it all the parts."""
+
+    def failed(ks, kwargs):
+        yield ""
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("slm.data.prepare.count_shards", lambda *_: 100)
+    monkeypatch.setattr(modal_app.prepare_part, "map", failed)
+    told = modal_app.prepare.local(text)
+    assert "a part of train was not prepared (RuntimeError: boom)" in told
+    assert told.endswith("the same command goes on from there")
     assert in_a_container == ["commit"]
 
 
@@ -244,7 +296,9 @@ def test_interrupted_command_ends_with_130_and_without_a_traceback(capsys):
     assert stop.value.code == 130 and capsys.readouterr().err == "Stopped.\n"
 
 
-def test_ranks_are_told_the_price(tmp_path, text, monkeypatch, in_a_container):
+def test_ranks_are_told_the_price_and_the_steps(
+    tmp_path, text, monkeypatch, in_a_container
+):
     told = []
     monkeypatch.setattr(
         modal_app, "train_on_ranks", lambda *values: told.append(values)
@@ -252,5 +306,5 @@ def test_ranks_are_told_the_price(tmp_path, text, monkeypatch, in_a_container):
     config = load_config(modal_app.unpack(text.replace("T4", "H100:2"), "tiny"))
     meter = budget.Meter(tmp_path, 31.6)
     with contextlib.suppress(KeyboardInterrupt):
-        modal_app.attempt(config, str(tmp_path), meter)
-    assert told[0][-1] == 31.6
+        modal_app.attempt(config, str(tmp_path), meter, 5)
+    assert told[0][-2:] == (31.6, 5)

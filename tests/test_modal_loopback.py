@@ -88,12 +88,12 @@ def result(report, call=-1):
 
 
 def errors(report):
-    """What the servers refused, but for the question whether a new run was launched before."""
-    asked = ("VolumeGetFile2", "NOT_FOUND")
+    """What the servers refused, but for the questions whether a new run was launched before, and what there is of it."""
+    asked = ("VolumeGetFile2", "VolumeListFiles2", "VolumeListFiles")
     return [
         error
         for error in report["rpc_errors"]
-        if (error["rpc"], error["status"]) != asked
+        if error["rpc"] not in asked or error["status"] != "NOT_FOUND"
     ]
 
 
@@ -129,9 +129,10 @@ def test_function_asks_for_what_the_config_says(plain):
     assert (train["gpu"], train["timeout"], train["startup_timeout"]) == (
         "T4",
         600,
-        1200,
+        600,
     )
-    assert train["retries"]["max_retries"] == 10 and train["single_use_containers"]
+    # as many attempts as the time limit needs, one, and four more
+    assert train["retries"]["max_retries"] == 4 and train["single_use_containers"]
     assert (
         train["secrets"] == ["wandb"]
         and base["secrets"] == []
@@ -252,6 +253,65 @@ def test_closed_laptop_and_lost_machines_change_nothing(project, plain):
     assert "client 137" in report["output"], report["output"]
     assert attempts(report) == ["PREEMPTED", "PREEMPTED", "SUCCESS"], report["output"]
     assert result(report)["status"] == "SUCCESS"
+    assert project.metrics() == plain[0].metrics()
+
+
+def test_first_steps_tell_the_price_and_the_rest_goes_on_from_them(project, plain):
+    """Two launches of one run; what lies between them and after them is refused before anything is rented."""
+    launch, tiny = "modal run modal_app.py --config", project.config()
+    other = project.config("other", training={"batch_size": 8})
+    half = project.config("half", modal={"gpu": "H100"})
+    commands = {
+        "first": f"{tiny} --steps 45",
+        "again": f"{tiny} --steps 45",
+        "other": f"{other} --run tiny",
+        "half": f"{half} --run tiny",
+        "whole": tiny,
+        "after": tiny,
+    }
+    report = project.run(
+        "; ".join(
+            f"{launch} {options} > {name}.txt 2>&1; echo {name} $?"
+            for name, options in commands.items()
+        )
+    )
+    codes = dict(line.split() for line in report["output"].splitlines())
+    refused = dict.fromkeys(("again", "other", "half", "after"), "2")
+    assert codes == {"first": "0", "whole": "0"} | refused, report["output"]
+    said = {name: (project.folder / f"{name}.txt").read_text() for name in commands}
+    told = {name: said[name].count("error: ") for name in refused}
+    assert told == dict.fromkeys(refused, 1)
+    before, _, after = said["first"].partition("call    fc-")
+    assert "expected  $" in before and "at most   $" in before
+    assert "measured  " not in before and "so steps 46 to 60 take" in after
+    before, _, after = said["whole"].partition("call    fc-")
+    assert "so steps 46 to 60 take" in before and "spent, the whole run" in before
+    assert "--steps is 45: allowed is a number from 46 to 60" in said["again"]
+    assert "training.batch_size was 4 and is now 8" in said["other"]
+    assert "T4 computes in float16 and H100 in bfloat16" in said["half"]
+    assert "tiny is finished" in said["after"]
+    for name in ("other", "half", "after"):
+        assert "--run NAME" in said[name]
+    assert len(report["calls"]) == 2 and project.metrics() == plain[0].metrics()
+    attempt, last = project.attempts()
+    assert attempt["to"] == last["from"] == ["step_00000045.pt"]
+
+
+def test_first_steps_survive_a_closed_laptop_and_lost_machines(project, plain):
+    """Detached; the client is killed, and the machine is taken away twice. Then the rest."""
+    project.append(TRAINING, SLOW)
+    launch = f"modal run --detach modal_app.py --config {project.config()}"
+    kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
+    status = "modal run modal_app.py::status --run tiny"
+    ended = f"until {status} | grep -q 'running.: false'; do sleep 1; done"
+    first = f"{in_background(launch + ' --steps 35')}; {kill}; {ended}; {status}"
+    report = project.run(f"{first}; {launch}", "--preempt", "6,6")
+    said = report["output"]
+    assert "client 137" in said and '"checkpoint": 35' in said, said
+    assert attempts(report, 0) == ["PREEMPTED", "PREEMPTED", "SUCCESS"], said
+    assert "'finished': False" in result(report, 0)["value"]
+    assert report["exit_code"] == 0 and attempts(report, 1) == ["SUCCESS"], said
+    assert project.attempts()[-1]["from"] == ["step_00000035.pt"]
     assert project.metrics() == plain[0].metrics()
 
 

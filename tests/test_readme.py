@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
+from modal.cli.billing import billing_cli
 
 from slm.cli import main
 from slm.data import stories
@@ -149,9 +151,42 @@ def test_slm_commands_work_one_after_the_other(elsewhere, capsys):
 def test_modal_commands_name_what_is_there():
     # the script beside it would name the place where the environment was made
     modal = [words[2:] for words in commands() if words[1:3] == ["-m", "modal"]]
-    assert [words[1] for words in modal] == ["setup", "run"]
+    assert [words[1] for words in modal] == ["setup", "run", "run", "run", "billing"]
     assert not [words for words in commands() if Path(words[0]).name == "modal"]
-    assert (ROOT / "modal_app.py").exists() and (ROOT / modal[1][-1]).exists()
+    assert all((ROOT / words[4]).exists() for words in modal[1:4])
+    assert (ROOT / "modal_app.py").exists()
+    asked = CliRunner().invoke(billing_cli, [*modal[4][2:], "--help"])
+    assert asked.exit_code == 0 and "--resolution" in asked.output
+
+
+def test_dollars_of_the_three_launches_are_those_that_slm_cost_computes(capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pattern = r"--config (\S+)(?: --steps (\d+))? +# \$(\S+) to \$(\S+)$"
+    found = re.findall(pattern, readme, re.MULTILINE)
+    assert [steps for _, steps, *_ in found] == ["", "600", ""]
+    assert (
+        main(["cost", *map(str, sorted((ROOT / "configs").glob("*.yaml"))), "--json"])
+        == 0
+    )
+    costs = {each["config"]: each for each in json.loads(capsys.readouterr().out)}
+    whole = {
+        name: next(row for row in each["estimates"] if row["gpu"] == each["gpu"])
+        for name, each in costs.items()
+    }
+    done = 0
+    for path, steps, *told in found:
+        name = Path(path).stem
+        stop = int(steps or costs[name]["steps"])
+        share = (stop - done) / costs[name]["steps"]
+        rate = whole[name]["dollars_per_hour"] / 3600
+        for end, start_up in enumerate((60, 300)):  # seconds, once in each launch
+            training = whole[name]["dollars"][end] - start_up * rate
+            assert told[end] == f"{start_up * rate + share * training:.2f}"
+        done = stop if steps else 0
+    (free,) = {each["free_dollars_per_month"] for each in costs.values()}
+    together = sum(row["dollars"][1] for row in whole.values())
+    assert f"${free:g} of compute a month" in readme and together < free
+    assert f"${together:.2f} that all shipped configs together" in readme
 
 
 def test_linked_files_exist():

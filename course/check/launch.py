@@ -38,7 +38,7 @@ def _choose_gpu(
             return None
         raise ValueError("no GPU is in time")
     fits = in_time
-    if wrong & {"dearest", "fastest that fits", "first that fits"}:
+    if wrong & {"dearest", "fastest that fits", "first that fits", "last that fits"}:
         fits = [name for name in in_time if costs[name] <= max_dollars]
     hours_of = {name: hours for name, (hours, _) in gpus.items()}
     ways = {
@@ -48,9 +48,12 @@ def _choose_gpu(
         "divided": {name: hours / price for name, (hours, price) in gpus.items()},
         "dearest": {name: -cost for name, cost in costs.items()},
         "first that fits": {name: 0 for name in gpus},
+        "last that fits": {name: -place for place, name in enumerate(gpus)},
     }
     way = pick(wrong, ways, costs) if fits else costs
     best = min(fits or in_time, key=way.__getitem__)
+    if "second" in wrong and len(in_time) > 1:
+        best = sorted(in_time, key=way.__getitem__)[1]
     if "late check" in wrong and gpus[best][0] > max_hours:
         raise ValueError("too late")
     dear = [costs[name] for name in in_time if costs[name] > max_dollars]
@@ -115,6 +118,8 @@ CHOOSE = Diagnosis(
         "fastest": "You chose the fastest. It is done first, but another one in time may cost less.",
         "fastest that fits": "You chose the fastest that the budget allows. The one that costs least is asked for.",
         "first that fits": "You take the first GPU that is in time and within the budget. Compare all of them.",
+        "last that fits": "You take the last GPU that is in time and within the budget. Compare all of them.",
+        "second": "You chose the second cheapest of those in time.",
         "dearest": "You chose the dearest that the budget allows. The one that costs least is asked for.",
         "divided": "You divide the hours by the price. What a run costs: hours times price.",
         "numbers turned": "The two numbers of a GPU have changed places: hours come first, then dollars per hour.",
@@ -144,6 +149,8 @@ CHOOSE = Diagnosis(
         (GPUS, 8.0, 2.0),
         ({"a": (5.0, 3.0), "b": (4.0, 2.25), "c": (9.0, 1.5)}, 10.0, 5.0),
         ({"only": (12.0, 0.5)}, 4.0, 24.0),
+        # $9.0, $6.0 and $8.0
+        ({"x": (3.0, 3.0), "y": (6.0, 1.0), "z": (2.0, 4.0)}, 20.0, 24.0),
     ],
     lambda gpus, dollars, hours: (
         "For " + ", ".join(f"{name}: {h:g} h at ${p:g}" for name, (h, p) in gpus.items()) + f", with ${dollars:g} and {hours:g} hours"
@@ -169,7 +176,7 @@ class _Cloud:
         self.left: dict[str, bytes] | None = None  # what was safe when `lost` began
         self.done: list[int] = []
         self.interrupts = self.commits = self.commits_then = 0
-        folder.mkdir()
+        folder.mkdir(parents=True)
 
     def work(self, step: int) -> None:
         """Do a step; the first attempt is interrupted in step `lost`, whoever tries it again and again, three times."""
@@ -193,7 +200,7 @@ class _Cloud:
     def restart(self, folder: Path, files: dict[str, bytes]) -> None:
         """Another container: it mounts what was committed, and is not interrupted."""
         self.folder, self.safe, self.interrupts, self.done = folder, files, 3, []
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -226,7 +233,8 @@ def _survives(
     """What four attempts did: interrupted in step `lost`, started again, and twice more when all was done."""
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        cloud = _Cloud(Path(name) / "0", lost)
+        # what lies beside the folder is not on the volume
+        cloud = _Cloud(Path(name) / "0" / "data", lost)
         for which in ATTEMPTS:
             end = cloud.attempt(fn, steps)
             seen[f"the steps of {which}"] = cloud.done
@@ -237,11 +245,11 @@ def _survives(
                     cloud.commits_then >= lost
                 )
                 files = cloud.left if killed else cloud.safe
-                cloud.restart(Path(name) / "1", files or {})
+                cloud.restart(Path(name) / "1" / "data", files or {})
             elif which == ATTEMPTS[1]:
                 cloud.done = []  # the next begins where this one ended
             elif which == ATTEMPTS[2]:
-                cloud.restart(Path(name) / "2", cloud.safe)
+                cloud.restart(Path(name) / "2" / "data", cloud.safe)
     return seen, None
 
 

@@ -29,7 +29,7 @@ lap("read modal_app.py")
 from slm.training.config import load_config
 config = load_config("configs/stories_cpu.yaml")
 lap("check the config")
-from slm.cloud.launch import check
+from slm.cloud.price import check
 check(config)
 lap("work out the cost")
 print(json.dumps(laps))

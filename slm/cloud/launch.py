@@ -5,79 +5,44 @@
 Exported from chapters/20_meter.py; edit it there.
 """
 
-import dataclasses
-import glob
-import itertools
 import json
 import shlex
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import modal
 
-from slm.cloud.cost import Estimate, cost_table, estimate, verdict
+from slm.cloud.cost import Estimate, cost_table
+from slm.cloud.price import (
+    DATA,
+    NEW,
+    VOLUME,
+    budget,
+    check,
+    measured,
+    most_attempts,
+    reconcile,
+    refuse_other,
+    refuse_unseen,
+    terms,
+)
 from slm.errors import SlmError
-from slm.files import check_run_name, make_run_name, user_path, write_text, writing
-from slm.training.config import RunConfig
+from slm.files import check_run_name, make_run_name, write_text, writing
+from slm.training.config import RunConfig, load_config
 from slm.training.folder import RunFolder, parse_attempts, read_launched, report
 
-# The launch: refuse before anything costs money
+# The launch
 
-DATA = "/data"  # where the volume lies in a container
-VOLUME = "slm-data"
-TEXT_FILES = (".txt", ".jsonl", ".parquet", ".tiktoken")
 # what `status` leaves on the volume
 LARGE = ("checkpoints", "wandb", "samples", "model")
 
 
 class NothingYet(SlmError):
     """The volume holds nothing of the run."""
-
-
-def how_to_upload(value: str, key: str) -> str:
-    """The command that uploads a file, a folder or a pattern's folder, and what then.
-
-    `put` takes one path, and a pattern is for the shell: so the folder before the first
-    sign of a pattern is uploaded, and the pattern stays in the config.
-    """
-    parts = Path(value).parts
-    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    source = user_path(Path(*fixed))
-    target = Path("text", source.resolve().name)
-    put = ["modal", "volume", "put", VOLUME, str(source), f"/{target}"]
-    there = Path(DATA, target, *parts[len(fixed) :])
-    return (
-        f"upload it with `{shlex.join(put)}` (before the first upload, "
-        f"`modal volume create {VOLUME}`), and write data.{key}: {there}"
-    )
-
-
-def check(config: RunConfig, yes_spend: bool = False) -> Estimate:
-    """What a run will need on the GPU that its config asks for.
-
-    Raises:
-        SlmError: It may cost more than `modal.max_dollars` and not `yes_spend`, or it
-            cannot work at all.
-    """
-    for key in ("dataset", "tokenizer"):
-        value = getattr(config.data, key)
-        looks_so = value.startswith((".", "~", "/")) or value.endswith(TEXT_FILES)
-        here = looks_so or glob.has_magic(value) or Path(value).exists()
-        known = value in ("stories", "gpt2") or value.startswith(f"{DATA}/")
-        if here and not known:
-            told = f"data.{key} is {value!r}, which lies on this computer"
-            raise SlmError(f"{told}; {how_to_upload(value, key)}")
-    expected = estimate(config)
-    if not expected.fits_memory:
-        raise SlmError(verdict(config)[1])
-    most = expected.dollars[1]
-    if most > config.modal.max_dollars and not yes_spend:
-        all_the_same = f"To spend up to ${most:.2f} all the same, say --yes-spend."
-        raise SlmError(f"{verdict(config)[1]} {all_the_same}")
-    return expected
 
 
 def secrets(config: RunConfig) -> list[modal.Secret]:
@@ -183,10 +148,11 @@ class Launched:
         )
 
 
-def _machine(config: RunConfig, keys: list[modal.Secret]) -> dict[str, Any]:
-    """What the training function is to run on."""
+def _machine(config: RunConfig, keys: list[modal.Secret], tries: int) -> dict[str, Any]:
+    """What the training function is to run on, and how often it may be tried."""
     machine = config.modal
     return {
+        "retries": modal.Retries(max_retries=tries - 1, initial_delay=0.0),
         "gpu": machine.gpu,
         "timeout": machine.timeout,
         "secrets": keys,
@@ -205,35 +171,21 @@ def _note(launched: Launched) -> None:
         print(f"{note} could not be written: {error}")
 
 
-def _tell_end(expected: Estimate, launched: Launched, wait: bool) -> None:
-    if launched.result:
-        print(reconcile(expected, launched.result))
-    elif wait:
+def _tell_end(
+    config: RunConfig, expected: Estimate, launched: Launched, before: dict[str, Any]
+) -> None:
+    """Say what a launch that was waited for came to, and what is left to do."""
+    if result := launched.result:
+        print(reconcile(expected, result, before))
+        if not result["finished"] and result["checkpoint"]:
+            print(measured(config, result) or "too few steps to measure a speed")
+    else:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
 
 def live_apps() -> list[modal.App]:
     """The apps of the workspace that have not ended."""
     return modal.Environment.from_context().apps.list()
-
-
-def reconcile(expected: Estimate, result: dict[str, Any]) -> str:
-    """Prediction and outcome, side by side."""
-    state = "finished" if result["finished"] else "not finished"
-    problem = f": {result['problem']}" if result.get("problem") else ""
-    told = f"{state} at step {result['step']}, validation loss {result['val_loss']}"
-    hours, dollars = (
-        f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
-    )
-    spent, attempts = result["seconds"] / 3600, result["attempts"]
-    tries = f"in {attempts} attempt{'s' * (attempts > 1)}"
-    reached = "" if result["mfu"] is None else f", {result['mfu']:.0%} MFU"
-    return (
-        f"{result['run']}: {told}{problem}\n"
-        f"{'':<10}{'hours':>18}{'dollars':>18}\n"
-        f"{'predicted':<10}{hours:>18}{dollars:>18}   on {expected.name}\n"
-        f"{'actual':<10}{spent:>18.3g}{result['dollars']:>18.3g}   {tries}{reached}"
-    )
 
 
 # Find
@@ -246,7 +198,8 @@ class Cloud:
     Args:
         app: The app that the functions belong to.
         volume: The folder that outlives every container, mounted at DATA.
-        train: The function that trains: config text, run folder, budget.
+        train: The function that trains: config text, run folder, budget, price of an
+            hour, and the step after which it stops.
         prepare: The function that tokenises: config text; it returns what is wrong.
         apps: Gives the apps that have not ended.
     """
@@ -322,12 +275,57 @@ class Cloud:
             twice = f"{run} is being trained already; twice would cost twice"
             raise SlmError(f"{twice}. To follow, stop or fetch it:\n{running[0]}")
 
+    def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
+        """What `report` says of the run that a launch goes on with; NEW without one.
+
+        Raises:
+            SlmError: It is finished, or was begun with another config.
+        """
+        with tempfile.TemporaryDirectory() as home:
+            folder = RunFolder(Path(home, run))
+            try:
+                self.download(run, folder.path, skip=LARGE)
+            except NothingYet:
+                return NEW
+            if folder.finished:
+                fetch = f"`modal run modal_app.py::fetch --run {run}` brings it here"
+                another = "--run NAME trains this config as another run"
+                raise SlmError(f"{run} is finished: {fetch}, and {another}")
+            found = report(folder.path)
+            if folder.config.is_file():
+                begun = load_config(folder.config)
+                refuse_other(run, begun, config, found["checkpoint"])
+                if begun.modal.gpu != config.modal.gpu:
+                    found["tokens_per_s"] = None
+            return found
+
+    def quote(
+        self, config: RunConfig, run: str, yes_spend: bool, steps: int | None
+    ) -> tuple[Estimate, float, dict[str, Any]]:
+        """Refuse what cannot work, and print what a launch will cost, and the most.
+
+        Returns:
+            What to expect, the dollars at which the meter ends it, and the run so far.
+
+        Raises:
+            SlmError: With the reason for the refusal.
+        """
+        refuse_unseen(config)
+        self.refuse_twice(run)
+        before = self.so_far(run, config)
+        print(cost_table(config))
+        expected = check(config, yes_spend, before, steps)
+        limit = budget(config, expected, yes_spend, before, steps)
+        print(terms(config, expected, limit, before), flush=True)
+        return expected, limit, before
+
     def launch(
         self,
         config: RunConfig,
         run: str = "",
         yes_spend: bool = False,
         wait: bool = True,
+        steps: int | None = None,
     ) -> Launched:
         """Train a config in `/data/runs/RUN`; a run of that name goes on from there.
 
@@ -337,19 +335,17 @@ class Cloud:
             yes_spend: Go beyond `modal.max_dollars`, as far as the slow end of the
                 prediction and no further.
             wait: Show the logs until the run has ended; then reconcile its cost.
+            steps: Stop after this step of the run, and save; the next launch goes on.
 
         Raises:
             SlmError: Before anything is built or rented, with the reason.
         """
         run = check_run_name(run) if run else _name_of(config)
-        print(cost_table(config))
-        expected, budget = check(config, yes_spend), config.modal.max_dollars
-        machine = _machine(config, secrets(config))
-        self.refuse_twice(run)
-        if yes_spend:
-            budget = max(budget, expected.dollars[1])
-        data = dataclasses.replace(config.data, cache_dir=f"{DATA}/tokens")
-        text = dataclasses.replace(config, data=data).to_yaml()
+        expected, limit, before = self.quote(config, run, yes_spend, steps)
+        machine = _machine(config, secrets(config), most_attempts(config, expected))
+        data = replace(config.data, cache_dir=f"{DATA}/tokens")
+        text = replace(config, data=data).to_yaml()
+        sent = (text, f"{DATA}/runs/{run}", limit, None, steps)
         begun: list[tuple[Launched, modal.FunctionCall]] = []
         prepared, result = config.data.dataset == "stories", None  # it takes seconds
         with self.app.run(name=self.app_name(run), detach=True):
@@ -359,22 +355,24 @@ class Cloud:
             train = self.train.with_options(**machine)
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(int).result()  # it runs before there is something to lose
-                thread.submit(self._begin, begun, run, train, text, budget).result()
+                thread.submit(self._begin, begun, run, train, sent).result()
             if wait:
                 leaving = "Interrupting now stops the watching, not the training."
                 print(leaving, flush=True)
                 result = _watch(*begun[0])
         if not begun:  # an interrupt ends the block without a word
             raise _interrupted(str(self.app.app_id), prepared)
-        launched = dataclasses.replace(begun[0][0], result=result)
-        _tell_end(expected, launched, wait)
+        launched = replace(begun[0][0], result=result)
+        if wait:
+            _tell_end(config, expected, launched, before)
         return launched
 
-    def _begin(self, begun: list[Any], run: str, train: Any, *sent: Any) -> None:
+    def _begin(
+        self, begun: list[Any], run: str, train: Any, sent: tuple[Any, ...]
+    ) -> None:
         """Rent, put what is known of it into the list, say it and note it."""
-        text, budget = sent
         try:
-            call = train.spawn(text, f"{DATA}/runs/{run}", budget)
+            call = train.spawn(*sent)
         except UNANSWERED as error:
             raise unknown(run, error) from None
         launched = Launched(str(self.app.app_id), call.object_id, run)

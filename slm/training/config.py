@@ -398,3 +398,17 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
             if old != value and key not in _FREE and not automatic:
                 changed.append(f"{name}.{key} was {old!r} and is now {value!r}")
     return changed
+
+
+def check_steps(steps: int | None, done: int, config: RunConfig) -> None:
+    """Refuse to stop a run after a step that is none of those that are left.
+
+    Raises:
+        SlmError: `steps` are `done` already, or more than `training.max_steps`.
+    """
+    last = config.training.max_steps
+    first = min(done + 1, last)
+    if steps is not None and not first <= steps <= last:
+        allowed = f"allowed is a number from {first:,} to {last:,}, training.max_steps"
+        begun = f"; {done:,} steps are done" if done else ""
+        raise SlmError(f"--steps is {steps:,}: {allowed}{begun}")

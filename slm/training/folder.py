@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def steps_done(self) -> int:
+        """The step of the newest checkpoint, from which a run goes on; 0 if none."""
+        return max(map(step_of, list_checkpoints(self.checkpoints)), default=0)
+
+    @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
         return self.model.is_dir()
@@ -197,6 +202,18 @@ def _is_attempt(attempt: Any) -> bool:
     return all(is_number(attempt.get(key, 0)) for key in ("seconds", "dollars"))
 
 
+def speeds(rows: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Tokens per second, slow and fast end, of training rows; None of fewer than four.
+
+    The first row, in which the model was compiled, does not count, nor do the slowest
+    and the fastest twentieth of the others.
+    """
+    found = [row["perf/tokens_per_s"] for row in rows if row.get("perf/tokens_per_s")]
+    ordered = sorted(found[1:])
+    cut = len(ordered) // 20
+    return (ordered[cut], ordered[-1 - cut]) if len(ordered) > 2 else None
+
+
 def report(run_dir: str | Path) -> dict[str, Any]:
     """What a run came to: how far it is, what ended it, how good it is, what it cost.
 
@@ -208,6 +225,9 @@ def report(run_dir: str | Path) -> dict[str, Any]:
     last = attempts[-1] if attempts else {}
     # a copy of the folder may be without its checkpoints
     saved = [*list_checkpoints(folder.checkpoints)[:1], *last.get("to", [])]
+    forward = [each for each in attempts if each.get("from") != each.get("to")]
+    begun = [step_of(name) for each in forward[-1:] for name in each.get("from", [])]
+    last_rows = [row for row in rows if row["step"] > sum(begun)]
 
     def newest(key: str) -> Any:
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -221,6 +241,7 @@ def report(run_dir: str | Path) -> dict[str, Any]:
         "checkpoint": step_of(saved[0]) if saved else 0,
         "val_loss": newest("val/loss"),
         "mfu": newest("perf/mfu"),
+        "tokens_per_s": speeds(last_rows),
         "attempts": len(attempts),
         "seconds": sum(attempt.get("seconds", 0) for attempt in attempts),
         "dollars": sum(attempt.get("dollars", 0) for attempt in attempts),

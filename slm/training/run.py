@@ -43,7 +43,7 @@ from slm.training.checkpoint import (
     load_latest,
     misfit,
 )
-from slm.training.config import RunConfig, changed_keys, load_config
+from slm.training.config import RunConfig, changed_keys, check_steps, load_config
 from slm.training.folder import (
     RunFolder,
     code_fingerprint,
@@ -93,8 +93,7 @@ def load_run(run_dir: str | Path) -> Run:
     if not folder.config.is_file():
         none = f"{run_dir} holds no run (no {folder.config.name})"
         raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
-    config = load_config(folder.config)
-    config = dataclasses.replace(config, name=folder.path.name)
+    config = dataclasses.replace(load_config(folder.config), name=folder.path.name)
     place = folder.model if folder.finished else config.data.tokenizer
     tokenizer = get_tokenizer(place)
     refuse_other_tokenizer(folder, tokenizer, str(place))
@@ -209,9 +208,8 @@ def stop_signals(verbose: bool = False) -> Iterator[list[float]]:
         if caught and number == signal.SIGINT and now - caught[0] > 1:
             raise KeyboardInterrupt
         if verbose and not caught:
-            again = "Ctrl-C again does not wait for that"
-            told = f"\nstopping after this step, and saving it; {again}\n"
-            os.write(2, told.encode())  # print() may not interrupt itself
+            told = "stopping after this step, and saving it; Ctrl-C again does not wait"
+            os.write(2, f"\n{told}\n".encode())  # print() may not interrupt itself
         caught.append(now)
 
     if threading.current_thread() is not threading.main_thread():
@@ -359,8 +357,9 @@ def train_and_save(
     folder: RunFolder,
     tokenizer: Tokenizer,
     checkpointer: Checkpointer,
+    steps: int | None,
 ) -> Run:
-    """Resume if there is something, train to the end or a signal, save the model."""
+    """Resume if possible, train to the end, to `steps` or a signal, save the model."""
     resumed, first = checkpointer.resume(trainer), rank() == 0
     if first and resumed is not None:
         trainer.metrics = read_metrics(folder.path)
@@ -374,10 +373,9 @@ def train_and_save(
     if trainer.verbose:
         t, T = trainer.training, trainer.config.model.context_length
         rows = trainer.batch_size * t.gradient_accumulation_steps * trainer.began_with
-        tokens = f"{rows * T:,} tokens"
-        print(f"{t.max_steps:,} steps of {tokens}; Ctrl-C stops and saves")
+        print(f"{t.max_steps:,} steps of {rows * T:,} tokens; Ctrl-C stops and saves")
     with stop_signals(trainer.verbose) as signals, checkpointer:
-        trainer.train(stop=lambda: bool(signals))
+        trainer.train(stop=lambda: bool(signals) or trainer.step + 1 == steps)
     config, model = trainer.config, trainer.model
     finished = trainer.step >= config.training.max_steps
     if first and finished:
@@ -387,8 +385,8 @@ def train_and_save(
             checkpointer.on_checkpoint()
     gather_from_ranks(finished)  # so that no process ends before the model is there
     if trainer.verbose:
-        again = "the same command goes on from there"
-        stopped = f"stopped after step {trainer.step:,}; {again}"
+        same = "the same command" + " without --steps" * (trainer.step == steps)
+        stopped = f"stopped after step {trainer.step:,}; {same} goes on from there"
         print(f"{folder.path} is finished" if finished else stopped)
     return Run(folder.path, model.eval(), tokenizer, trainer.metrics, config, finished)
 
@@ -406,6 +404,7 @@ def train(
     on_checkpoint: Callable[[], None] | None = None,
     dollars_per_hour: float | None = None,
     verbose: bool = True,
+    steps: int | None = None,
 ) -> Run:
     """A whole run from its config: start it, continue it, or, if finished, return it.
 
@@ -416,14 +415,16 @@ def train(
             safely on disk; while training goes on, from another thread.
         dollars_per_hour: Price of the machine, for the metric `cost/usd`.
         verbose: Say what happens, and show progress.
+        steps: Stop after this step of the run, and save, as a signal would have it.
 
     Returns:
-        The run; its `finished` is False if it was stopped by SIGINT or SIGTERM.
+        The run; its `finished` is False if it was stopped, by a signal or by `steps`.
 
     Raises:
-        SlmError: The folder holds a run with another config or is in use, tokenizer and
-            model do not fit, the text cannot be had, the loss became nan or infinite,
-            the memory does not suffice, or a checkpoint could not be read or written.
+        SlmError: The folder holds a run with another config or is in use, `steps` are
+            done already or more than the run has, tokenizer and model do not fit, the
+            text cannot be had, the loss became nan or infinite, the memory does not
+            suffice, or a checkpoint could not be read or written.
     """
     if run_dir == "":
         cure = "name the run's folder, or leave it out for runs/<name of the config>"
@@ -437,6 +438,7 @@ def train(
         refuse_changes(config, folder)
         if folder.finished:
             return finished_run(folder, tells)
+        check_steps(steps, folder.steps_done, config)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         enough = room_for_run(config)  # refuses what the memory cannot hold
@@ -457,4 +459,4 @@ def train(
                     return finished_run(folder, tells)
                 observers.append(checkpointer)
                 trainer = make_trainer(config, folder, loaders, observers, verbose)
-                return train_and_save(trainer, folder, tokenizer, checkpointer)
+                return train_and_save(trainer, folder, tokenizer, checkpointer, steps)
