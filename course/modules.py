@@ -40,6 +40,7 @@ MODULES = (
     "slm/training/run.py",
     "slm/generation.py",
     "slm/cloud/cost.py",
+    "slm/cloud/plan.py",
     "slm/cli.py",
     "slm/__main__.py",
     "slm/__init__.py",
@@ -60,6 +61,7 @@ TORCH_FREE = (
     "slm/training/config.py",
     "slm/training/folder.py",
     "slm/cloud/cost.py",
+    "slm/cloud/plan.py",
     "slm/cloud/budget.py",
     "slm/cloud/launch.py",
 )

@@ -143,6 +143,15 @@ def test_one_large_micro_batch_is_cheaper_than_four_small_ones(gpu, rows):
     assert after.fits_memory and after.dollars[0] < before.dollars[0]
 
 
+def test_a_whole_step_at_once_needs_no_memory_for_earlier_gradients():
+    """32 rows of the medium size fit an A100 as one micro-batch, and as one of two they would not."""
+    medium = {"n_layers": 24, "n_heads": 16, "d_model": 1024, "d_ff": 4096}
+    config = run_config(modal={"gpu": "A100-40GB"}, model=medium)
+    assert cost.estimate(config).largest_batch < 32
+    best = cost.cheapest_batch(config)
+    assert best.training.batch_size == 32 and cost.estimate(best).fits_memory
+
+
 def test_a_batch_that_fits_nowhere_stays():
     config = run_config({"batch_size": 64})
     assert cost.cheapest_batch(config) is config
