@@ -365,8 +365,8 @@ Table(("what", "formula", "bytes"), rows, f"A training step in bfloat16: {told}"
 # never grow beyond a [fixed size](#gpt/the-loss-without-the-logits), and after the
 # backward pass all gradients lie beside weights and averages, which is more than this
 # only where weights are many and tokens few. A formula that agrees with itself proves
-# little, so here is what a GPU said: GPT-2 small with 8 rows, on an H200
-# (2026-11-27, PyTorch 2.11).
+# little, so here is what a GPU said: GPT-2 small with 8 rows, on an H200 (2026-11-27,
+# PyTorch 2.11).
 
 # %% tags=["nbval-check-output"]
 predicted = count_memory(small.model, batch_size=8).peak / 2**30
@@ -1098,9 +1098,9 @@ for flops in (1e18, 1e20, 1e22):
     print(f"{flops:.0e} FLOPs: {told}, {min(ends):.0f} to {max(ends):.0f}")
 
 # %% [markdown]
-# About twenty, at any size: the rule of thumb. The range is wide, two standard errors
-# each way, and the valley is flat: half or twice as many cost little. What do the three
-# configs give their models?
+# About twenty, at any size: the rule of thumb. The range is what two standard errors of
+# both exponents leave open. It is narrow where the fitted runs lie and wide for small
+# budgets, far from them. What do the three configs give their models?
 
 # %% tags=["nbval-check-output"]
 rows = []
@@ -1150,11 +1150,11 @@ for small_one, large_one in zip(gpt_configs, gpt_configs[1:], strict=False):
 # Below the first of these prices the small model is better, though the others *could*
 # learn more: they have seen too little. So why does the course ship three configs with
 # the same text? Because one pass over TinyStories is all that it has to give, about
-# half a billion tokens. Text that is seen again is worth nearly as much as new text for
-# about four passes, and little after that (Muennighoff et al. 2023). The three are a
-# comparison of sizes on the same tokens, each for the least money that shows it whole.
-# They are not the best use of their dollars, and their comments say so. A larger model
-# asks for another corpus.
+# half a billion GPT-2 tokens. Text that is seen again is worth nearly as much as new
+# text for about four passes, and little after that (Muennighoff et al. 2023). The three
+# are a comparison of sizes on the same tokens, each for the least money that shows it
+# whole. They are not the best use of their dollars, and their comments say so. A larger
+# model asks for another corpus.
 #
 # And read differences off this figure, not values. The law holds for one kind of text,
 # cut into one tokenizer's tokens. Children's stories are far easier than the web, so
@@ -1419,11 +1419,12 @@ header = ("budget", "million parameters", "billion tokens", "each", "GPU", "doll
 Table((*header, "loss"), rows, "What `slm plan` proposes")
 
 # %% [markdown]
-# The tokens for each parameter stay near twenty, and a little above: a layer costs more
-# FLOPs than six for each of its weights, and small models are slow for their size. What
-# the plan does not know: preparing the text, which is done once before the GPU is
-# rented, and what your own text is like. `slm plan 5 --out run.yaml` writes the config,
-# and `slm cost run.yaml` checks it like any other.
+# Each size begins with few tokens for each parameter and ends with many, and around
+# twenty the next one takes over; the steps between the largest sizes are coarse.
+# Several GPUs come in where a day of one would leave money over. What the plan does not
+# know: preparing the text, which is done once before the GPU is rented, how long
+# several GPUs talk to each other, and what your own text is like. `slm plan 5 --out
+# run.yaml` writes the config, and `slm cost run.yaml` checks it like any other.
 #
 # ## Is it right?
 #

@@ -414,6 +414,15 @@ def test_shipped_configs_keep_their_promises(name, request):
     assert config.modal.timeout <= 86_400
 
 
+@pytest.mark.parametrize("name", ["gpt_124m", "gpt_350m", "gpt_774m"])
+def test_shipped_configs_say_how_few_tokens_they_train_on(name, request):
+    path = request.config.rootpath / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    tokens = config.training.max_steps * cost.tokens_per_step(config)
+    each = tokens / cost.count_parameters(config.model)
+    assert f"# {each:.1f} tokens for each parameter" in path.read_text()
+
+
 # ---------------------------------------------------------------- what is printed
 
 
