@@ -332,41 +332,44 @@ from course.tables import Table
 tiny = GPTConfig(1000, 64, n_layers=2, n_heads=2, d_model=128, d_ff=512)
 L, H, D, F = tiny.n_layers, tiny.n_heads, tiny.d_model, tiny.d_ff
 V, n, P = tiny.vocab_size, 4 * tiny.context_length, count_parameters(tiny)  # n tokens
+M = L * (4 * D * D + 2 * D * F)  # numbers in the blocks' matrices
 terms = [
-    ("weights, 32 bits", "4 P", 4 * P),
-    ("AdamW's two averages", "8 P", 8 * P),
-    (
-        "the blocks' matrices in 16 bits",
-        "2 L (4 D² + 2 D F)",
-        2 * L * (4 * D + 2 * F) * D,
-    ),
-    ("stream before each block's two norms", "8 n L D", 8 * n * L * D),
-    ("what the two norms hand on", "4 n L D", 4 * n * L * D),
-    ("queries, keys and values", "6 n L D", 6 * n * L * D),
-    ("what the heads hand on", "2 n L D", 2 * n * L * D),
-    ("before and after GELU", "4 n L F", 4 * n * L * F),
-    ("a sum for each head's softmax", "4 n L H", 4 * n * L * H),
-    ("mean and spread in two norms", "16 n L", 16 * n * L),
-    ("stream before the last norm", "4 n D", 4 * n * D),
-    ("what the last norm hands on, gradient", "8 n D", 8 * n * D),
-    ("output matrix in 16 bits, gradient", "6 V D", 6 * V * D),
-    ("logits in 16 bits", "2 n V", 2 * n * V),
-    ("and in 32", "4 n V", 4 * n * V),
+    ("weights", "4 P", 4 * P),
+    ("AdamW's averages", "8 P", 8 * P),
+    ("matrices, 16 bits", "2 M", 2 * M),
+    ("stream before norms", "8 n L D", 8 * n * L * D),
+    ("what norms hand on", "4 n L D", 4 * n * L * D),
+    ("queries, keys, values", "6 n L D", 6 * n * L * D),
+    ("what heads hand on", "2 n L D", 2 * n * L * D),
+    ("around GELU", "4 n L F", 4 * n * L * F),
+    ("sums of softmax", "4 n L H", 4 * n * L * H),
+    ("mean and spread", "16 n L", 16 * n * L),
+    ("the last stream", "4 n D", 4 * n * D),
+    ("last norm, gradient", "8 n D", 8 * n * D),
+    ("output matrix, gradient", "6 V D", 6 * V * D),
+    ("logits, 16 bits", "2 n V", 2 * n * V),
+    ("logits, 32 bits", "4 n V", 4 * n * V),
 ]
 by_hand, counted = sum(term[2] for term in terms), count_memory(tiny, batch_size=4)
 rows = [(what, formula, f"{size:,}") for what, formula, size in terms]
 rows.append(("together", "", f"{by_hand:,}"))
-told = f"{P:,} parameters, {n} tokens. `count_memory` says {counted.peak:,}"
+told = f"{P:,} parameters, {n} tokens. Counted: {counted.peak:,} bytes"
 Table(("what", "formula", "bytes"), rows, f"A training step in bfloat16: {told}")
 
 # %% [markdown]
-# The same to a byte. $P$ is the parameters, $n$ the tokens; the rows with $L$ are paid
-# in each layer. Only two things are missing: long texts are cut, so that the logits
-# never grow beyond a [fixed size](#gpt/the-loss-without-the-logits), and after the
-# backward pass all gradients lie beside weights and averages, which is more than this
-# only where weights are many and tokens few. A formula that agrees with itself proves
-# little, so here is what a GPU said: GPT-2 small with 8 rows, on an H200 (2026-11-27,
-# PyTorch 2.11).
+# `count_memory` says the same to a byte. $P$ is the parameters, $M$ those in the
+# blocks' matrices, $n$ the tokens; the rows with $L$ are paid in each layer. There, two
+# norms keep the stream in 32 bits and hand on 16, every product keeps its input, and
+# softmax and the norms keep a few sums of each token. The loss holds what the last norm
+# hands on and the gradient of that, and for the output matrix a 16-bit copy and the
+# gradient.
+#
+# What does not happen here has no row: masks of dropout, gradients of earlier
+# micro-batches, and logits so long that they are computed in [blocks of a fixed
+# size](#gpt/the-loss-without-the-logits). And after the backward pass all gradients lie
+# beside weights and averages, which is more than this only where weights are many and
+# tokens few. A formula that agrees with itself proves little, so here is what a GPU
+# said: GPT-2 small with 8 rows, on an H200 (2026-11-27, PyTorch 2.11).
 
 # %% tags=["nbval-check-output"]
 predicted = count_memory(small.model, batch_size=8).peak / 2**30
@@ -1120,7 +1123,10 @@ Table(header, rows, "One pass over TinyStories, and the loss of so much web text
 # of its config, trained on fresh text until the money is gone, at the slow end.
 
 
-# %%
+# %% tags=["nbval-check-output"]
+import itertools
+
+
 def loss_for_dollars(config: RunConfig, dollars: float) -> float:
     """Nats per token that a config's model reaches if its run may cost so much."""
     found = estimate(config)
@@ -1129,22 +1135,20 @@ def loss_for_dollars(config: RunConfig, dollars: float) -> float:
     return predicted_loss(count_parameters(config.model), tokens)[0]
 
 
+crossings = []
+for smaller, larger in itertools.pairwise(gpt_configs):
+    pairs = (
+        (d, loss_for_dollars(smaller, d), loss_for_dollars(larger, d))
+        for d in range(1, 1000)
+    )
+    crossings.append(next((d, loss) for d, other, loss in pairs if loss <= other))
+    print(f"{larger.name} is the better buy from ${crossings[-1][0]} on")
+
+
 # %% mystnb={"figure": {"caption": "The loss that a budget buys with each of the three models. Where two lines cross, at a marker, the larger model becomes the better buy.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for three models. At the left the smallest model is far below the others; its line flattens first. The medium one crosses it at some tens of dollars, and the large one crosses that at a bit more than a hundred."}} tags=["hide-input"]
 from course.figures.cost import compare_models
 
-compare_models(gpt_configs, loss_for_dollars)
-
-# %% tags=["nbval-check-output"]
-for small_one, large_one in zip(gpt_configs, gpt_configs[1:], strict=False):
-    cents = bisect.bisect_left(
-        range(50, 100_000),
-        True,
-        key=lambda cents: (
-            loss_for_dollars(large_one, cents / 100)
-            <= loss_for_dollars(small_one, cents / 100)
-        ),
-    )
-    print(f"{large_one.name} is the better buy from ${(50 + cents) / 100:.0f} on")
+compare_models(gpt_configs, loss_for_dollars, crossings)
 
 # %% [markdown]
 # Below the first of these prices the small model is better, though the others *could*
@@ -1156,11 +1160,12 @@ for small_one, large_one in zip(gpt_configs, gpt_configs[1:], strict=False):
 # whole. They are not the best use of their dollars, and their comments say so. A larger
 # model asks for another corpus.
 #
-# And read differences off this figure, not values. The law holds for one kind of text,
-# cut into one tokenizer's tokens. Children's stories are far easier than the web, so
-# the loss that you will see is far lower, and how much a larger model gains is another
-# number too. What carries over is the shape: too little text for a model wastes money,
-# and so does too small a model for its text.
+# And read differences off this figure, not values. The law holds for the text and the
+# tokens of its runs, which were web pages and books, in a vocabulary of 32,000.
+# Children's stories are far easier than the web, so the loss that you will see is far
+# lower, and how much a larger model gains is another number too. What carries over is
+# the shape: too little text for a model wastes money, and so does too small a model for
+# its text.
 #
 # ## A budget becomes a config
 #
@@ -1416,7 +1421,7 @@ for dollars in (0.5, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
     told = (*size, each, found.estimate.name, spent, f"{loss} ± {found.error:.2f}")
     rows.append((f"${dollars:g}", *told))
 header = ("budget", "million parameters", "billion tokens", "each", "GPU", "dollars")
-Table((*header, "loss"), rows, "What `slm plan` proposes")
+Table((*header, "loss"), rows, "What slm plan proposes")
 
 # %% [markdown]
 # Each size begins with few tokens for each parameter and ends with many, and around

@@ -1,6 +1,5 @@
 """Figures and measurements of the chapter on cost: what this machine reaches, hours against dollars, loss against dollars."""
 
-import itertools
 import math
 import statistics
 import time
@@ -257,20 +256,19 @@ def scaling(
 
 
 def compare_models(
-    configs: Sequence[RunConfig], loss: Callable[[RunConfig, float], float]
+    configs: Sequence[RunConfig],
+    loss: Callable[[RunConfig, float], float],
+    crossings: Sequence[tuple[float, float]],
 ) -> Figure:
     """Predicted loss of each config's model against dollars, with a marker where two neighbours cross."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     budgets = [10 ** (i / 100) for i in range(271)]  # dollars, from 1 to 500
-    lines = [[loss(config, dollars) for dollars in budgets] for config in configs]
     ends: list[tuple[float, float, str, str]] = []
-    for config, line, color in zip(configs, lines, COLORS, strict=False):
+    for config, color in zip(configs, COLORS, strict=False):
+        line = [loss(config, dollars) for dollars in budgets]
         ax.plot(budgets, line, color=color)
-        place = 150 - 40 * len(ends)  # where its name stands, on the line
-        ends.append((budgets[place], line[place], config.name, color))
-    for small, large in itertools.pairwise(lines):
-        pairs = zip(budgets, small, large, strict=True)
-        dollars, _, y = next(pair for pair in pairs if pair[2] <= pair[1])
+        ends.append((budgets[-1], line[-1], config.name, color))
+    for dollars, y in crossings:
         ax.plot(dollars, y, "o", color=INK, markersize=6)
         label = f"from \\${dollars:.0f} on"
         ax.annotate(
