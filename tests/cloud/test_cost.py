@@ -420,7 +420,7 @@ def test_shipped_configs_say_how_few_tokens_they_train_on(name, request):
     config = load_config(path)
     tokens = config.training.max_steps * cost.tokens_per_step(config)
     each = tokens / cost.count_parameters(config.model)
-    assert f"# {each:.1f} tokens for each parameter" in path.read_text()
+    assert f"# {each:.2f} tokens for each parameter" in path.read_text()
 
 
 # ---------------------------------------------------------------- what is printed
