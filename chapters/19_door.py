@@ -16,7 +16,7 @@
 #
 # A package that is used from a terminal needs one command, and one that is imported
 # needs one list of names. You build both: `slm train`, `slm generate`, `slm cost` and
-# two small ones in `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing
+# three small ones in `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing
 # until a name is used.
 #
 # *An engine room: it can be skipped at first reading.*
@@ -72,7 +72,7 @@ for code in ("pass", "import argparse", "import torch"):
 
 # %% tags=["hide-input"]
 #| export
-"""The one door: `slm train`, `slm generate`, `slm cost`, `slm configs`, `slm data`.
+"""The one door: `slm train`, `generate`, `cost`, `plan`, `configs`, `data`.
 
     slm train configs/stories_cpu.yaml training.max_steps=200
 """
@@ -311,6 +311,40 @@ def _add_cost(commands: Any) -> None:
 
 
 # %% [markdown]
+# `slm plan` goes the other way, [from dollars to a
+# config](#cost/a-budget-becomes-a-config). It writes a file only if it is given a name,
+# and never over one that is there.
+
+
+# %%
+#| export
+def _plan(arguments: argparse.Namespace) -> int:
+    from slm.cloud.plan import plan
+    from slm.gpus import MODAL, load_prices
+
+    prices = load_prices(arguments.prices) if arguments.prices else MODAL
+    found = plan(arguments.dollars, arguments.gpu, prices)
+    print(f"{found.report()}\n\nPrices of {prices.date}, {prices.source}.")
+    if arguments.out:
+        found.write(arguments.out)
+        print(f"{arguments.out} is written: `slm cost {arguments.out}` checks it.")
+    return 0
+
+
+def _add_plan(commands: Any) -> None:
+    about = "the run with the lowest predicted loss for so many dollars"
+    parser = commands.add_parser("plan", help=about)
+    budget = "to be spent at most"
+    parser.add_argument("dollars", type=float, metavar="DOLLARS", help=budget)
+    kind = "a kind of GPU, or several: H100:8 (default: the best of all)"
+    parser.add_argument("--gpu", help=kind)
+    table = "a YAML price table instead of the built-in one"
+    parser.add_argument("--prices", metavar="FILE", help=table)
+    parser.add_argument("--out", metavar="FILE", help="write its config there")
+    parser.set_defaults(command=_plan, more="")
+
+
+# %% [markdown]
 # `slm data` shows the [token files](#prepare/what-lies-in-the-cache) of a cache. It
 # deletes nothing unless it is told to, and then only what is stale.
 
@@ -371,9 +405,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slm", description=about)
     version = f"slm {importlib.import_module('slm').__version__}"
     parser.add_argument("--version", action="version", version=version)
-    names = "train | generate | cost | configs | data"
+    names = "train | generate | cost | plan | configs | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost, _add_configs, _add_data):
+    for add in (_add_train, _add_generate, _add_cost, _add_plan):
+        add(commands)
+    for add in (_add_configs, _add_data):
         add(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""The one door: `slm train`, `slm generate`, `slm cost`, `slm configs`, `slm data`.
+"""The one door: `slm train`, `generate`, `cost`, `plan`, `configs`, `data`.
 
     slm train configs/stories_cpu.yaml training.max_steps=200
 
@@ -180,6 +180,32 @@ def _add_cost(commands: Any) -> None:
     parser.set_defaults(command=_cost, more="configs")
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from slm.cloud.plan import plan
+    from slm.gpus import MODAL, load_prices
+
+    prices = load_prices(arguments.prices) if arguments.prices else MODAL
+    found = plan(arguments.dollars, arguments.gpu, prices)
+    print(f"{found.report()}\n\nPrices of {prices.date}, {prices.source}.")
+    if arguments.out:
+        found.write(arguments.out)
+        print(f"{arguments.out} is written: `slm cost {arguments.out}` checks it.")
+    return 0
+
+
+def _add_plan(commands: Any) -> None:
+    about = "the run with the lowest predicted loss for so many dollars"
+    parser = commands.add_parser("plan", help=about)
+    budget = "to be spent at most"
+    parser.add_argument("dollars", type=float, metavar="DOLLARS", help=budget)
+    kind = "a kind of GPU, or several: H100:8 (default: the best of all)"
+    parser.add_argument("--gpu", help=kind)
+    table = "a YAML price table instead of the built-in one"
+    parser.add_argument("--prices", metavar="FILE", help=table)
+    parser.add_argument("--out", metavar="FILE", help="write its config there")
+    parser.set_defaults(command=_plan, more="")
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from slm.data.dataset import token_files
 
@@ -215,9 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slm", description=about)
     version = f"slm {importlib.import_module('slm').__version__}"
     parser.add_argument("--version", action="version", version=version)
-    names = "train | generate | cost | configs | data"
+    names = "train | generate | cost | plan | configs | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost, _add_configs, _add_data):
+    for add in (_add_train, _add_generate, _add_cost, _add_plan):
+        add(commands)
+    for add in (_add_configs, _add_data):
         add(commands)
     return parser
 

@@ -83,7 +83,7 @@ def test_help_does_not_load_torch():
 def test_python_m_slm_is_the_same_door():
     result = python("-m", "slm", "--help")
     assert result.returncode == 0
-    assert "train | generate | cost | configs | data" in result.stdout
+    assert "train | generate | cost | plan | configs | data" in result.stdout
     assert python("-m", "slm").returncode == 2
 
 

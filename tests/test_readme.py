@@ -141,7 +141,7 @@ def test_slm_commands_work_one_after_the_other(elsewhere, capsys):
             ] + short
         assert main(arguments) == 0, arguments
         ran.append(arguments[0])
-    assert set(ran) == {"train", "generate", "cost"} and ran.count("train") >= 2
+    assert set(ran) == {"train", "generate", "cost", "plan"} and ran.count("train") >= 2
     assert (elsewhere / "runs/stories_cpu/model").is_dir() and (
         elsewhere / "runs/short/model"
     ).is_dir()

@@ -33,6 +33,8 @@ def _bill(*probe: float, wrong: Wrong = RIGHT) -> tuple[float, float]:
     bills = {
         "only gpu": seconds * gpu,
         "one each": seconds * (gpu + core + gib),
+        "one core": seconds * (gpu + core + gibs * gib),
+        "one gib": seconds * (gpu + cores * core + gib),
         "no memory": seconds * (gpu + cores * core),
         "no cores": seconds * (gpu + gibs * gib),
         "no gpu": seconds * host,
@@ -70,6 +72,8 @@ BILL = Diagnosis(
         "hours down": "You round the time down to whole hours, and bill these. Seconds are billed: no rounding.",
         "only gpu": "Only the GPU is paid for. The cores and the memory beside it are on the bill too.",
         "one each": "One core and one GiB are paid for; the container has several.",
+        "one core": "One core is paid for; the container has `cores` of them.",
+        "one gib": "One GiB is paid for; the container has `gibs` of them.",
         "no memory": "The memory is missing on the bill.",
         "no cores": "The cores are missing on the bill.",
         "no gpu": "The GPU is missing on the bill.",

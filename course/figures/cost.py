@@ -1,6 +1,5 @@
 """Figures and measurements of the chapter on cost: what this machine reaches, hours against dollars, loss against dollars."""
 
-import itertools
 import math
 import statistics
 import time
@@ -14,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.plots import COLORS, INK, TINT, WIDTH, name_points
-from slm.cloud.cost import OVERHEAD, START_UP, estimate, estimate_all
+from slm.cloud.cost import estimate_all
 from slm.gpus import MODAL
-from slm.model.config import GPTConfig, count_parameters
+from slm.model.config import GPTConfig
 from slm.model.gpt import GPT
 from slm.training.config import RunConfig
 
@@ -256,62 +255,30 @@ def scaling(
     return figure
 
 
-GPUS_OF_DOLLARS = (
-    "T4",
-    "L4",
-    "A100-40GB",
-    "H100",
-    "B200",
-)  # dearest work first; the last one's line has the labels
-
-
-def loss_for_dollars(
-    configs: Sequence[RunConfig], law: Callable[[float, float], float]
+def compare_models(
+    configs: Sequence[RunConfig],
+    loss: Callable[[RunConfig, float], float],
+    crossings: Sequence[tuple[float, float]],
 ) -> Figure:
-    """Predicted loss of the best of some models against dollars, a line for each of a few GPUs, at the slow end."""
+    """Predicted loss of each config's model against dollars, with a marker where two neighbours cross."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
-    ends = []
-    budgets = [10 ** (i / 40) for i in range(-12, 109)]  # dollars, from 0.5 to 500
-    for gpu, color in zip(GPUS_OF_DOLLARS, COLORS, strict=False):
-        rows = [(config, estimate(config, gpu=gpu)) for config in configs]
-        rows = [(config, row) for config, row in rows if row.largest_batch]
-        points: list[tuple[float, float, str]] = []
-        for dollars in budgets:
-            found = []
-            for config, row in rows:
-                seconds = (3600 * dollars / row.dollars_per_hour - START_UP[1]) / (
-                    1 + OVERHEAD
-                )
-                if seconds > 0:
-                    tokens = seconds * row.tokens_per_second[1]
-                    found.append(
-                        (law(count_parameters(config.model), tokens), config.name)
-                    )
-            if found:
-                points.append((dollars, *min(found)))
-        ax.plot(
-            [dollars for dollars, _, _ in points],
-            [loss for _, loss, _ in points],
-            color=color,
+    budgets = [10 ** (i / 100) for i in range(271)]  # dollars, from 1 to 500
+    ends: list[tuple[float, float, str, str]] = []
+    for config, color in zip(configs, COLORS, strict=False):
+        line = [loss(config, dollars) for dollars in budgets]
+        ax.plot(budgets, line, color=color)
+        ends.append((budgets[-1], line[-1], config.name, color))
+    for dollars, y in crossings:
+        ax.plot(dollars, y, "o", color=INK, markersize=6)
+        label = f"from \\${dollars:.0f} on"
+        ax.annotate(
+            label, (dollars, y), (-8, -14), textcoords="offset points", ha="right"
         )
-        ends.append((*points[-1][:2], gpu, color))
-        for (_, _, before), (dollars, loss, name) in itertools.pairwise(points):
-            if name != before:
-                ax.plot(dollars, loss, "o", color=color, markersize=5)
-                if gpu == GPUS_OF_DOLLARS[-1]:
-                    label = f"from here {name}"
-                    ax.annotate(
-                        label,
-                        (dollars, loss),
-                        (-4, -12),
-                        textcoords="offset points",
-                        ha="right",
-                    )
     ax.set(
         xscale="log",
         xlabel=f"dollars, at prices of {MODAL.date}",
         ylabel="predicted loss, nats per token",
-        xlim=(0.5, 500),
+        xlim=(1, 500),
         ylim=(2.4, 5),
     )
     ax.xaxis.set_major_formatter("\\${x:g}")

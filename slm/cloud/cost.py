@@ -246,17 +246,17 @@ def cheapest_batch(
     Its steps see the same rows: what `batch_size` gains, `gradient_accumulation_steps`
     loses. The config itself, if its micro-batch is the one, or does not fit.
     """
-    found, training = estimate(config, prices, gpu), config.training
+    row, training = prices.find(gpu or config.modal.gpu_name), config.training
     rows = training.batch_size * training.gradient_accumulation_steps
-    fitting = [n for n in range(training.batch_size, rows + 1) if rows % n == 0]
-    fitting = [n for n in fitting if n <= found.largest_batch]
-    if not fitting or fitting[-1] == training.batch_size:
-        return config
-    changes: dict[str, Any] = {"batch_size": fitting[-1]}
-    changes["gradient_accumulation_steps"] = rows // fitting[-1]
-    return dataclasses.replace(
-        config, training=dataclasses.replace(training, **changes)
-    )
+    for size in range(rows, training.batch_size, -1):
+        if rows % size == 0:
+            changed = dataclasses.replace(
+                training, batch_size=size, gradient_accumulation_steps=rows // size
+            )
+            other = dataclasses.replace(config, training=changed)
+            if step_memory(other, row).peak <= (1 - HEADROOM) * row.memory_gb * 1e9:
+                return other
+    return config
 
 
 # Is the config honest?

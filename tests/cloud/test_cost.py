@@ -143,6 +143,15 @@ def test_one_large_micro_batch_is_cheaper_than_four_small_ones(gpu, rows):
     assert after.fits_memory and after.dollars[0] < before.dollars[0]
 
 
+def test_a_whole_step_at_once_needs_no_memory_for_earlier_gradients():
+    """32 rows of the medium size fit an A100 as one micro-batch, and as one of two they would not."""
+    medium = {"n_layers": 24, "n_heads": 16, "d_model": 1024, "d_ff": 4096}
+    config = run_config(modal={"gpu": "A100-40GB"}, model=medium)
+    assert cost.estimate(config).largest_batch < 32
+    best = cost.cheapest_batch(config)
+    assert best.training.batch_size == 32 and cost.estimate(best).fits_memory
+
+
 def test_a_batch_that_fits_nowhere_stays():
     config = run_config({"batch_size": 64})
     assert cost.cheapest_batch(config) is config
@@ -403,6 +412,15 @@ def test_shipped_configs_keep_their_promises(name, request):
     assert honest, sentence
     assert cost.estimate(config).dollars[1] <= cost.MODAL.free_dollars_per_month
     assert config.modal.timeout <= 86_400
+
+
+@pytest.mark.parametrize("name", ["gpt_124m", "gpt_350m", "gpt_774m"])
+def test_shipped_configs_say_how_few_tokens_they_train_on(name, request):
+    path = request.config.rootpath / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    tokens = config.training.max_steps * cost.tokens_per_step(config)
+    each = tokens / cost.count_parameters(config.model)
+    assert f"# {each:.2f} tokens for each parameter" in path.read_text()
 
 
 # ---------------------------------------------------------------- what is printed
