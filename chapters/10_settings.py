@@ -45,7 +45,7 @@ from pydantic import (
     field_validator,
 )
 
-from slm.errors import SlmError
+from slm.errors import SlmError, in_short
 
 # %% tags=["hide-input"]
 #| export training/config
@@ -330,7 +330,7 @@ def _mistake(found: Any) -> str:
         return f"{where} is missing"
     if found["type"] == "extra_forbidden":
         return f"{where} is not a key"
-    return f"{where}: {found['msg']}, not {found['input']!r}"
+    return f"{where}: {found['msg']}, not {in_short(found['input'])}"
 
 
 # %% tags=["nbval-check-output"]
