@@ -578,6 +578,14 @@ class WandbConfig:
             raise ValueError("allowed are at most 128 signs")
         return text
 
+    @field_validator("enabled", mode="before")
+    @classmethod
+    def _is_chosen(cls, enabled: object) -> object:
+        """What equals True or False, as 1 and 0 do, is none of the three."""
+        if type(enabled) in (int, float):
+            raise ValueError("allowed are true, false and auto")
+        return enabled
+
     @field_validator("tags")
     @classmethod
     def _are_taken(cls, tags: list[str]) -> list[str]:
@@ -792,7 +800,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(shipped)}"
         missing = f"there is no such file, and no shipped config of that name; {hint}"
         raise SlmError(f"{path}: {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no path
         raise SlmError(f"{path}: cannot be read as text: {error}") from None
     sections = _read_yaml(text, str(path))
     if not isinstance(sections, dict):
@@ -1011,6 +1019,9 @@ class Dollars(Observer):
     """Adds to each row what the run has cost so far, `cost/usd`."""
 
     def __init__(self, per_hour: float) -> None:
+        if not 0 <= per_hour < float("inf"):
+            allowed = "allowed is a finite number from 0 on"
+            raise SlmError(f"{per_hour} dollars per hour are no price; {allowed}")
         self.per_hour = per_hour
 
     def on_row(self, row: dict[str, Any]) -> None:

@@ -91,6 +91,9 @@ class Dollars(Observer):
     """Adds to each row what the run has cost so far, `cost/usd`."""
 
     def __init__(self, per_hour: float) -> None:
+        if not 0 <= per_hour < float("inf"):
+            allowed = "allowed is a finite number from 0 on"
+            raise SlmError(f"{per_hour} dollars per hour are no price; {allowed}")
         self.per_hour = per_hour
 
     def on_row(self, row: dict[str, Any]) -> None:

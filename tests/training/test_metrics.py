@@ -128,6 +128,14 @@ def test_a_new_file_of_rows_is_forced_with_its_name(tmp_path, monkeypatch):
     assert forced == [file.path, tmp_path]
 
 
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_price_is_refused(price):
+    with pytest.raises(
+        SlmError, match=f"{price} dollars per hour are no price; allowed"
+    ):
+        Dollars(price)
+
+
 def test_dollars_follow_the_seconds():
     row = {"seconds": 1800}
     Dollars(4.0).on_row(row)

@@ -525,6 +525,24 @@ def test_names_that_stand_for_names_are_not_written_out(tmp_path):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("enabled", [0, 1, 0.0])
+def test_what_only_equals_a_truth_value_is_refused(tmp_path, enabled):
+    """As in every other setting, 1 is no true and 0 no false."""
+    sections = {
+        **{key: GOOD[key] for key in ("model", "data")},
+        "wandb": {"enabled": enabled},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    told = f"wandb.enabled = {enabled}: allowed are true, false and auto"
+    with pytest.raises(SlmError, match=told):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_path_that_can_be_none_is_one_sentence():
+    with pytest.raises(SlmError, match="cannot be read as text: embedded null byte"):
+        load_config("a\0b")
+
+
 def test_merges_of_merges_do_not_multiply(tmp_path):
     """Each level takes over nine times the keys of the one before: 9 ** 40 pairs."""
     lines = ["m0: &m0 {<<: {max_steps: 7, seed: 3}, seed: 5}"]
