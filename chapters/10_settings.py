@@ -88,7 +88,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force, make_folder
+from slm.files import force, make_folder, naming
 from slm.training.config import RunConfig
 
 # %% [markdown]
@@ -986,7 +986,7 @@ class MetricsFile(Observer):
 
     def on_row(self, row: dict[str, Any]) -> None:
         make_folder(self.path.parent)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, "state": dict(state)}, part)
         except RuntimeError as error:  # how torch reports a write that failed
             free = shutil.disk_usage(path.parent).free
-            why = f"{free:,} bytes of the disk are free ({str(error).splitlines()[0]})"
+            why = f"{free:,} bytes of the disk are free"  # its own words say less
             raise OSError(f"{path} could not be written; {why}") from error
         with open(part, "r+b") as file:
             file.write(_checksum(file, part.stat().st_size))
