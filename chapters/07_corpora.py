@@ -481,7 +481,10 @@ def as_pieces(
 # %% mystnb={"code_prompt_show": "A fingerprint without reading the whole file (8 lines)"} tags=["hide-input"]
 #| export
 def fingerprint_file(file: Path) -> list[Any]:
-    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB.
+
+    A change between those that keeps size and time is not seen: `touch` such a file.
+    """
     stat = file.stat()
     with open(file, "rb") as opened:
         head = opened.read(1 << 16)
