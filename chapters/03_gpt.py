@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
-from slm.errors import SlmError
+from slm.errors import SlmError, section
 from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
 from slm.model.pretrained import (
     find_pretrained,
@@ -1261,7 +1261,8 @@ def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
             not fit its config, or a file is damaged.
     """
     config_file, weights_file = find_pretrained(name_or_folder)
-    config = GPTConfig(**read_shape(config_file))
+    shape = read_shape(config_file)
+    config = section(GPTConfig, shape, f"{config_file}: model")
     wanted, size = count_parameters(config), weights_file.stat().st_size
     # before a large model is made; a weight has a byte at least
     if wanted > max(size, 10**7):

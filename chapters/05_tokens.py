@@ -115,6 +115,7 @@ import heapq
 import itertools
 import json
 import os
+import reprlib
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
@@ -467,7 +468,7 @@ print(f"a hundred stories: encode_word {slow_time:.3f} s, Tokenizer {fast_time:.
 
 # %% [markdown]
 # For a corpus of many million words that decides. `tiktoken` does the same in Rust, for
-# any ranks, so `Tokenizer` is a `tiktoken.Encoding` with three things of our own.
+# any ranks, so `Tokenizer` is a `tiktoken.Encoding` with four things of our own.
 #
 # *The end of text.* Documents must not run into each other, so one more token,
 # `<|endoftext|>`, stands between them; its id is the one after the last rank. A
@@ -485,6 +486,11 @@ print(f"a hundred stories: encode_word {slow_time:.3f} s, Tokenizer {fast_time:.
 # the ranks are all that there is, a file of them is all that there is to save;
 # `writing`, from [files and errors](#files/published-file-or-folder), gives it its name
 # only when it is complete, so that nobody ever reads half of one.
+#
+# *A refusal that names the place.* A model may know more ids than its tokenizer, and
+# -100, which marks a target that does not count, is none either. All ways from ids to
+# text lead through `decode_tokens_bytes`, which says which id has no bytes, and where
+# it stands. It takes anything that can be looped over, a row of a tensor too.
 
 
 # %%
@@ -522,6 +528,39 @@ class Tokenizer(tiktoken.Encoding):
         return super().encode(
             text, allowed_special=allowed_special, disallowed_special=disallowed_special
         )
+
+    def decode_tokens_bytes(self, tokens: Iterable[int]) -> list[bytes]:
+        """The bytes of each token.
+
+        Raises:
+            ValueError: An id is not of this tokenizer, or no whole number.
+        """
+        bytes_of = super().decode_single_token_bytes
+        pieces = []
+        for place, token in enumerate(tokens):
+            try:
+                pieces.append(bytes_of(token))
+            except (KeyError, OverflowError, TypeError):
+                allowed = f"ids from 0 to {self.max_token_value} are allowed"
+                given = f"token {place} is {reprlib.repr(token)}"
+                ours = f"tokenizer {self.name!r} has no such id"
+                raise ValueError(f"{given}, but {ours}: {allowed}") from None
+        return pieces
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; raises as `decode_tokens_bytes`."""
+        return self.decode_tokens_bytes([token])[0]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of a text; raises as `decode_tokens_bytes`."""
+        return b"".join(self.decode_tokens_bytes(tokens))
+
+    def decode(self, tokens: Iterable[int], errors: str = "replace") -> str:
+        """The text of some tokens; raises as `decode_tokens_bytes`.
+
+        Bytes that are no text are replaced, unless `errors` is "strict".
+        """
+        return self.decode_bytes(tokens).decode("utf-8", errors)
 
 
 # %% [markdown]

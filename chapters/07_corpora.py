@@ -394,9 +394,10 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
             except json.JSONDecodeError as error:
                 wrong = f"{error.msg} at column {error.colno}"
                 raise SlmError(f"{where} is not JSON: {wrong}.") from None
-            except (ValueError, RecursionError) as error:
-                # a number of thousands of digits, thousands of brackets
-                raise SlmError(f"{where} cannot be read as JSON: {error}.") from None
+            except (ValueError, RecursionError, MemoryError) as error:
+                # a number of thousands of digits, thousands of brackets, a huge line
+                why = str(error) or "the memory does not hold it"
+                raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
                 needed = "an object with a text column is needed"
                 raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
@@ -455,7 +456,7 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
         if not isinstance(text, str | None):
             kind = type(text).__name__
             raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
-        if text and text.rstrip().endswith(END_OF_TEXT):
+        while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
@@ -481,7 +482,10 @@ def as_pieces(
 # %% mystnb={"code_prompt_show": "A fingerprint without reading the whole file (8 lines)"} tags=["hide-input"]
 #| export
 def fingerprint_file(file: Path) -> list[Any]:
-    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB.
+
+    A change between those that keeps size and time is not seen: `touch` such a file.
+    """
     stat = file.stat()
     with open(file, "rb") as opened:
         head = opened.read(1 << 16)
@@ -539,6 +543,8 @@ for name, content in wrong.items():
 import difflib
 from typing import Any
 
+from yaml import YAMLError
+
 from slm.errors import SlmError
 from slm.files import answers
 
@@ -558,10 +564,16 @@ def hub_error(name: str, error: BaseException) -> SlmError:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", 0)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    ours = isinstance(error, ValueError | RuntimeError | FileNotFoundError)
+    no_data = isinstance(error, StopIteration | YAMLError)  # no rows; the card is wrong
+    ours = no_data or isinstance(error, ValueError | RuntimeError | FileNotFoundError)
     retry = status in (408, 429) or status >= 500 if status else not ours
     if status == 429:
         reason = "too many requests were made (429)"
+    elif status in (401, 403):
+        cure = "log in with `hf auth login`, or ask its owner"
+        reason = f"it is not open to everybody ({status}); {cure}"
+    elif no_data:
+        reason = f"what it holds is empty, or no data set ({reason})"
     later = ": try again in some minutes" if retry else ""
     if config.HF_HUB_OFFLINE:
         later = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched"
@@ -589,7 +601,11 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
         raise SlmError(f"{absent}, or it is private: {cure}.") from None
-    except ValueError as error:
+    except errors.HFValidationError:
+        rule = "letters without accents, digits, '-', '_', '.', no two of them together"
+        wrong = f"{repository!r} is no name of the hub: allowed are {rule}"
+        raise SlmError(f"{wrong}, and at most 96 signs.") from None
+    except (ValueError, TypeError) as error:  # no JSON, or JSON of another kind
         other = "what answered is not the hub, but a login page or a proxy"
         wrong = f"Cannot read {name!r} from {constants.ENDPOINT}: {other}."
         raise SlmError(wrong, retry=True) from error

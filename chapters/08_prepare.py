@@ -288,7 +288,8 @@ def finish(self, eot_token: int, about: dict[str, Any]) -> None:
     self.file.close()
     if self.progress.documents == 0 and "part" not in about:
         of = f"The split {about['split']!r} of {about['source']}"
-        raise SlmError(f"{of} holds no text ({about['rule']}).")
+        cure = "give it more, or another data.val_fraction"
+        raise SlmError(f"{of} holds no text ({about['rule']}): {cure}.")
     counts = {"tokens": self.progress.tokens + 1, "dtype": self.dtype.name}
     counts |= {"format": FORMAT, "documents": self.progress.documents}
     about = {**about, **counts, "tokens_sha256": self.digest.hexdigest()}

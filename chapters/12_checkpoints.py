@@ -176,7 +176,7 @@ def checkpoint_path(folder: str | Path, step: int) -> Path:
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a folder, newest first; other names are the user's own."""
-    name = re.compile(r"step_\d{8,}")
+    name = re.compile(r"step_[0-9]{8,}")
     found = [p for p in Path(folder).glob("step_*.pt") if name.fullmatch(p.stem)]
     return sorted(found, key=step_of, reverse=True)
 
@@ -542,7 +542,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, "state": dict(state)}, part)
         except RuntimeError as error:  # how torch reports a write that failed
             free = shutil.disk_usage(path.parent).free
-            why = f"{free:,} bytes of the disk are free ({str(error).splitlines()[0]})"
+            why = f"{free:,} bytes of the disk are free"  # its own words say less
             raise OSError(f"{path} could not be written; {why}") from error
         with open(part, "r+b") as file:
             file.write(_checksum(file, part.stat().st_size))
@@ -714,7 +714,7 @@ print(f"{path.name} is used, of step {state['step']}")
 PARTS = {"config": dict, "trainer": dict, "observers": dict}
 TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
 TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
-TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": object}
+TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": dict | str | None}
 
 
 def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
@@ -828,10 +828,13 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
         return "holds a config that is none"
     if changed:
         return f"belongs to a run with another config: {changed}"
-    weights = state["trainer"]["model"].values()
-    sound = all(torch.is_tensor(w) and w.is_floating_point() for w in weights)
-    sound = sound and state["trainer"]["step"] >= 0 and is_finite(state["trainer"])
-    if not sound or not state["trainer"]["rng_state"]:
+    trainer, last = state["trainer"], config.training.max_steps
+    counts = [trainer[key] for key in ("tokens_seen", "seconds", "skipped_steps")]
+    sound = all(0 <= n < float("inf") for n in counts) and 0 <= trainer["step"] <= last
+    sound = sound and trainer.get("processes", 1) in range(1, 10**6)
+    weights = trainer["model"].values()
+    sound = sound and all(torch.is_tensor(w) and w.is_floating_point() for w in weights)
+    if not (sound and trainer["rng_state"] and is_finite(trainer)):
         return "holds numbers that are not finite, or not those of a trainer"
     return ""
 

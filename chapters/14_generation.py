@@ -188,7 +188,8 @@ def next_token_probabilities(
         logits = logits.masked_fill(logits < largest[:, -1:], -torch.inf)
     if top_p is not None and top_p < 1:
         p, order = logits.softmax(-1).sort(descending=True)  # (B, V) each
-        removed = p.cumsum(-1) - p >= top_p  # what stands before is already enough
+        least = max(top_p, torch.finfo(torch.float32).tiny)  # the first token stays
+        removed = p.cumsum(-1) - p >= least  # what stands before is already enough
         # back[order[i]] = removed[i], row by row
         back = torch.empty_like(removed).scatter_(-1, order, removed)  # (B, V)
         logits = logits.masked_fill(back, -torch.inf)
@@ -657,11 +658,12 @@ def _positions(
             _tell_overflow(sampling.overflow, context)
             if sampling.overflow == "stop":
                 return
+        logits = read(text[:, :n], sampling.vocab_size)  # (B, V)
+        if not logits.isfinite().all():
+            wrong = "the model's scores are no finite numbers"
+            raise SlmError(f"{wrong}: its weights are damaged, or far too large")
         p = next_token_probabilities(
-            read(text[:, :n], sampling.vocab_size),
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
+            logits, sampling.temperature, sampling.top_k, sampling.top_p
         )  # (B, V)
         new: list[int | None] = [None for _ in rows]
         for row in rows:

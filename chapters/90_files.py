@@ -80,7 +80,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slm.errors import SlmError
+from slm.errors import SlmError, in_short
 from slm.files import write_text, writing
 
 # %% tags=["hide-input"]
@@ -289,6 +289,17 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError inside name the file; Python's own does if it cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`: published at the end, deleted after an error.
 
@@ -297,8 +308,9 @@ def writing(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield part
-        publish(part, path)
+        with naming(path):
+            yield part
+            publish(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -467,6 +479,8 @@ check.all_mistakes(with_isinstance)
 # that everybody reads must not be altered by one of them.
 #
 # The sentences first. `where` is what stands before a key, such as "run.yaml: model".
+# A file of a few lines can hold a value of gigabytes: each of ten lines repeats the one
+# before ten times. So what was given is only ever told `in_short`.
 
 
 # %%
@@ -474,6 +488,11 @@ check.all_mistakes(with_isinstance)
 _SHORT = reprlib.Repr()  # what was given may be a megabyte, or refer to itself
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel, _SHORT.maxlist = 2, 4
+
+
+def in_short(value: Any) -> str:
+    """A value as Python writes it, without most of what is long or nested."""
+    return _SHORT.repr(value)
 
 
 def told(
@@ -507,7 +526,7 @@ def told(
 def _sentence(
     found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
 ) -> str:
-    given, kind, path = _SHORT.repr(found["input"]), found["type"], found["loc"]
+    kind, path = found["type"], found["loc"]
     if kind == "value_error" and not path:  # fields that do not fit together
         return f"{where}: {found['ctx']['error']}"
     if kind == "unexpected_positional_argument":
@@ -517,6 +536,7 @@ def _sentence(
         return f"{where}.{key} is not a key; {_nearest(key, known, elsewhere)}"
     if kind in ("missing", "missing_argument"):
         return f"{where}.{key} is missing; it has no default"
+    given = in_short(found["input"])  # now a value of the file, not all of them
     if kind == "value_error":
         return f"{where}.{key} = {given}: {found['ctx']['error']}"
     allowed = found["msg"].removeprefix("Input should be ").removesuffix(" or null")
@@ -590,7 +610,7 @@ def section(
     """
     if not isinstance(values, Mapping):
         allowed = "it must be a section with keys of its own"
-        raise SlmError(f"{where} = {_SHORT.repr(values)} is not allowed; {allowed}")
+        raise SlmError(f"{where} = {in_short(values)} is not allowed; {allowed}")
     if odd := [key for key in values if not isinstance(key, str)]:
         sentences = [f"{where}.{key} is not a key; keys are texts" for key in odd]
         raise SlmError("\n".join(sentences))
@@ -966,9 +986,14 @@ def read_shape(path: Path) -> dict[str, Any]:
         SlmError: It is damaged, or of another architecture than GPT-2's; a line each.
     """
     try:
-        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise SlmError(f"{path} is not a model's config: it nests too deeply") from None
+    except ValueError as error:
         raise SlmError(f"{path} is not a model's config: {error}") from error
+    if not isinstance(theirs, dict):
+        held = f"it holds {in_short(theirs)}, and an object is needed"
+        raise SlmError(f"{path} is not a model's config: {held}")
     wrong = []
     for key, only in ONLY.items():
         said = theirs.get(key, None if key == "model_type" else only)
@@ -980,7 +1005,7 @@ def read_shape(path: Path) -> dict[str, Any]:
         wrong.append(f"{lacks}; a GPT-2 config has {', '.join(needed)}")
     # 0.1 is what a config that is silent means
     dropouts = [theirs.get(key, 0.1) for key in DROPOUTS]
-    if any(dropout != dropouts[0] for dropout in dropouts):
+    if dropouts.count(dropouts[0]) < len(dropouts):
         wrong.append(f"has different dropouts {dropouts}; one for all can be loaded")
     if wrong:
         raise SlmError("\n".join(f"{path} {sentence}" for sentence in wrong))

@@ -7,6 +7,7 @@ Exported from chapters/19_door.py; edit it there.
 
 import argparse
 import importlib
+import io
 import json
 import os
 import sys
@@ -257,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a mistake of the user (told in one sentence), 130 if it
         was stopped, 141 if whoever read the output has seen enough.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # signs that a terminal does not have
+            stream.reconfigure(errors="replace")
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not arguments.more or any(word.startswith("-") for word in rest)):
@@ -271,6 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+    except MemoryError:
+        full = "the memory is full: choose a smaller work, or end other programs"
+        print(f"slm: {full}", file=sys.stderr)
+        return 2
     except (SlmError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

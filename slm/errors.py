@@ -45,6 +45,11 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel, _SHORT.maxlist = 2, 4
 
 
+def in_short(value: Any) -> str:
+    """A value as Python writes it, without most of what is long or nested."""
+    return _SHORT.repr(value)
+
+
 def told(
     error: ValidationError,
     cls: Any,
@@ -68,7 +73,7 @@ def told(
 def _sentence(
     found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
 ) -> str:
-    given, kind, path = _SHORT.repr(found["input"]), found["type"], found["loc"]
+    kind, path = found["type"], found["loc"]
     if kind == "value_error" and not path:  # fields that do not fit together
         return f"{where}: {found['ctx']['error']}"
     if kind == "unexpected_positional_argument":
@@ -78,6 +83,7 @@ def _sentence(
         return f"{where}.{key} is not a key; {_nearest(key, known, elsewhere)}"
     if kind in ("missing", "missing_argument"):
         return f"{where}.{key} is missing; it has no default"
+    given = in_short(found["input"])  # now a value of the file, not all of them
     if kind == "value_error":
         return f"{where}.{key} = {given}: {found['ctx']['error']}"
     allowed = found["msg"].removeprefix("Input should be ").removesuffix(" or null")
@@ -135,7 +141,7 @@ def section(
     """
     if not isinstance(values, Mapping):
         allowed = "it must be a section with keys of its own"
-        raise SlmError(f"{where} = {_SHORT.repr(values)} is not allowed; {allowed}")
+        raise SlmError(f"{where} = {in_short(values)} is not allowed; {allowed}")
     if odd := [key for key in values if not isinstance(key, str)]:
         sentences = [f"{where}.{key} is not a key; keys are texts" for key in odd]
         raise SlmError("\n".join(sentences))

@@ -64,6 +64,17 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError inside name the file; Python's own does if it cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`: published at the end, deleted after an error.
 
@@ -72,8 +83,9 @@ def writing(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield part
-        publish(part, path)
+        with naming(path):
+            yield part
+            publish(part, path)
     finally:
         part.unlink(missing_ok=True)
 

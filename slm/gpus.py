@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from slm.errors import SlmError
+from slm.errors import SlmError, in_short
 
 # One table of GPUs
 
@@ -176,4 +176,4 @@ def _mistake(found: Any) -> str:
         return f"{where} is missing"
     if found["type"] == "extra_forbidden":
         return f"{where} is not a key"
-    return f"{where}: {found['msg']}, not {found['input']!r}"
+    return f"{where}: {found['msg']}, not {in_short(found['input'])}"

@@ -244,6 +244,10 @@ def test_a_bug_keeps_its_traceback(config, monkeypatch, error, place):
             "No space left on device: runs/x",
         ),
         (OSError("no network"), "no network"),
+        (
+            MemoryError(),
+            "the memory is full: choose a smaller work, or end other programs",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_wherever_it_is_raised(
@@ -285,6 +289,16 @@ def test_generate_prints_what_generate_gives(a_run, capsys):
         seed=4,
     )
     assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_the_terminal_cannot_show_is_replaced(encoding):
+    code = "import sys; from slm import cli; cli._configs = lambda a: print('\\ufffd \\ud83d ok') or 0; "
+    code += "sys.exit(cli.main(['configs']))"
+    env = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding) in ("? ? ok\n", "\ufffd ? ok\n")
 
 
 def test_generate_begins_a_text_without_a_prompt(a_run, capsys):

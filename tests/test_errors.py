@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from slm.errors import SlmError, section, settings
+from slm.errors import SlmError, in_short, section, settings
 
 
 @settings
@@ -96,6 +96,29 @@ def test_too_many_values():
 def test_what_is_no_section(given):
     with pytest.raises(SlmError, match="it must be a section with keys of its own"):
         section(Oven, given, HERE)
+
+
+def test_values_that_are_not_at_fault_are_not_told():
+    """Ten lines of aliases make a value of gigabytes, and pydantic hands on all values where one is missing."""
+
+    class Huge:
+        def __repr__(self) -> str:
+            raise AssertionError("all of it was written out")
+
+    for change in ({"salt": Huge()}, {"minutes": Huge()}):
+        given = {"fan": 1.0, **change}  # without degrees
+        with pytest.raises(SlmError, match="degrees is missing; it has no default"):
+            section(Oven, given, HERE)
+
+
+def test_nested_values_are_told_in_short():
+    nested: object = "end"
+    for _ in range(100):
+        nested = {"left": nested, "right": nested, "more": [nested, nested]}
+    assert len(in_short(nested)) < 300
+    with pytest.raises(SlmError, match="minutes = {'left': {") as caught:
+        section(Oven, GOOD | {"minutes": nested}, HERE)
+    assert len(str(caught.value)) < 500
 
 
 def test_keys_that_are_no_texts():

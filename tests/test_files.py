@@ -293,3 +293,17 @@ def test_a_users_path(tmp_path, monkeypatch):
         assert str(error.value).endswith(f"{missing} stands for nothing here.")
     with pytest.raises(SlmError, match="holds a zero byte"):
         user_path("a\0b")
+
+
+def test_an_error_while_writing_names_the_file(tmp_path):
+    """A full disk is found when something is written, and Python then names no file."""
+    path = tmp_path / "a.txt"
+    with pytest.raises(OSError) as caught, files.writing(path):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="^told already$"), files.writing(path):
+        raise OSError("told already")
+    with pytest.raises(FileNotFoundError) as caught, files.writing(path):
+        open(tmp_path / "none")
+    assert caught.value.filename == str(tmp_path / "none")
+    assert not list(tmp_path.iterdir())

@@ -64,9 +64,19 @@ def written(model, prompts, **settings):
 # ---------------------------------------------------------------- sampling
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_scores_that_are_no_numbers_are_one_sentence(tokenizer, temperature, use_cache):
+    """Weights may be finite and their products not."""
+    model = make_model(tokenizer.n_vocab, std=1e30)
+    settings = {"temperature": temperature, "use_cache": use_cache}
+    with pytest.raises(SlmError, match="^the model's scores are no finite numbers"):
+        generate(model, tokenizer, "Once", **settings)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 10_000])
-@pytest.mark.parametrize("top_p", [None, 0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_p", [None, 1e-320, 1e-50, 0.05, 0.5, 0.9, 0.999, 1.0])
 def test_probabilities_equal_those_of_transformers(temperature, top_k, top_p):
     logits = 3 * torch.randn(
         5, 300, generator=torch.Generator().manual_seed(1)

@@ -114,6 +114,25 @@ def test_all_mistakes_of_a_price_file_are_told(tmp_path):
     assert found == [True] * 4 and len(lines) == 4
 
 
+def test_a_price_that_is_an_alias_of_aliases_is_told_in_short(tmp_path):
+    """Written out, it would be a text of 2 ** 60 words."""
+    lines = [
+        "a0: &a0 [1]",
+        *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)),
+    ]
+    path = tmp_path / "prices.yaml"
+    table = MODAL.model_dump(mode="json")
+    del table["dollars_per_gib_second"]
+    more = "dollars_per_gib_second: *a59\n"
+    path.write_text("\n".join(lines) + "\n" + yaml.safe_dump(table) + more)
+    with pytest.raises(
+        SlmError, match=r"dollars_per_gib_second: .*, not \[\["
+    ) as error:
+        load_prices(path)
+    wrong = [line for line in str(error.value).splitlines() if "gib" in line]
+    assert len(wrong) == 1 and len(wrong[0]) < 300
+
+
 def test_a_price_file_that_is_no_text_is_one_sentence(tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_bytes("source: Müller".encode("latin-1"))

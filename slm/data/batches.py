@@ -118,8 +118,9 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.n_rows < 1:
             raise SlmError(
                 f"{name} has {len(tokens)} tokens, fewer than the {T + 1} that one row "
-                f"of context_length={T} needs: take more text or a smaller "
-                "context_length."
+                f"of context_length={T} needs: take more text, a smaller "
+                "context_length or, where this is a held-out part, a larger "
+                "val_fraction."
             )
 
     def __len__(self) -> int:

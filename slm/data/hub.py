@@ -8,6 +8,8 @@ Exported from chapters/07_corpora.py; edit it there.
 import difflib
 from typing import Any
 
+from yaml import YAMLError
+
 from slm.errors import SlmError
 from slm.files import answers
 
@@ -27,10 +29,16 @@ def hub_error(name: str, error: BaseException) -> SlmError:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", 0)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    ours = isinstance(error, ValueError | RuntimeError | FileNotFoundError)
+    no_data = isinstance(error, StopIteration | YAMLError)  # no rows; the card is wrong
+    ours = no_data or isinstance(error, ValueError | RuntimeError | FileNotFoundError)
     retry = status in (408, 429) or status >= 500 if status else not ours
     if status == 429:
         reason = "too many requests were made (429)"
+    elif status in (401, 403):
+        cure = "log in with `hf auth login`, or ask its owner"
+        reason = f"it is not open to everybody ({status}); {cure}"
+    elif no_data:
+        reason = f"what it holds is empty, or no data set ({reason})"
     later = ": try again in some minutes" if retry else ""
     if config.HF_HUB_OFFLINE:
         later = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched"
@@ -58,7 +66,11 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
         raise SlmError(f"{absent}, or it is private: {cure}.") from None
-    except ValueError as error:
+    except errors.HFValidationError:
+        rule = "letters without accents, digits, '-', '_', '.', no two of them together"
+        wrong = f"{repository!r} is no name of the hub: allowed are {rule}"
+        raise SlmError(f"{wrong}, and at most 96 signs.") from None
+    except (ValueError, TypeError) as error:  # no JSON, or JSON of another kind
         other = "what answered is not the hub, but a login page or a proxy"
         wrong = f"Cannot read {name!r} from {constants.ENDPOINT}: {other}."
         raise SlmError(wrong, retry=True) from error

@@ -142,9 +142,10 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
             except json.JSONDecodeError as error:
                 wrong = f"{error.msg} at column {error.colno}"
                 raise SlmError(f"{where} is not JSON: {wrong}.") from None
-            except (ValueError, RecursionError) as error:
-                # a number of thousands of digits, thousands of brackets
-                raise SlmError(f"{where} cannot be read as JSON: {error}.") from None
+            except (ValueError, RecursionError, MemoryError) as error:
+                # a number of thousands of digits, thousands of brackets, a huge line
+                why = str(error) or "the memory does not hold it"
+                raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
                 needed = "an object with a text column is needed"
                 raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
@@ -196,7 +197,7 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
         if not isinstance(text, str | None):
             kind = type(text).__name__
             raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
-        if text and text.rstrip().endswith(END_OF_TEXT):
+        while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
@@ -213,7 +214,10 @@ def as_pieces(
 
 
 def fingerprint_file(file: Path) -> list[Any]:
-    """What tells files of one name apart: size, time, hash of the two outer 64 KiB."""
+    """What tells files of one name apart: size, time, hash of the two outer 64 KiB.
+
+    A change between those that keeps size and time is not seen: `touch` such a file.
+    """
     stat = file.stat()
     with open(file, "rb") as opened:
         head = opened.read(1 << 16)

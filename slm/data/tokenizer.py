@@ -15,6 +15,7 @@ import heapq
 import itertools
 import json
 import os
+import reprlib
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Set
@@ -166,6 +167,39 @@ class Tokenizer(tiktoken.Encoding):
         return super().encode(
             text, allowed_special=allowed_special, disallowed_special=disallowed_special
         )
+
+    def decode_tokens_bytes(self, tokens: Iterable[int]) -> list[bytes]:
+        """The bytes of each token.
+
+        Raises:
+            ValueError: An id is not of this tokenizer, or no whole number.
+        """
+        bytes_of = super().decode_single_token_bytes
+        pieces = []
+        for place, token in enumerate(tokens):
+            try:
+                pieces.append(bytes_of(token))
+            except (KeyError, OverflowError, TypeError):
+                allowed = f"ids from 0 to {self.max_token_value} are allowed"
+                given = f"token {place} is {reprlib.repr(token)}"
+                ours = f"tokenizer {self.name!r} has no such id"
+                raise ValueError(f"{given}, but {ours}: {allowed}") from None
+        return pieces
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; raises as `decode_tokens_bytes`."""
+        return self.decode_tokens_bytes([token])[0]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of a text; raises as `decode_tokens_bytes`."""
+        return b"".join(self.decode_tokens_bytes(tokens))
+
+    def decode(self, tokens: Iterable[int], errors: str = "replace") -> str:
+        """The text of some tokens; raises as `decode_tokens_bytes`.
+
+        Bytes that are no text are replaced, unless `errors` is "strict".
+        """
+        return self.decode_bytes(tokens).decode("utf-8", errors)
 
     def ranks_file(self) -> bytes:
         """The ranks in tiktoken's format: a line each, bytes in base64 and the rank."""

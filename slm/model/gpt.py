@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slm.errors import SlmError
+from slm.errors import SlmError, section
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
 from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
@@ -188,7 +188,8 @@ class GPT(nn.Module):
                 not fit its config, or a file is damaged.
         """
         config_file, weights_file = find_pretrained(name_or_folder)
-        config = GPTConfig(**read_shape(config_file))
+        shape = read_shape(config_file)
+        config = section(GPTConfig, shape, f"{config_file}: model")
         wanted, size = count_parameters(config), weights_file.stat().st_size
         # before a large model is made; a weight has a byte at least
         if wanted > max(size, 10**7):

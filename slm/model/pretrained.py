@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slm.errors import SlmError
+from slm.errors import SlmError, in_short
 from slm.files import write_text, writing
 
 # GPT-2's published format
@@ -165,9 +165,14 @@ def read_shape(path: Path) -> dict[str, Any]:
         SlmError: It is damaged, or of another architecture than GPT-2's; a line each.
     """
     try:
-        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise SlmError(f"{path} is not a model's config: it nests too deeply") from None
+    except ValueError as error:
         raise SlmError(f"{path} is not a model's config: {error}") from error
+    if not isinstance(theirs, dict):
+        held = f"it holds {in_short(theirs)}, and an object is needed"
+        raise SlmError(f"{path} is not a model's config: {held}")
     wrong = []
     for key, only in ONLY.items():
         said = theirs.get(key, None if key == "model_type" else only)
@@ -179,7 +184,7 @@ def read_shape(path: Path) -> dict[str, Any]:
         wrong.append(f"{lacks}; a GPT-2 config has {', '.join(needed)}")
     # 0.1 is what a config that is silent means
     dropouts = [theirs.get(key, 0.1) for key in DROPOUTS]
-    if any(dropout != dropouts[0] for dropout in dropouts):
+    if dropouts.count(dropouts[0]) < len(dropouts):
         wrong.append(f"has different dropouts {dropouts}; one for all can be loaded")
     if wrong:
         raise SlmError("\n".join(f"{path} {sentence}" for sentence in wrong))

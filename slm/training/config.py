@@ -45,13 +45,22 @@ class _Loader(yaml.SafeLoader):
             seen.append(name)
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Take over the keys of others; each once, or ten lines would make millions."""
+        super().flatten_mapping(node)
+        last = {}
+        for key, value in node.value:
+            simple = isinstance(key, yaml.ScalarNode)
+            last[(key.tag, key.value) if simple else key] = key, value
+        node.value = list(last.values())
 
-_OLD = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+
+_OLD = {f"tag:yaml.org,2002:{k}" for k in ("int", "float", "timestamp", "value")}
 _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if rule[0] not in _OLD]
     for first, rules in _Loader.yaml_implicit_resolvers.items()
 }
-_INT = r"^[-+]?(0|[1-9][\d_]*)$"
+_INT = r"^[-+]?(0|[1-9][\d_]{0,999})$"  # Python reads only so long ones
 _FLOAT = r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+"
 _FLOAT += r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
 for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
@@ -62,10 +71,12 @@ for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or error
+    except yaml.reader.ReaderError as error:  # a sign that YAML does not have
+        at, sign = text.count("\n", 0, error.position) + 1, text[error.position]
+        raise SlmError(f"{source}: line {at} is not YAML: it holds {sign!r}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        why = " ".join(filter(None, (error.context, error.problem)))
         raise SlmError(f"{source}:{line} is not YAML: {why}") from None
     except RecursionError:
         raise SlmError(f"{source}: is nested too deeply to be read") from None
@@ -189,6 +200,14 @@ class WandbConfig:
         if len(text or "") > 128:
             raise ValueError("allowed are at most 128 signs")
         return text
+
+    @field_validator("enabled", mode="before")
+    @classmethod
+    def _is_chosen(cls, enabled: object) -> object:
+        """What equals True or False, as 1 and 0 do, is none of the three."""
+        if type(enabled) in (int, float):
+            raise ValueError("allowed are true, false and auto")
+        return enabled
 
     @field_validator("tags")
     @classmethod
@@ -357,11 +376,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(shipped)}"
         missing = f"there is no such file, and no shipped config of that name; {hint}"
         raise SlmError(f"{path}: {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no path
         raise SlmError(f"{path}: cannot be read as text: {error}") from None
     sections = _read_yaml(text, str(path))
     if not isinstance(sections, dict):
-        found, expected = type(sections).__name__, ", ".join(SECTIONS)
+        found = "nothing" if sections is None else type(sections).__name__
+        expected = ", ".join(SECTIONS)
         raise SlmError(f"{path}: holds {found}; sections are expected: {expected}")
     for override in overrides:
         _apply(override, sections)

@@ -103,7 +103,7 @@ def checkpoint_path(folder: str | Path, step: int) -> Path:
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a folder, newest first; other names are the user's own."""
-    name = re.compile(r"step_\d{8,}")
+    name = re.compile(r"step_[0-9]{8,}")
     found = [p for p in Path(folder).glob("step_*.pt") if name.fullmatch(p.stem)]
     return sorted(found, key=step_of, reverse=True)
 

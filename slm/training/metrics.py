@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force, make_folder
+from slm.files import force, make_folder, naming
 from slm.training.config import RunConfig
 
 # Observers
@@ -65,7 +65,7 @@ class MetricsFile(Observer):
 
     def on_row(self, row: dict[str, Any]) -> None:
         make_folder(self.path.parent)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,6 +91,9 @@ class Dollars(Observer):
     """Adds to each row what the run has cost so far, `cost/usd`."""
 
     def __init__(self, per_hour: float) -> None:
+        if not 0 <= per_hour < float("inf"):
+            allowed = "allowed is a finite number from 0 on"
+            raise SlmError(f"{per_hour} dollars per hour are no price; {allowed}")
         self.per_hour = per_hour
 
     def on_row(self, row: dict[str, Any]) -> None:

@@ -64,7 +64,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
     @property
     def files(self) -> dict[str, bytes]:
         parts = PARTS.encode() if self.fault == "parts" else b"# A corpus\n"
-        return {"README.md": parts, "train.jsonl": TEXT}
+        card = b"---\nconfigs: [\n---\n" if self.fault == "card" else parts
+        return {
+            "README.md": card,
+            "train.jsonl": b"" if self.fault == "empty" else TEXT,
+        }
 
     def _json(self, value: object) -> None:
         self._send(json.dumps(value).encode(), Content_Type="application/json")
@@ -84,10 +88,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         at = re.match(r"(?:/api)?/datasets/([^/]+)/corpus", path)
         self.fault = at[1] if at else ""
         api = f"/api/datasets/{self.fault}/corpus"
-        if self.fault in ("500", "429"):
+        if self.fault in ("500", "429", "401"):
             self._send(b"", int(self.fault))
         elif self.fault == "portal":
             self._send(b"<html>Please log in</html>", Content_Type="text/html")
+        elif self.fault == "list":
+            self._json([])
         elif file := re.fullmatch(r"/datasets/[^/]+/corpus/resolve/[^/]+/(.+)", path):
             self._file(file[1])
         elif path.startswith(f"{api}/tree"):
@@ -125,10 +131,16 @@ CASES = {
     "429/corpus": r"True .*too many requests were made \(429\): try again",
     "portal/corpus": "True .*not the hub, but a login page or a proxy",
     "well/korpus": "False .*has no data set 'well/korpus', or it is private",
+    "wéll/corpus": "False 'wéll/corpus' is no name of the hub: allowed are letters",
+    "well/cor--pus": "False 'well/cor--pus' is no name of the hub: allowed are letters",
     "well/corpus@v9": "False 'well/corpus' has no revision 'v9'",
     "parts/corpus": "False .*several parts; it has 'en', 'de': say which: 'parts/corp",
     "parts/corpus:enn": "False .*no part 'enn'.*'parts/corpus:en'",
     "file-500/corpus": "True .*500",
+    "401/corpus": r"False .*: it is not open to everybody \(401\); log in with `hf auth",
+    "list/corpus": "True .*not the hub, but a login page or a proxy",
+    "empty/corpus": r"False Cannot read 'empty/.*: what it holds is empty, or no data set \(Stop",
+    "card/corpus": r"False Cannot read 'card/.*: what it holds is empty, or no data set \(while",
     "cut/corpus": "True Cannot read 'cut/corpus' from .*connection",
 }
 READABLE = ["well/corpus", "well/corpus stream", "cut-once/corpus", "parts/corpus:de"]

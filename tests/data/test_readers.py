@@ -1,6 +1,7 @@
 """slm.data.readers: pieces of texts, and files read in constant memory."""
 
 import itertools
+import json
 import random
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 from slm.data import stories
 from slm.data.batches import encode
 from slm.data.readers import (
+    READERS,
     holds_documents,
     in_validation,
     split_at_markers,
     split_pieces,
+    take_texts,
 )
 from slm.data.tokenizer import get_tokenizer
 from slm.errors import SlmError
@@ -134,6 +137,25 @@ def test_json_that_python_refuses_is_one_sentence(tmp_path, line, prepared: Call
             tmp_path / "a.jsonl", tokenizer=TOKENIZER, cache_dir=tmp_path / "cache"
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_that_the_memory_does_not_hold_is_named(tmp_path, monkeypatch):
+    def full(text: str) -> None:
+        raise MemoryError
+
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n')
+    monkeypatch.setattr(json, "loads", full)
+    told = "a.jsonl, line 1 cannot be read as JSON: the memory does not hold it"
+    with pytest.raises(SlmError, match=told):
+        list(READERS[".jsonl"](file, "text", lambda n: None))
+
+
+def test_end_of_text_at_a_documents_end_is_left_out_however_often():
+    end = "<|endoftext|>"
+    texts = ["a" + end, f"b {end}\n{end} ", f"c {end} d", end + end, f"{end}e"]
+    rows = (("here", {"text": text}) for text in texts)
+    assert list(take_texts(rows, "text")) == ["a", "b ", f"c {end} d", f"{end}e"]
 
 
 def test_the_offset_of_a_bad_byte_counts_from_the_start_of_the_file(

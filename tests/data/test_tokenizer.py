@@ -11,9 +11,11 @@ import time
 import urllib.error
 from email.message import Message
 
+import numpy as np
 import pytest
 import regex
 import tiktoken
+import torch
 
 from slm import files
 from slm.data import stories, tokenizer
@@ -192,6 +194,65 @@ def test_special_tokens_are_text_unless_asked_for(ours):
     with pytest.raises(ValueError, match="disallowed special token"):
         ours.encode(text, disallowed_special="all")
     assert ours.decode([97, ours.eot_token]) == f"a{END_OF_TEXT}"
+
+
+WAYS = {
+    "decode": lambda t, ids: t.decode(ids),
+    "decode_bytes": lambda t, ids: t.decode_bytes(ids),
+    "decode_tokens_bytes": lambda t, ids: t.decode_tokens_bytes(ids),
+    "decode_with_offsets": lambda t, ids: t.decode_with_offsets(ids),
+    "decode_batch": lambda t, ids: t.decode_batch([[72], ids]),
+    "decode_bytes_batch": lambda t, ids: t.decode_bytes_batch([[72], ids]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (1024, "1024"),
+        (-1, "-1"),
+        (-100, "-100"),
+        (2**70, "1180591620717411303424"),
+        (1.0, "1.0"),
+        ("a", "'a'"),
+        (None, "None"),
+        ([72], "[72]"),
+        (np.float64(72), "np.float64(72.0)"),
+        (torch.tensor(5000), "tensor(5000)"),
+        (torch.zeros(3000), None),  # is shortened
+    ],
+)
+def test_an_id_that_it_does_not_have_is_named_with_its_place(ours, way, wrong, told):
+    with pytest.raises(ValueError) as error:
+        WAYS[way](ours, [72, 105, wrong])
+    sentence = str(error.value)
+    assert sentence.startswith("token 2 is " + (told or "tensor("))
+    assert sentence.endswith(
+        ", but tokenizer 'stories' has no such id: ids from 0 to 1023 are allowed"
+    )
+    assert len(sentence) < 150 and "\n" not in sentence
+
+
+def test_one_token_and_gpt2_and_a_saved_one_refuse_alike(ours, tmp_path, gpt2_cache):
+    said = (
+        "token 0 is {}, but tokenizer '{}' has no such id: ids from 0 to {} are allowed"
+    )
+    saved = get_tokenizer(ours.save(tmp_path / "mine.tiktoken"))
+    for kind, last in ((get_tokenizer("gpt2"), 50256), (saved, 1023)):
+        for call in (kind.decode_single_token_bytes, lambda i, t=kind: t.decode([i])):
+            assert call(last) in (END_OF_TEXT, END_OF_TEXT.encode())
+            with pytest.raises(ValueError) as error:
+                call(last + 1)
+            assert str(error.value) == said.format(last + 1, kind.name, last)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_that_holds_ids_is_decoded(ours, way):
+    expected = WAYS[way](ours, [72, 105])
+    for ids in ((72, 105), np.array([72, 105], np.uint16), torch.tensor([72, 105])):
+        assert WAYS[way](ours, ids) == expected
+    assert ours.decode(iter([72, 105])) == "Hi"
 
 
 def test_lone_surrogates_do_not_stop_it(ours):

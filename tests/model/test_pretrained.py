@@ -222,7 +222,12 @@ def test_a_repeated_tied_table_is_no_reason_to_refuse(tmp_path):
     ("file", "content", "message"),
     [
         ("config.json", b"<html>", "config.json is not a model's config"),
-        ("config.json", b"[1, 2]", "config.json is not a model's config"),
+        (
+            "config.json",
+            b"[1, 2]",
+            r"a model's config: it holds \[1, 2\], and an object",
+        ),
+        ("config.json", b"[" * 10**5, "a model's config: it nests too deeply"),
         ("model.safetensors", b"\x08\0\0\0", "not a whole safetensors file"),
     ],
 )
@@ -250,15 +255,25 @@ def test_every_reason_to_refuse_a_config_is_told_at_once(tmp_path):
     ]
 
 
+ALL_NAN = dict.fromkeys(pretrained.DROPOUTS, float("nan"))
+
+
 @pytest.mark.parametrize(
-    "change", [{"n_head": 3}, {"n_layer": "two"}, {"attn_pdrop": [1]}]
+    ("change", "told"),
+    [
+        ({"n_head": 3}, ": model: n_heads = 3 does not divide d_model"),
+        ({"n_layer": "two"}, ": model.n_layers = 'two' is not allowed"),
+        ({"attn_pdrop": [1]}, " has different dropouts [[1], "),
+        (ALL_NAN, ": model.dropout = nan is not allowed"),
+    ],
 )
-def test_a_config_with_odd_values_is_no_traceback(tmp_path, change):
+def test_a_config_with_odd_values_is_a_sentence_with_the_file(tmp_path, change, told):
     small().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(SlmError):
+    with pytest.raises(SlmError) as caught:
         GPT.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{file}{told}")
 
 
 def test_the_format_knows_no_model(tmp_path):

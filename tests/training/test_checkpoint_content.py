@@ -89,6 +89,13 @@ IN_THE_TRAINER = [
     (("rng_state",), [BAD_RNG]),
     (("pending",), [["a", "b"]]),
     (("dtype",), 5),
+    (("data",), 7),
+    (("data",), ["x"]),
+    (("processes",), 0),
+    (("processes",), "two"),
+    (("seconds",), NAN),
+    (("tokens_seen",), -1),
+    (("step",), 10**30),
 ]
 OUTSIDE = [
     (("state",), MISSING),

@@ -21,6 +21,12 @@ from slm.training.folder import (
 )
 
 
+def test_a_checkpoint_is_counted_in_plain_digits(tmp_path):
+    for name in ("step_00000007.pt", "step_٠٠٠٠٠٠٠٩.pt", "step_0000008.pt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000007.pt"]
+
+
 def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "tra')
     assert read_metrics(tmp_path) == [{"step": 1}]

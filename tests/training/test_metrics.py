@@ -118,6 +118,14 @@ def test_rows_of_steps_that_are_done_again_are_cut_off(tmp_path, capsys):
     assert not file.path.exists()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a full file")
+def test_a_row_that_the_disk_does_not_take_names_the_file(tmp_path):
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        MetricsFile(tmp_path / "rows.jsonl").on_row({"step": 1})
+    assert caught.value.filename == str(tmp_path / "rows.jsonl")
+
+
 def test_a_new_file_of_rows_is_forced_with_its_name(tmp_path, monkeypatch):
     """The checkpoint that counts on the rows must not be on disk before their name."""
     forced = []
@@ -126,6 +134,14 @@ def test_a_new_file_of_rows_is_forced_with_its_name(tmp_path, monkeypatch):
     file.on_row({"step": 1})
     file.state_dict()
     assert forced == [file.path, tmp_path]
+
+
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_price_is_refused(price):
+    with pytest.raises(
+        SlmError, match=f"{price} dollars per hour are no price; allowed"
+    ):
+        Dollars(price)
 
 
 def test_dollars_follow_the_seconds():

@@ -10,6 +10,7 @@ import yaml
 
 from slm.errors import SlmError
 from slm.model.gpt import GPT
+from slm.training import config as training_config
 from slm.training.config import (
     SECTIONS,
     ModalConfig,
@@ -369,7 +370,7 @@ def test_all_mistakes_of_a_file_come_at_once_with_its_name(tmp_path):
         ("model: [1, 2", "line"),
         ("a: 1\na: 2", "the key 'a' is given twice"),
         ("just words", "holds str; sections are expected"),
-        ("", "holds NoneType"),
+        ("", "holds nothing; sections are expected"),
         ("- 1", "holds list"),
     ],
 )
@@ -522,6 +523,70 @@ def test_names_that_stand_for_names_are_not_written_out(tmp_path):
     with pytest.raises(SlmError, match="must be a valid integer") as caught:
         load_config(tmp_path / "run.yaml")
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("enabled", [0, 1, 0.0])
+def test_what_only_equals_a_truth_value_is_refused(tmp_path, enabled):
+    """As in every other setting, 1 is no true and 0 no false."""
+    sections = {
+        **{key: GOOD[key] for key in ("model", "data")},
+        "wandb": {"enabled": enabled},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
+    told = f"wandb.enabled = {enabled}: allowed are true, false and auto"
+    with pytest.raises(SlmError, match=told):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_path_that_can_be_none_is_one_sentence():
+    with pytest.raises(SlmError, match="cannot be read as text: embedded null byte"):
+        load_config("a\0b")
+
+
+def test_merges_of_merges_do_not_multiply(tmp_path):
+    """Each level takes over nine times the keys of the one before: 9 ** 40 pairs."""
+    lines = ["m0: &m0 {<<: {max_steps: 7, seed: 3}, seed: 5}"]
+    for n in range(1, 40):
+        taken = ", ".join([f"*m{n - 1}"] * 9)
+        lines.append(f"m{n}: &m{n} {{<<: [{taken}], warmup_steps: {n}}}")
+    text = yaml.safe_dump({key: GOOD[key] for key in ("model", "data")})
+    text += "\n".join(lines) + "\ntraining: {<<: *m39, warmup_steps: 2}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SlmError) as caught:
+        load_config(tmp_path / "run.yaml")
+    told = str(caught.value).splitlines()
+    assert len(told) == 40 and all(" is not a key" in line for line in told)
+    sections = training_config._read_yaml(text, "run.yaml")
+    assert sections["training"] == {"max_steps": 7, "seed": 5, "warmup_steps": 2}
+    assert sections["m0"] == {"max_steps": 7, "seed": 5}
+    assert sections["m39"]["warmup_steps"] == 39
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: 3\ndata: \x01\n", r"run.yaml: line 2 is not YAML: it holds '\\x01'"),
+        ("\0", r"run.yaml: line 1 is not YAML: it holds '\\x00'"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "line 2 is not YAML: expected a single document .* another",
+        ),
+        (
+            "training: {batch_size: " + "9" * 5000 + "}",
+            "batch_size = '9.*valid integer",
+        ),
+        ("training: {batch_size: =}", "batch_size = '=' .*valid integer"),
+    ],
+)
+def test_what_yaml_cannot_hold_is_one_sentence(tmp_path, text, told):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(SlmError, match=told) as caught:
+        load_config(path)
+    wrong = [
+        line for line in str(caught.value).splitlines() if "is missing" not in line
+    ]
+    assert len(wrong) == 1 and len(wrong[0]) < 300
 
 
 def test_a_mapping_may_take_over_the_keys_of_another(tmp_path):
