@@ -782,7 +782,7 @@ with tempfile.TemporaryDirectory() as home:
 print(
     f"finished after the signal: {torn.finished}, after a second call: {done.finished}"
 )
-for name, run in (("a third", again), ("a run that stopped after step 7", parts)):
+for name, run in (("a third", again), ("one stopped at step 7", parts)):
     pairs = zip(done.model.parameters(), run.model.parameters(), strict=True)
     same = all(torch.equal(a, b) for a, b in pairs)
     print(f"weights of the second call and of {name}, equal to the last bit: {same}")
