@@ -75,7 +75,9 @@ const looks = () => {
   const paper = (element) => {
     if (!papers.has(element)) {
       const { backgroundColor, backgroundImage, opacity } = getComputedStyle(element);
-      papers.set(element, [paper(element.parentElement), backgroundColor, backgroundImage, opacity].join("/"));
+      const clear = backgroundColor === "rgba(0, 0, 0, 0)" && backgroundImage === "none" && opacity === "1";
+      const own = clear ? [] : [backgroundColor, backgroundImage, opacity];
+      papers.set(element, [paper(element.parentElement), ...own].join("/"));
     }
     return papers.get(element);
   };
