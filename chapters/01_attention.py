@@ -242,7 +242,7 @@ print("matrices and loops, equal within 1e-6:", equal)
 # random queries and keys, 64 tokens, a random gradient coming in from the result,
 # growing head size ({numref}`fig-scale`).
 
-# %% mystnb={"code_prompt_show": "Draw both against the head size", "figure": {"caption": "Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient that reaches the scores dies away. Divided by the root of K, both stay where they are.", "name": "fig-scale"}, "image": {"alt": "Two panels over head sizes from 4 to 512. Left: the largest weight of a row stays low when scaled and rises towards 1 when not. Right: the gradient of a row stays level when scaled and falls steeply when not."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw both against the head size", "figure": {"caption": "Left, the largest weight of a row: unscaled, attention becomes a hard choice made by chance. Right, what that does to learning: in a typical row of wide heads the gradient that reaches the scores dies away. Divided by the root of K, both stay where they are.", "name": "fig-scale"}, "image": {"alt": "Two panels over the head size, logarithmic. Left: the largest weight of a row stays low when scaled and rises towards 1 when not. Right: the gradient of a row stays level when scaled and falls steeply when not."}} tags=["hide-input"]
 from course.figures.attention import scale_figure
 
 scale_figure()

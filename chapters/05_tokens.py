@@ -870,7 +870,7 @@ pprint.pp(parts, width=88, compact=True)
 # since most words are single tokens by 1,024, so we stop there. On text in general it
 # goes on rising.
 
-# %% mystnb={"code_prompt_show": "Draw bytes per token against the vocabulary's size", "figure": {"caption": "Bytes per token on stories that the training did not see, against the size of the vocabulary. The first doubling of a token's length takes few merges, the second many times as many. The dotted line is the size that the course uses.", "name": "fig-vocabulary"}, "image": {"alt": "A curve that rises steeply from 1 byte per token at 257 tokens and flattens on its way to 4 bytes at 1,280."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw bytes per token against the vocabulary's size", "figure": {"caption": "Bytes per token on stories that the training did not see, against the size of the vocabulary. The first doubling of a token's length takes few merges, the second many times as many. The dotted line is the size that the course uses.", "name": "fig-vocabulary"}, "image": {"alt": "A curve that rises steeply from 1 byte per token, where no two are merged, and flattens on its way to 4."}} tags=["hide-input"]
 from course.figures.tokens import vocabulary_figure
 
 vocabulary_figure([sample(seed) for seed in range(2000)])

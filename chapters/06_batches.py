@@ -210,7 +210,7 @@ pack(tokens, 16, eot)
 # they are {numref}`fig-packed`; grey is filling.
 
 
-# %% mystnb={"figure": {"caption": "The same documents in rows of sixteen that hold whole documents only. What is left at the end of a row is filled with end-of-text, and has no target.", "name": "fig-packed"}, "image": {"alt": "Three pairs of lines with sixteen tokens each, inputs above targets, one colour for each document. Each row begins with end-of-text; after its last document the cells are grey, the inputs end-of-text, the targets a dash."}}
+# %% mystnb={"figure": {"caption": "The same documents in longer rows that hold whole documents only. What is left at the end of a row is filled with end-of-text, and has no target.", "name": "fig-packed"}, "image": {"alt": "Three pairs of lines, twice as long as before, inputs above targets, one colour for each document. Each row begins with end-of-text; after its last document the cells are grey, the inputs end-of-text, the targets a dash."}}
 def filled(start: int, length: int, T: int = 16) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.full(T, eot), np.full(T, IGNORE)  # (T,) both
     x[:length] = tokens[start : start + length]

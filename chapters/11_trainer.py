@@ -340,7 +340,7 @@ runs = {
     "no clipping": short_run(clip=0.0),
 }
 
-# %% mystnb={"figure": {"caption": "One run with all three parts, and three runs that lack one each. Left, the losses, each with the mean of its last ten. Right, the norms of the gradients before clipping: without warm-up, and without clipping, one step stands far above all others.", "name": "fig-recipe"}, "image": {"alt": "Two panels over 180 steps of four short runs. Left, losses: without warm-up the loss leaps up after a few steps and stays far above the others; without clipping it ends in between; with all three parts and without the fall it ends lowest. Right, gradient norms around 1, logarithmic: at about the tenth step the run without warm-up and that without clipping leap to more than ten times that."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One run with all three parts, and three runs that lack one each. Left, the losses, each with the mean of its last ten. Right, the norms of the gradients before clipping: without warm-up, and without clipping, one step stands far above all others.", "name": "fig-recipe"}, "image": {"alt": "Two panels over 180 steps of four short runs. Left, losses: without warm-up the loss leaps up after a few steps and stays far above the others; without clipping it ends in between; with all three parts and without the fall it ends lowest. Right, gradient norms, logarithmic: early on the run without warm-up and that without clipping leap far above all other norms."}} tags=["hide-input"]
 from course.figures.trainer import recipe_figure
 
 recipe_figure(runs)
@@ -1821,7 +1821,7 @@ staircase_figure(stairs, run.metrics, lines)
 # the model's surprise is above the *true* surprise, the one that the grammar gives.
 # What is free to choose costs even a perfect model nats; that share shows no colour.
 
-# %% mystnb={"code_prompt_show": "Draw one story, early and at the end", "figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story of about ninety tokens twice. For the model after 150 steps a good number of tokens are tinted, among them words that were told before, such as the animal and the colour of the hat; about a dozen have a number, between 1 and 3 nats. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw one story, early and at the end", "figure": {"caption": "One story as two states of the model read it. Tinted are the tokens that surprise the model more than they have to; the number below says by how many nats, where it is more than one.", "name": "fig-excess"}, "image": {"alt": "The same story twice. For the model after 150 steps many tokens are tinted, among them words that were told before, such as the animal and the colour of the hat; the most strongly tinted have a number. For the model at the end hardly any token is tinted, and none has a number."}} tags=["hide-input"]
 story = stories.sample(10**9 + 1)
 models = {"after 150 steps": early, "at the end": run.model}
 excess_strip(models, tokenizer, story)

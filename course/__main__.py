@@ -1,6 +1,7 @@
 """The commands export, run, keep, book, pdf, tree and elsewhere of `python -m course`."""
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -69,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     elsewhere.set_defaults(command=_elsewhere)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads what is printed, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(
             "\nStopped. The same command goes on; what is finished stays.",

@@ -54,17 +54,48 @@ window.labels = () => ({
     ])),
   images: pictures().filter((e) => e.tagName === "IMG").map((e) => [e.src, e.getBoundingClientRect().width]),
 });
-// What axe finds: by all rules; by those about shape alone; or by the one about contrast, where a page has inks of its own.
-// The words of code are too many to be asked one by one, and menus are the same on all pages.
-window.violations = async (rules, kind, menus) => {
-  const context = { exclude: ["pre", ...(menus ? [] : [".bd-sidebar-primary", ".bd-sidebar-secondary"])] };
-  const options = { runOnly: { type: "tag", values: rules }, resultTypes: ["violations"], rules: {}, preload: false };
-  if (kind === "shape") options.rules["color-contrast"] = { enabled: false };
-  if (kind === "inks") {
-    context.include = ["article .cell_output", "article figure"].filter((place) => document.querySelector(place));
-    options.runOnly = { type: "rule", values: ["color-contrast"] };
-    if (!context.include.length) return [];
+// Leaves of a page what axe has to look at: of the words of code one of each kind, of a drawing its name.
+window.thin = () => {
+  const kinds = new Set();
+  const spare = [...document.querySelectorAll("pre span")].filter((word) => {
+    const box = word.closest("pre").parentElement;
+    const kind = [word.className, box.className, box.parentElement.className].join("/");
+    const again = kinds.has(kind) || !word.textContent.trim() || word.firstElementChild;
+    kinds.add(kind);
+    return again;
+  });
+  for (const word of spare) word.replaceWith(...word.childNodes);
+  for (const box of document.querySelectorAll("pre")) box.normalize();
+  for (const drawing of document.querySelectorAll("svg[role=img]")) drawing.replaceChildren();
+  return [...kinds];
+};
+// One element for each pair of ink and paper: what is written in it, on all that lies behind it.
+const looks = () => {
+  const papers = new Map([[null, ""]]);
+  const paper = (element) => {
+    if (!papers.has(element)) {
+      const { backgroundColor, backgroundImage, opacity } = getComputedStyle(element);
+      const clear = backgroundColor === "rgba(0, 0, 0, 0)" && backgroundImage === "none" && opacity === "1";
+      const own = clear ? [] : [backgroundColor, backgroundImage, opacity];
+      papers.set(element, [paper(element.parentElement), ...own].join("/"));
+    }
+    return papers.get(element);
+  };
+  const found = new Map();
+  for (const element of document.body.querySelectorAll("*")) {
+    const written = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+    if (!written || !shown(element) || element.closest("svg, script, style")) continue;
+    const { color, fontSize, fontWeight } = getComputedStyle(element);
+    const look = [color, fontSize, fontWeight, paper(element)].join("/");
+    if (!found.has(look)) found.set(look, element);
   }
-  const { violations } = await axe.run(context, options);
+  return [...found.values()];
+};
+// What axe finds: by the rules about shape, or by the one about contrast, which is asked of each look once.
+window.violations = async (rules, kind) => {
+  const options = { resultTypes: ["violations"], preload: false };
+  options.runOnly = kind === "inks" ? ["color-contrast"] : { type: "tag", values: rules };
+  if (kind === "shape") options.rules = { "color-contrast": { enabled: false } };
+  const { violations } = await axe.run(kind === "inks" ? { include: looks() } : document, options);
   return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.html.slice(0, 80)}`));
 };

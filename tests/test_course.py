@@ -74,6 +74,17 @@ def twice(fn):
 """
 
 
+def test_a_reader_that_has_enough_is_not_told_of_a_broken_pipe():
+    """As `python -m course tree | head` is."""
+    command = [sys.executable, "-m", "course", "tree"]
+    tree = subprocess.Popen(
+        command, cwd=course.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert tree.stdout and tree.stderr
+    tree.stdout.close()
+    assert tree.stderr.read() == b"" and tree.wait() == 1
+
+
 def test_checks_are_found_by_name(tmp_path, monkeypatch):
     """Also where the file has the check's name, before and after it was loaded."""
     (tmp_path / "twice.py").write_text(TWICE)

@@ -126,6 +126,43 @@ def test_figures_explain_themselves(chapter):
         assert f"{{numref}}`{name}`" in text, f"the text does not mention {name}"
 
 
+NUMBER = re.compile(r"\d+(?:[,.]\d+)*")
+WORD = re.compile(
+    r"\b(dozens?|(thir|four|fif|six|seven|eigh|nine)teen|(twen|thir|for|fif|six|seven|eigh|nine)ty|hundreds?|thousands?)\b"
+)
+
+
+def uncomputed(told: str, known: list[str]) -> list[str]:
+    """The numbers of a text that stand nowhere in these; one that is too large to be counted is told in digits."""
+    there = {n.replace(",", "") for text in known for n in NUMBER.findall(text)}
+    found = [n for n in NUMBER.findall(told) if n.replace(",", "") not in there]
+    return found + [found[0] for found in WORD.finditer(told)]
+
+
+def test_an_uncomputed_number_is_seen():
+    assert uncomputed("1,024 rows, 0.5 and 7%, six of them", ["1024 0.5", "7"]) == []
+    assert uncomputed("12 rows, 0.5", ["123", "5"]) == ["12", "0.5"]
+    assert uncomputed("a dozen, or ninety", ["12 90"]) == ["dozen", "ninety"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_numbers_told_of_a_figure_are_computed(chapter):
+    """In caption and alternative text: each stands in the chapter's code, in what it prints, or in the drawing."""
+    if not is_fresh(chapter):
+        run([chapter.stem[:2]])
+    cells = nbformat.read(BUILD / f"{chapter.stem}.ipynb", as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    known = [cell.source for cell in code]
+    for output in (output for cell in code for output in cell.outputs):
+        data = output.get("data", {})
+        known += [output.get("text", ""), data.get("text/html", "")]
+        known += [data.get("text/plain", "")]
+        known += re.findall(r"<text[^>]*>([^<]*)", data.get("image/svg+xml", ""))
+    for told in (cell.metadata.get("mystnb", {}) for cell in cells):
+        text = f"{told.get('figure', {}).get('caption')} {told.get('image', {}).get('alt')}"
+        assert uncomputed(text, known) == [], text
+
+
 def test_captions_survive_a_save_as_text():
     """JupyterLab saves both files of a pair; a letter that it would write as an escape would change the text."""
     notebook = pairs.read(CHAPTERS[0])
