@@ -43,7 +43,13 @@ from torch import Tensor, nn
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
 from slm.errors import SlmError
-from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
+from slm.model.config import (
+    IGNORE,
+    GPTConfig,
+    count_parameters,
+    logit_columns,
+    logit_rows,
+)
 from slm.model.pretrained import (
     find_pretrained,
     read_shape,
@@ -875,8 +881,12 @@ for name, a, b in zip(("loss", "for h", "for W"), in_chunks, expected, strict=Tr
 # be efficient. Inside a block the softmax, which needs 32-bit numbers even where the
 # products use 16 (*autocast*, see [the trainer](#trainer/precision)), takes so few rows
 # at a time that they never leave the processor's cache: fetching memory, not
-# arithmetic, is what costs here. How many rows that makes is a question of memory, so
-# it is answered beside the shape:
+# arithmetic, is what costs here. A GPU has no such cache for them; there a compiler
+# writes kernels that keep the 32-bit numbers to themselves. But its matrix units are
+# slow where the rows of a matrix begin anywhere, so the products get a few columns
+# more, up to a multiple of 128. They are no tokens: their logits are $-\infty$, so that
+# probability and gradient are 0, and nobody sees them. How many rows and columns that
+# makes is a question of memory, so it is answered beside the shape:
 
 
 # %%
@@ -884,24 +894,32 @@ for name, a, b in zip(("loss", "for h", "for W"), in_chunks, expected, strict=Tr
 def _loss_bytes(device: str) -> tuple[int, int]:
     """Bytes of logits that the loss holds at once, and of their 32-bit copies.
 
-    32 MB and 4 MB on a CPU, whose cache the copies should fit; 512 and 256 elsewhere.
+    32 MB and 4 MB on a CPU, whose cache the copies should fit; 1 GB and 256 MB
+    elsewhere, where each block costs a pass over the gradient of the table.
     """
-    return (2**25, 2**22) if device == "cpu" else (2**29, 2**28)
+    return (2**25, 2**22) if device == "cpu" else (2**30, 2**28)
+
+
+def logit_columns(vocab_size: int, device: str) -> int:
+    """Columns of the loss's products: a multiple of 128, for the units of a GPU."""
+    return vocab_size if device == "cpu" else 128 * math.ceil(vocab_size / 128)
 
 
 def logit_rows(
-    n_rows: int, vocab_size: int, bytes_per_number: int, device: str
+    n_rows: int, columns: int, bytes_per_number: int, device: str
 ) -> tuple[int, int]:
     """How many rows of logits the loss holds at once, and how many 32-bit copies."""
     block, copies = _loss_bytes(device)
-    blocks = max(1, math.ceil(n_rows * vocab_size * bytes_per_number / block))
-    return math.ceil(n_rows / blocks), max(1, copies // (4 * vocab_size))
+    blocks = max(1, math.ceil(n_rows * columns * bytes_per_number / block))
+    return math.ceil(n_rows / blocks), max(1, copies // (4 * columns))
 
 
 # %% [markdown]
 # Two helpers first. One turns a block of logits into its losses and, in the same
-# memory, into the gradient that the formula gives. The other adds a product to the
-# gradient of the table, in slices, so that no second table is made.
+# memory, into the gradient that the formula gives. (The 1 of each row's target is
+# subtracted where it stands; a compiler is given a comparison with all columns instead,
+# which it does in passing.) The other adds a product to the gradient of the table, on a
+# CPU in slices, so that no second table is made.
 
 
 # %%
@@ -920,13 +938,19 @@ def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     z = z.sub_(z.amax(-1, keepdim=True))  # so that no exponential overflows
     picked = z.gather(1, targets)  # (N, 1)
     total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
-    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    z = z.div_(total)
+    if torch.compiler.is_compiling():  # would write and read all of z for a scatter
+        z = z - (torch.arange(z.size(1), device=z.device) == targets).float()
+    else:
+        z.scatter_add_(1, targets, -torch.ones_like(total))
+    logits.copy_(z)
     return total.log() - picked
 
 
 def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
-    """Add `dz.T @ h` to `total` `(V, D)`, in slices: no second table in memory."""
-    for rows, columns in zip(total.split(2**13), dz.split(2**13, 1), strict=True):
+    """Add `dz.T @ h` to `total` `(V, D)`, on a CPU without a second table."""
+    size = 2**13 if total.is_cpu else len(total)
+    for rows, columns in zip(total.split(size), dz.split(size, 1), strict=True):
         rows += columns.T @ h
 
 
@@ -935,11 +959,12 @@ def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
 # `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
 # everywhere in PyTorch, mark positions that do not count.
 #
-# The loop takes `rows` rows at a time. It makes their logits `z`, has `few` of them at
-# a time turned into losses and gradient, and uses the gradient at once: for the rows
-# themselves, and for the table. Then `z` is let go. Dividing by the number of targets
-# that count is left to the end. In `backward` there is nothing to compute but a product
-# with the gradient that comes from above.
+# The loop takes `rows` rows at a time. It makes their logits `z`, in `width` columns of
+# which the first `V` are tokens, has `few` rows at a time turned into losses and
+# gradient, and uses the gradient at once: for the rows themselves, and for the table.
+# Then `z` is let go. Dividing by the number of targets that count is left to the end.
+# In `backward` there is nothing to compute but a product with the gradient that comes
+# from above.
 
 
 # %%
@@ -957,12 +982,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device, N, V = hidden.device.type, len(targets), weight.size(0)
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        rows, few = logit_rows(N, V, dtype.itemsize, device)
+        width = logit_columns(V, device)
+        rows, few = logit_rows(N, width, dtype.itemsize, device)
+        if torch.compiler.is_compiling():
+            few = max(1, rows)  # a compiled kernel makes no copies
         count = targets.ne(IGNORE).sum().clamp(min=1)
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight) if with_gradient else None
         matrix = weight.to(dtype)  # (V, D)
+        if width > V:
+            matrix = F.pad(matrix, (0, 0, 0, width - V))  # (width, D)
         with torch.autocast(device, enabled=False):
             for first in range(0, N, max(1, rows)):
                 part = slice(first, first + rows)
@@ -970,13 +1000,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 y = targets[part, None].clamp(min=0)  # (rows, 1)
                 # (rows, D); what does not count is 0, even nan
                 h = hidden[part].to(dtype).masked_fill(~counts, 0)
-                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                z = h @ matrix.T  # (rows, width), the logits and then their gradient
+                if width > V:
+                    z[:, V:] = -torch.inf
                 for i in range(0, len(z), few):
                     some = slice(i, i + few)
                     loss += (_to_gradient_(z[some], y[some]) * counts[some]).sum()
                 if grad_hidden is not None and grad_weight is not None:
                     grad_hidden[part] = z @ matrix * counts
-                    _add_product_(grad_weight, z, h)
+                    _add_product_(grad_weight, z[:, :V], h)
                 del z  # before the next block is made
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))
@@ -1167,9 +1199,11 @@ def count_memory(
     per_block += 2 * (b if on_cpu else 1) * D if dropped else 0
     embedding = 4 + (4 if on_cpu else 1) * dropped  # bytes per channel
     output = V * D  # numbers in the output matrix, of which the loss makes the gradient
-    logits = b * V * logit_rows(tokens, V, b, device)[0]
-    logits += min(_loss_bytes(device)[1], 4 * tokens * V) * half  # 32-bit copies
-    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits
+    width = logit_columns(V, device)
+    logits = b * width * logit_rows(tokens, width, b, device)[0]
+    logits += min(_loss_bytes(device)[1], 4 * tokens * width) * half  # 32-bit copies
+    matrix = b * width * D if half or width > V else 0  # the table, as it is multiplied
+    in_the_loss = 8 * tokens * D + 4 * output + matrix + logits
     behind_it = 12 * tokens * D + 8 * output
     gradients = 4 * parameters
     return Memory(

@@ -14,7 +14,7 @@ from slm.model.gpt import GPT, _ChunkedCrossEntropy, sample_tokens
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the dtype of every matrix product with a vocabulary's side (101)."""
+    """Notes every matrix product that is made inside."""
 
     def __init__(self, found):
         super().__init__()
@@ -22,10 +22,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.mm.default and any(
-            101 in arg.shape for arg in args
-        ):
-            self.found.append(result.dtype)
+        if function is torch.ops.aten.mm.default:
+            self.found.append((tuple(result.shape), result.dtype))
         return result
 
 
@@ -89,9 +87,20 @@ def test_a_later_token_changes_no_earlier_logit():
 BLOCKS = {"one block": 2**25, "several blocks": 3 * 4 * 101 * 4}
 
 
+@pytest.fixture(params=["CPU", "GPU"])
+def width(request, monkeypatch):
+    """The columns of the loss's products, of the CPU's rule and of the GPU's."""
+    if request.param == "GPU":
+        rule = slm.model.config.logit_columns
+        monkeypatch.setattr(
+            slm.model.gpt, "logit_columns", lambda V, _: rule(V, "cuda")
+        )
+    return slm.model.gpt.logit_columns(101, "cpu")
+
+
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("ignored", [False, True])
-def test_loss_and_gradients_equal_the_plain_way(monkeypatch, block, ignored):
+def test_loss_and_gradients_equal_the_plain_way(monkeypatch, width, block, ignored):
     monkeypatch.setattr(
         slm.model.gpt,
         "logit_rows",
@@ -186,9 +195,9 @@ def test_loss_under_autocast_is_close_and_gradients_are_float32():
     with torch.autocast("cpu", torch.bfloat16), Recorder(products):
         loss = model.loss(x, y)
     loss.backward()
-    assert len(products) >= 3 and set(products) == {
-        torch.bfloat16
-    }  # logits, and two gradients
+    types = [dtype for shape, dtype in products if 101 in shape]
+    assert types == [torch.bfloat16] * 2  # logits, and the gradient of the table
+    assert products[-2] == ((48, 32), torch.bfloat16)  # and that of the stream
     assert loss.item() == pytest.approx(exact, rel=0.01)
     assert all(
         p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters()
@@ -208,7 +217,19 @@ def test_loss_in_evaluation_keeps_no_graph():
         assert not model.loss(x, y).requires_grad
 
 
-def test_loss_compiles_in_one_graph_and_gives_the_same():
+def test_products_of_a_gpu_have_aligned_rows_and_the_gradient_has_none_of_them(width):
+    model, (x, y) = small(), torch.randint(101, (2, 2, 9))
+    products = []
+    with Recorder(products):
+        loss = model.loss(x, y)
+    shapes = [shape for shape, _ in products][-3:]
+    assert shapes == [(18, width), (18, 32), (101, 32)]
+    loss.backward()
+    assert model.token_embedding.weight.grad.shape == (101, 32)
+    assert model.count_parameters() == slm.model.config.count_parameters(model.config)
+
+
+def test_loss_compiles_in_one_graph_and_gives_the_same(width):
     model, (x, y) = small(), torch.randint(101, (2, 2, 9))
     compiled = torch.compile(model.loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, y), model.loss(x, y))
