@@ -1199,11 +1199,9 @@ def count_memory(
     per_block += 2 * (b if on_cpu else 1) * D if dropped else 0
     embedding = 4 + (4 if on_cpu else 1) * dropped  # bytes per channel
     output = V * D  # numbers in the output matrix, of which the loss makes the gradient
-    width = logit_columns(V, device)
-    logits = b * width * logit_rows(tokens, width, b, device)[0]
-    logits += min(_loss_bytes(device)[1], 4 * tokens * width) * half  # 32-bit copies
-    matrix = b * width * D if half or width > V else 0  # the table, as it is multiplied
-    in_the_loss = 8 * tokens * D + 4 * output + matrix + logits
+    logits = b * V * logit_rows(tokens, V, b, device)[0]
+    logits += min(_loss_bytes(device)[1], 4 * tokens * V) * half  # 32-bit copies
+    in_the_loss = 8 * tokens * D + (4 + b * half) * output + logits
     behind_it = 12 * tokens * D + 8 * output
     gradients = 4 * parameters
     return Memory(
