@@ -7,7 +7,7 @@ Exported from chapters/03_gpt.py; edit it there.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,13 @@ def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
         rows += columns.T @ h
 
 
+def _after(counts: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """The same `counts`, which a compiler can't know before these single numbers."""
+    for value in values:
+        counts = counts & (value.isnan() | ~value.isnan())
+    return counts
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of `hidden @ weight.T`, some rows at a time.
 
@@ -292,14 +299,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device, N, V = hidden.device.type, len(targets), weight.size(0)
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        width = logit_columns(V, device)
+        width, compiling = logit_columns(V, device), torch.compiler.is_compiling()
         rows, few = logit_rows(N, width, dtype.itemsize, device)
-        if torch.compiler.is_compiling():
-            few = max(1, rows)  # a compiled kernel makes no copies
+        few = max(1, rows) if compiling else few  # a compiled kernel makes no copies
         count = targets.ne(IGNORE).sum().clamp(min=1)
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight) if with_gradient else None
+        known: list[Tensor] = []  # numbers of the last block
         matrix = weight.to(dtype)  # (V, D)
         if width > V:
             matrix = F.pad(matrix, (0, 0, 0, width - V))  # (width, D)
@@ -307,6 +314,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for first in range(0, N, max(1, rows)):
                 part = slice(first, first + rows)
                 counts = targets[part, None] != IGNORE  # (rows, 1)
+                if compiling:
+                    counts = _after(counts, known)
                 y = targets[part, None].clamp(min=0)  # (rows, 1)
                 # (rows, D); what does not count is 0, even nan
                 h = hidden[part].to(dtype).masked_fill(~counts, 0)
@@ -316,9 +325,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 for i in range(0, len(z), few):
                     some = slice(i, i + few)
                     loss += (_to_gradient_(z[some], y[some]) * counts[some]).sum()
+                known = [loss]
                 if grad_hidden is not None and grad_weight is not None:
                     grad_hidden[part] = z @ matrix * counts
                     _add_product_(grad_weight, z[:, :V], h)
+                    known = [grad_hidden[first, 0], grad_weight[0, 0]]
                 del z  # before the next block is made
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))

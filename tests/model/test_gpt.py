@@ -1,10 +1,13 @@
 """slm.model.gpt against PyTorch's cross entropy and its own promises."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slm.model.gpt
@@ -237,6 +240,33 @@ def test_loss_compiles_in_one_graph_and_gives_the_same(width):
     found = torch.autograd.grad(compiled(x, y), model.parameters())
     for mine, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, reference)
+
+
+def test_a_compiler_cannot_make_the_logits_of_all_blocks_at_once(monkeypatch, width):
+    """Each block's logits need both gradients of the block before, as PyTorch cuts the graph for its compiler."""
+    monkeypatch.setattr(slm.model.gpt, "logit_rows", lambda N, *_: (-(-N // 3), 5))
+    model, (x, y) = small(), torch.randint(101, (2, 2, 9))
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    cut = min_cut_rematerialization_partition
+    backend = aot_autograd(fw_compiler=keep, partition_fn=cut)
+    loss = torch.compile(model.loss, fullgraph=True, backend=backend)(x, y)
+    torch.testing.assert_close(loss, model.loss(x, y))
+    needs = {}  # all that a node is computed from
+    for node in graphs[0].nodes:
+        inputs = node.all_input_nodes
+        needs[node] = set(inputs).union(*(needs[each] for each in inputs))
+    products = [node for node in needs if node.target is torch.ops.aten.mm.default]
+    logits = [node for node in products if node.meta["val"].shape == (6, width)]
+    assert len(logits) == 3
+    for before, after in itertools.pairwise(logits):
+        users = [node for node in products if before in needs[node]]
+        gradients = [node for node in users if logits[-1] not in {node, *needs[node]}]
+        assert len(set(gradients) & needs[after]) >= 2
 
 
 def test_one_batch_is_learned_by_heart():
