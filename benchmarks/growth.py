@@ -9,7 +9,7 @@
 - the time of a written token, and the memory of keys and values, with the tokens before it.
 
 Each size is measured in a process of its own, on one thread. Seconds are CPU seconds of that process. Memory is its peak
-over what it had before. A cost is straight if no size lies further than a tenth from the line.
+over what it had before. A cost is straight if no size lies further from the line than a tenth of the largest.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from slm.generation import Sampling, generate_tokens
 from slm.model.config import GPTConfig, count_parameters
 from slm.model.gpt import GPT
 from slm.training.checkpoint import Checkpointer
-from slm.training.config import make_config
 from slm.training.metrics import MetricsFile
 from slm.training.trainer import Trainer
 
@@ -133,7 +132,6 @@ def checkpoint(width: int) -> Costs:
                 checkpointer.save(trainer)
                 checkpointer.finish()
 
-            save()  # what saving brings along once
             return {"MB": measured(save)["MB"]}
 
 
@@ -196,7 +194,7 @@ KINDS = {
             (1000, 3000, 10_000),
             (20, 40, 60),
             100_000,
-            "each is looked at, opened and hashed",
+            "each is looked at, opened and hashed, and its name and size are kept",
         ),
         Kind(
             "documents",
@@ -214,16 +212,16 @@ KINDS = {
             (200_000, 600_000, 1_800_000),
             (50, 100, 200),
             100_000_000,
-            "where each document and each row begins, and for a moment how they follow",
+            "of `packing: documents`: where each document and each row begins; `stream` holds none of it",
         ),
         Kind(
             "checkpoint",
             "parameters",
             checkpoint,
-            (192, 384, 576),
+            (256, 512, 768),
             (8, 16, 24),
             774_030_080,
-            "weights and AdamW's two averages, copied: 12 bytes each",
+            "weights and AdamW's two averages are copied, 12 bytes each; some of it lies where gradients were",
         ),
         Kind(
             "writing",
@@ -239,13 +237,15 @@ KINDS = {
 
 
 def line(work: Iterable[float], costs: Iterable[float]) -> tuple[float, float, float]:
-    """The fixed part, the cost of one unit, and how far the furthest size lies from the line."""
+    """The fixed part, the cost of one unit, and how far the furthest size lies from the line.
+
+    The last as a share of the largest cost.
+    """
     work, costs = list(work), list(costs)
     fit = statistics.linear_regression(work, costs)
-    off = max(
-        abs(cost / (fit.intercept + fit.slope * size) - 1)
-        for size, cost in zip(work, costs, strict=True)
-    )
+    pairs = zip(work, costs, strict=True)
+    furthest = max(abs(cost - fit.intercept - fit.slope * size) for size, cost in pairs)
+    off = furthest / (max(costs) or 1.0)
     return fit.intercept, fit.slope, off
 
 
@@ -254,7 +254,7 @@ def alone(what: str, size: int) -> Costs:
     command = [sys.executable, __file__, "--alone", json.dumps([what, size])]
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=threads
+        command, check=True, capture_output=True, text=True, env=threads
     )
     found: Costs = json.loads(done.stdout.splitlines()[-1])
     return found

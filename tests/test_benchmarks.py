@@ -37,11 +37,13 @@ TINY = {
     "prepare_tokens.py": ["--megabytes", "0.5", "--rounds", "1", "--kinds", "jsonl"],
     "train_bpe.py": ["--megabytes", "0.02", "--vocab", "300", "--rounds", "1"],
     "gpu.py": ["--tiny"],
+    "growth.py": ["--tiny"],
 }
 ROWS = {
     "loader.py": ["| 1 | list |", "| 1 | map, per row |", "| 1 | slm |"],
     "prepare_tokens.py": ["| encode_ordinary_batch |", "| .jsonl |"],
     "train_bpe.py": ["| recounting |"],
+    "growth.py": ["| metrics, steps | kB |", "| yes |", "- writing: all weights"],
     "gpu.py": [
         "| graphs of ours and of the plain GPT together | 3 |",
         "| weights after the kill are the same bytes | 1 |",
@@ -139,8 +141,8 @@ def test_each_benchmark_runs(script, benchmark, monkeypatch, capsys, gpt2_cache)
     assert printed.count("|---|") >= 1
     for row in ROWS.get(script, []):
         assert row in printed, row
-    # the bars of these two are for 30 and 240 seconds, and for a GPU
-    if script not in ("shakespeare.py", "gpu.py"):
+    # the bars of the first are for 30 and 240 seconds, and of the second for a GPU
+    if script not in ("shakespeare.py", "gpu.py", "growth.py"):
         assert "met " in printed or "MISSED" in printed
 
 
@@ -174,3 +176,10 @@ def test_on_a_gpu_a_part_that_fails_costs_no_other(benchmark, monkeypatch, tmp_p
         "| sound | speed | 2.00 | at least 1.00 | met |",
     ):
         assert row in written, written
+
+
+def test_a_line_tells_its_parts_and_how_far_the_costs_lie_from_it(benchmark):
+    line = benchmark("growth.py").line
+    assert line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((3.0, 2.0, 0.0))
+    assert line([1, 2, 4], [1.0, 4.0, 16.0])[2] > 0.05
+    assert line([1, 2, 3], [0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0)
