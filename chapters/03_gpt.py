@@ -32,7 +32,7 @@ course.start()
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ from torch import Tensor, nn
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
 from slm.errors import SlmError, section
-from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
+from slm.model.config import (
+    IGNORE,
+    GPTConfig,
+    count_parameters,
+    logit_columns,
+    logit_rows,
+)
 from slm.model.pretrained import (
     find_pretrained,
     read_shape,
@@ -871,8 +877,12 @@ for name, a, b in zip(("loss", "for h", "for W"), in_chunks, expected, strict=Tr
 # be efficient. Inside a block the softmax, which needs 32-bit numbers even where the
 # products use 16 (*autocast*, see [the trainer](#trainer/precision)), takes so few rows
 # at a time that they never leave the processor's cache: fetching memory, not
-# arithmetic, is what costs here. How many rows that makes is a question of memory, so
-# it is answered beside the shape:
+# arithmetic, is what costs here. A GPU has no such cache for them; there a compiler
+# writes kernels that keep the 32-bit numbers to themselves. But its matrix units are
+# slow where the rows of a matrix begin anywhere, so the products get a few columns
+# more, up to a multiple of 128. They are no tokens: their logits are $-\infty$, so that
+# probability and gradient are 0, and nobody sees them. How many rows and columns that
+# makes is a question of memory, so it is answered beside the shape:
 
 
 # %%
@@ -880,24 +890,32 @@ for name, a, b in zip(("loss", "for h", "for W"), in_chunks, expected, strict=Tr
 def _loss_bytes(device: str) -> tuple[int, int]:
     """Bytes of logits that the loss holds at once, and of their 32-bit copies.
 
-    32 MB and 4 MB on a CPU, whose cache the copies should fit; 512 and 256 elsewhere.
+    32 MB and 4 MB on a CPU, whose cache the copies should fit; 1 GB and 256 MB
+    elsewhere, where each block costs a pass over the gradient of the table.
     """
-    return (2**25, 2**22) if device == "cpu" else (2**29, 2**28)
+    return (2**25, 2**22) if device == "cpu" else (2**30, 2**28)
+
+
+def logit_columns(vocab_size: int, device: str) -> int:
+    """Columns of the loss's products: a multiple of 128, for the units of a GPU."""
+    return vocab_size if device == "cpu" else 128 * math.ceil(vocab_size / 128)
 
 
 def logit_rows(
-    n_rows: int, vocab_size: int, bytes_per_number: int, device: str
+    n_rows: int, columns: int, bytes_per_number: int, device: str
 ) -> tuple[int, int]:
     """How many rows of logits the loss holds at once, and how many 32-bit copies."""
     block, copies = _loss_bytes(device)
-    blocks = max(1, math.ceil(n_rows * vocab_size * bytes_per_number / block))
-    return math.ceil(n_rows / blocks), max(1, copies // (4 * vocab_size))
+    blocks = max(1, math.ceil(n_rows * columns * bytes_per_number / block))
+    return math.ceil(n_rows / blocks), max(1, copies // (4 * columns))
 
 
 # %% [markdown]
 # Two helpers first. One turns a block of logits into its losses and, in the same
-# memory, into the gradient that the formula gives. The other adds a product to the
-# gradient of the table, in slices, so that no second table is made.
+# memory, into the gradient that the formula gives. (The 1 of each row's target is
+# subtracted where it stands; a compiler is given a comparison with all columns instead,
+# which it does in passing.) The other adds a product to the gradient of the table, on a
+# CPU in slices, so that no second table is made.
 
 
 # %%
@@ -916,14 +934,27 @@ def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     z = z.sub_(z.amax(-1, keepdim=True))  # so that no exponential overflows
     picked = z.gather(1, targets)  # (N, 1)
     total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
-    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    z = z.div_(total)
+    if torch.compiler.is_compiling():  # would write and read all of z for a scatter
+        z = z - (torch.arange(z.size(1), device=z.device) == targets).float()
+    else:
+        z.scatter_add_(1, targets, -torch.ones_like(total))
+    logits.copy_(z)
     return total.log() - picked
 
 
 def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
-    """Add `dz.T @ h` to `total` `(V, D)`, in slices: no second table in memory."""
-    for rows, columns in zip(total.split(2**13), dz.split(2**13, 1), strict=True):
+    """Add `dz.T @ h` to `total` `(V, D)`, on a CPU without a second table."""
+    size = 2**13 if total.is_cpu else len(total)
+    for rows, columns in zip(total.split(size), dz.split(size, 1), strict=True):
         rows += columns.T @ h
+
+
+def _after(counts: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """The same `counts`, which a compiler can't know before these single numbers."""
+    for value in values:
+        counts = counts & (value.isnan() | ~value.isnan())
+    return counts
 
 
 # %% [markdown]
@@ -931,11 +962,16 @@ def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
 # `forward` computes and puts aside, `backward` hands out. Targets of `IGNORE`, -100 as
 # everywhere in PyTorch, mark positions that do not count.
 #
-# The loop takes `rows` rows at a time. It makes their logits `z`, has `few` of them at
-# a time turned into losses and gradient, and uses the gradient at once: for the rows
-# themselves, and for the table. Then `z` is let go. Dividing by the number of targets
-# that count is left to the end. In `backward` there is nothing to compute but a product
-# with the gradient that comes from above.
+# The loop takes `rows` rows at a time. It makes their logits `z`, in `width` columns of
+# which the first `V` are tokens, has `few` rows at a time turned into losses and
+# gradient, and uses the gradient at once: for the rows themselves, and for the table.
+# Then `z` is let go. Dividing by the number of targets that count is left to the end.
+# In `backward` there is nothing to compute but a product with the gradient that comes
+# from above.
+#
+# A compiler puts operations into an order of its own, and would make the logits of all
+# blocks first, since nothing forbids it. So a block begins with `_after`: which rows
+# count cannot be known before the gradients of the block before it.
 
 
 # %%
@@ -953,26 +989,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device, N, V = hidden.device.type, len(targets), weight.size(0)
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        rows, few = logit_rows(N, V, dtype.itemsize, device)
+        width, compiling = logit_columns(V, device), torch.compiler.is_compiling()
+        rows, few = logit_rows(N, width, dtype.itemsize, device)
+        few = max(1, rows) if compiling else few  # a compiled kernel makes no copies
         count = targets.ne(IGNORE).sum().clamp(min=1)
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight) if with_gradient else None
+        known: list[Tensor] = []  # numbers of the last block
         matrix = weight.to(dtype)  # (V, D)
+        if width > V:
+            matrix = F.pad(matrix, (0, 0, 0, width - V))  # (width, D)
         with torch.autocast(device, enabled=False):
             for first in range(0, N, max(1, rows)):
                 part = slice(first, first + rows)
                 counts = targets[part, None] != IGNORE  # (rows, 1)
+                if compiling:
+                    counts = _after(counts, known)
                 y = targets[part, None].clamp(min=0)  # (rows, 1)
                 # (rows, D); what does not count is 0, even nan
                 h = hidden[part].to(dtype).masked_fill(~counts, 0)
-                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                z = h @ matrix.T  # (rows, width), the logits and then their gradient
+                if width > V:
+                    z[:, V:] = -torch.inf
                 for i in range(0, len(z), few):
                     some = slice(i, i + few)
                     loss += (_to_gradient_(z[some], y[some]) * counts[some]).sum()
+                known = [loss]
                 if grad_hidden is not None and grad_weight is not None:
                     grad_hidden[part] = z @ matrix * counts
-                    _add_product_(grad_weight, z, h)
+                    _add_product_(grad_weight, z[:, :V], h)
+                    known = [grad_hidden[first, 0], grad_weight[0, 0]]
                 del z  # before the next block is made
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))

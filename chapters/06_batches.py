@@ -40,6 +40,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -808,6 +809,19 @@ def epoch_batches(self, most: int | None = None) -> Iterator[tuple[Tensor, Tenso
     firsts = range(self.rank * B, R, B * self.world_size)
     groups = (np.arange(first, min(first + B, R)) for first in firsts)
     return map_ahead(self._fetch, groups, self.num_workers)
+
+
+# %% [markdown]
+# That shorter batch is a nuisance where kernels were compiled for one shape. A row
+# whose targets are all `IGNORE` changes no mean, so a batch can be filled up.
+
+
+# %%
+#| export
+def fill_batch(x: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Both, `(B, T)`, with as many rows as are asked for; the new hold no target."""
+    missing = (0, 0, 0, rows - len(x))
+    return F.pad(x, missing), F.pad(y, missing, value=IGNORE)
 
 
 # %% [markdown]

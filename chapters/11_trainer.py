@@ -95,7 +95,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.data.batches import TokenLoader, share_rows
+from slm.data.batches import TokenLoader, fill_batch, share_rows
 from slm.model.config import IGNORE
 from slm.errors import SlmError
 from slm.model.gpt import GPT
@@ -831,7 +831,9 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(choose_device())
     # the others wait while the first one evaluates, saves and logs
     patience = datetime.timedelta(minutes=30)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
+    # numbers on the CPU are added up there, and the GPUs need not wait for it
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=patience)
     try:
         yield
     finally:
@@ -1214,7 +1216,8 @@ class Trainer:
         self.optimizers = make_optimizers(model, t)
         self.scaler = torch.amp.GradScaler(kind, enabled=self.dtype == torch.float16)
         self.loss: Any = LossModule(model)
-        if t.compile and kind == "cuda":
+        self.compiled = t.compile and kind == "cuda"
+        if self.compiled:
             self.loss.compile()
         if world_size() > 1:
             ids = [self.device.index] if kind == "cuda" else None
@@ -1222,8 +1225,8 @@ class Trainer:
 
         self.batch_size = getattr(train_loader, "batch_size", 0)
         self.share(world_size())
-        self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
-        self.skipped_steps = 0  # by float16, because a gradient overflowed
+        # steps are skipped by float16, because a gradient overflowed
+        self.step, self.tokens_seen, self.seconds, self.skipped_steps = 0, 0, 0.0, 0
         self.val_loss: float | None = None  # the last one
         self.metrics: list[dict[str, Any]] = []
         self.pending: list[Tensor] = []  # loss and gradient norm since the last row
@@ -1335,9 +1338,7 @@ def param_groups(self) -> list[dict[str, Any]]:
 @course.add_to(Trainer)
 def summed(self, counts: list[int]) -> list[float]:
     """The counts, added up over all processes."""
-    totals = torch.tensor(counts, dtype=torch.float64)
-    if world_size() > 1:
-        totals = sum_over_ranks(totals.to(self.device))
+    totals = sum_over_ranks(torch.tensor(counts, dtype=torch.float64))
     found: list[float] = totals.tolist()
     return found
 
@@ -1355,9 +1356,10 @@ def autocast(self) -> torch.autocast:
 # `n` forward and backward passes to get it, none of which held more than a part of the
 # batch. Nothing was printed. On one device nothing waited for it, unless the type is
 # float16, where whether to step depends on the gradient itself; several processes wait
-# once per step, for the counts. At every hundredth step (`HISTOGRAMS_EVERY`) all wait
-# longer: `gradient_histograms` counts how large the entries of each gradient are,
-# before the clipping, and the metrics get a row of it.
+# for each other's counts, which go from CPU to CPU while the GPUs work. At every
+# hundredth step (`HISTOGRAMS_EVERY`) all wait longer: `gradient_histograms` counts how
+# large the entries of each gradient are, before the clipping, and the metrics get a row
+# of it.
 #
 # Two details are easy to get wrong. The rate is set *before* the step, for the step
 # that is about to be made: step 0 has the first rate. And the gradients are cleared
@@ -1368,8 +1370,11 @@ def autocast(self) -> torch.autocast:
 #
 # Held-out text, all of it or the first `eval_batches`, is scored in evaluation mode,
 # without dropout. The mean is over *targets*, not over batches, for the same reason as
-# above: batches hold different numbers of them. `evaluating` puts the model back into
-# the mode in which it came, so looking at a model never changes a run.
+# above: batches hold different numbers of them. The last batch may also hold fewer
+# rows. `torch.compile` makes kernels for one shape, and for another one it would spend
+# half a minute on new ones; so there the batch is filled up with rows that hold no
+# target. `evaluating` puts the model back into the mode in which it came, so looking at
+# a model never changes a run.
 
 
 # %%
@@ -1400,12 +1405,13 @@ def validate(self) -> float:
         rows = self.val_loader.batch_size * self.began_with
         batches = self.val_loader.epoch_batches(most and most * rows)
     totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
+    rows = 0
     with evaluating(self.model):
         for x, y in batches:
-            count = int((y != IGNORE).sum())
-            with self.autocast():
-                loss = self.model.loss(x.to(self.device), y.to(self.device))
-            totals[0] += loss * count
+            count, rows = int((y != IGNORE).sum()), max(rows, len(x))
+            if self.compiled and len(x) < rows:
+                x, y = fill_batch(x, y, rows)
+            totals[0] += self.forward(x, y, last=True) * count
             totals[1] += count
     loss_sum, targets = sum_over_ranks(totals)
     if not targets:

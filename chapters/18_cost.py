@@ -868,8 +868,8 @@ ASSUMPTIONS = textwrap.fill(
     + ", ".join(f"{name} ± {spread:.0%}" for name, spread in SPREAD.items())
     + f". Includes {START_UP[0] / 60:g}-{START_UP[1] / 60:g} minutes of start-up, "
     f"{OVERHEAD:.0%} for evaluation and checkpoints, and the container's CPU cores and "
-    "memory. Not counted: the work of muon (much with small batches), and the "
-    "communication of several GPUs, as if it were free.",
+    "memory. Not counted: the work of muon (much with small batches), and what several "
+    "GPUs send each other, all gradients in each step, 4 bytes for every parameter.",
     88,
 )
 

@@ -122,7 +122,9 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(choose_device())
     # the others wait while the first one evaluates, saves and logs
     patience = datetime.timedelta(minutes=30)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
+    # numbers on the CPU are added up there, and the GPUs need not wait for it
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=patience)
     try:
         yield
     finally:

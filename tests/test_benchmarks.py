@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
@@ -36,12 +37,21 @@ TINY = {
     "loader.py": ["--megabytes", "1", "--rounds", "1", "--batches", "10"],
     "prepare_tokens.py": ["--megabytes", "0.5", "--rounds", "1", "--kinds", "jsonl"],
     "train_bpe.py": ["--megabytes", "0.02", "--vocab", "300", "--rounds", "1"],
+    "gpu.py": ["--tiny"],
+    "growth.py": ["--tiny"],
 }
 ROWS = {
     "cost_prediction.py": ["| H200 | slm | 8 |", "| 64 | 173,824 |"],
     "loader.py": ["| 1 | list |", "| 1 | map, per row |", "| 1 | slm |"],
     "prepare_tokens.py": ["| encode_ordinary_batch |", "| .jsonl |"],
     "train_bpe.py": ["| recounting |"],
+    "growth.py": ["| metrics, steps | kB |", "| yes |", "- writing: all weights"],
+    "gpu.py": [
+        "| graphs of ours and of the plain GPT together | 3 |",
+        "| weights after the kill are the same bytes | 1 |",
+        "| and all losses | 1 |",
+        "NCCL is not used between them",
+    ],
 }
 
 
@@ -116,7 +126,9 @@ def benchmark(monkeypatch):
         if script == "training_step.py":
             monkeypatch.setattr(module, "D", 48)
             monkeypatch.setattr(module, "T", 16)
-        monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=once), False)
+        if script != "gpu.py":  # whose processes end in different ways
+            fresh = SimpleNamespace(run=once)
+            monkeypatch.setattr(module, "subprocess", fresh, False)
         return module
 
     return load
@@ -130,8 +142,10 @@ def test_each_benchmark_runs(script, benchmark, monkeypatch, capsys, gpt2_cache)
     benchmark(script).main()
     printed = capsys.readouterr().out
     assert printed.count("|---|") >= 1
-    assert all(row in printed for row in ROWS.get(script, []))
-    if script != "shakespeare.py":  # its bars are for 30 and 240 seconds
+    for row in ROWS.get(script, []):
+        assert row in printed, row
+    # the bars of the first are for 30 and 240 seconds, and of the second for a GPU
+    if script not in ("shakespeare.py", "gpu.py", "growth.py"):
         assert "met " in printed or "MISSED" in printed
 
 
@@ -156,3 +170,42 @@ def test_a_held_out_card_is_not_asked(benchmark):
     assert script.without("H200", slower("A100")) != script.without(
         "H200", script.STEPS
     )
+
+
+def test_on_a_gpu_a_part_that_fails_costs_no_other(benchmark, monkeypatch, tmp_path):
+    """And what the minutes do not hold is told; the table is there after each part."""
+    gpu = benchmark("gpu.py")
+
+    def fails(report):
+        report.bar("speed", 0.5, 1.0)
+        raise RuntimeError("no kernel")
+
+    def works(report):
+        report.bar("speed", 2.0, 1.0)
+
+    scale = replace(gpu.TINY, device=torch.device("cuda"))
+    parts = {"long": (1000, works), "broken": (1, fails), "sound": (1, works)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu, "FULL", scale)
+    monkeypatch.setattr(gpu, "empty", lambda scale: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        gpu.main()
+    written = Path(tmp_path, "gpu-H200.md").read_text()
+    for row in (
+        "| long | all of it |  |  | not measured: 420 s left of 1000 |",
+        "| broken | speed | 0.50 | at least 1.00 | MISSED |",
+        "| broken | the rest | RuntimeError: no kernel |  | FAILED |",
+        "| sound | speed | 2.00 | at least 1.00 | met |",
+    ):
+        assert row in written, written
+
+
+def test_a_line_tells_its_parts_and_how_far_the_costs_lie_from_it(benchmark):
+    line = benchmark("growth.py").line
+    assert line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((3.0, 2.0, 0.0))
+    assert line([1, 2, 4], [1.0, 4.0, 16.0])[2] > 0.05
+    assert line([1, 2, 3], [0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0)

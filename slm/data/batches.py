@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -348,6 +349,12 @@ class TokenLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where another loader stood; the next iterator starts there."""
         self.seed, self.step = state["seed"], state["step"]
+
+
+def fill_batch(x: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Both, `(B, T)`, with as many rows as are asked for; the new hold no target."""
+    missing = (0, 0, 0, rows - len(x))
+    return F.pad(x, missing), F.pad(y, missing, value=IGNORE)
 
 
 def share_rows(rows: int, processes: int, most: int) -> tuple[int, int] | None:

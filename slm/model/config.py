@@ -99,18 +99,24 @@ def count_flops_per_token(config: GPTConfig, training: bool = True) -> int:
 def _loss_bytes(device: str) -> tuple[int, int]:
     """Bytes of logits that the loss holds at once, and of their 32-bit copies.
 
-    32 MB and 4 MB on a CPU, whose cache the copies should fit; 512 and 256 elsewhere.
+    32 MB and 4 MB on a CPU, whose cache the copies should fit; 1 GB and 256 MB
+    elsewhere, where each block costs a pass over the gradient of the table.
     """
-    return (2**25, 2**22) if device == "cpu" else (2**29, 2**28)
+    return (2**25, 2**22) if device == "cpu" else (2**30, 2**28)
+
+
+def logit_columns(vocab_size: int, device: str) -> int:
+    """Columns of the loss's products: a multiple of 128, for the units of a GPU."""
+    return vocab_size if device == "cpu" else 128 * math.ceil(vocab_size / 128)
 
 
 def logit_rows(
-    n_rows: int, vocab_size: int, bytes_per_number: int, device: str
+    n_rows: int, columns: int, bytes_per_number: int, device: str
 ) -> tuple[int, int]:
     """How many rows of logits the loss holds at once, and how many 32-bit copies."""
     block, copies = _loss_bytes(device)
-    blocks = max(1, math.ceil(n_rows * vocab_size * bytes_per_number / block))
-    return math.ceil(n_rows / blocks), max(1, copies // (4 * vocab_size))
+    blocks = max(1, math.ceil(n_rows * columns * bytes_per_number / block))
+    return math.ceil(n_rows / blocks), max(1, copies // (4 * columns))
 
 
 # What a training step holds in memory

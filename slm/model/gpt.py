@@ -7,7 +7,7 @@ Exported from chapters/03_gpt.py; edit it there.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from slm.errors import SlmError, section
 from slm.model.attention import Cache
 from slm.model.blocks import TransformerBlock
-from slm.model.config import IGNORE, GPTConfig, count_parameters, logit_rows
+from slm.model.config import (
+    IGNORE,
+    GPTConfig,
+    count_parameters,
+    logit_columns,
+    logit_rows,
+)
 from slm.model.pretrained import (
     find_pretrained,
     read_shape,
@@ -258,14 +264,27 @@ def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     z = z.sub_(z.amax(-1, keepdim=True))  # so that no exponential overflows
     picked = z.gather(1, targets)  # (N, 1)
     total = z.exp_().sum(-1, keepdim=True)  # (N, 1)
-    logits.copy_(z.div_(total).scatter_add_(1, targets, -torch.ones_like(total)))
+    z = z.div_(total)
+    if torch.compiler.is_compiling():  # would write and read all of z for a scatter
+        z = z - (torch.arange(z.size(1), device=z.device) == targets).float()
+    else:
+        z.scatter_add_(1, targets, -torch.ones_like(total))
+    logits.copy_(z)
     return total.log() - picked
 
 
 def _add_product_(total: Tensor, dz: Tensor, h: Tensor) -> None:
-    """Add `dz.T @ h` to `total` `(V, D)`, in slices: no second table in memory."""
-    for rows, columns in zip(total.split(2**13), dz.split(2**13, 1), strict=True):
+    """Add `dz.T @ h` to `total` `(V, D)`, on a CPU without a second table."""
+    size = 2**13 if total.is_cpu else len(total)
+    for rows, columns in zip(total.split(size), dz.split(size, 1), strict=True):
         rows += columns.T @ h
+
+
+def _after(counts: Tensor, values: Iterable[Tensor]) -> Tensor:
+    """The same `counts`, which a compiler can't know before these single numbers."""
+    for value in values:
+        counts = counts & (value.isnan() | ~value.isnan())
+    return counts
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -281,26 +300,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device, N, V = hidden.device.type, len(targets), weight.size(0)
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        rows, few = logit_rows(N, V, dtype.itemsize, device)
+        width, compiling = logit_columns(V, device), torch.compiler.is_compiling()
+        rows, few = logit_rows(N, width, dtype.itemsize, device)
+        few = max(1, rows) if compiling else few  # a compiled kernel makes no copies
         count = targets.ne(IGNORE).sum().clamp(min=1)
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight) if with_gradient else None
+        known: list[Tensor] = []  # numbers of the last block
         matrix = weight.to(dtype)  # (V, D)
+        if width > V:
+            matrix = F.pad(matrix, (0, 0, 0, width - V))  # (width, D)
         with torch.autocast(device, enabled=False):
             for first in range(0, N, max(1, rows)):
                 part = slice(first, first + rows)
                 counts = targets[part, None] != IGNORE  # (rows, 1)
+                if compiling:
+                    counts = _after(counts, known)
                 y = targets[part, None].clamp(min=0)  # (rows, 1)
                 # (rows, D); what does not count is 0, even nan
                 h = hidden[part].to(dtype).masked_fill(~counts, 0)
-                z = h @ matrix.T  # (rows, V), the logits and then their gradient
+                z = h @ matrix.T  # (rows, width), the logits and then their gradient
+                if width > V:
+                    z[:, V:] = -torch.inf
                 for i in range(0, len(z), few):
                     some = slice(i, i + few)
                     loss += (_to_gradient_(z[some], y[some]) * counts[some]).sum()
+                known = [loss]
                 if grad_hidden is not None and grad_weight is not None:
                     grad_hidden[part] = z @ matrix * counts
-                    _add_product_(grad_weight, z, h)
+                    _add_product_(grad_weight, z[:, :V], h)
+                    known = [grad_hidden[first, 0], grad_weight[0, 0]]
                 del z  # before the next block is made
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.div_(count), grad_weight.div_(count))

@@ -8,6 +8,7 @@ Exported from chapters/10_settings.py; edit it there.
 import functools
 import importlib.util
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -105,19 +106,26 @@ class Dollars(Observer):
 
 def gradient_histograms(model: Any) -> dict[str, Any]:
     """For each parameter, 32 equal bins from its gradient's least to largest entry."""
+    import torch
+
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    limits = torch.stack([torch.stack(grad.aminmax()) for grad in named.values()])
     row: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            continue
-        entries = parameter.grad.float()
-        entries = entries[entries.isfinite()]  # a float16 step may overflow
-        if entries.numel():
+    for (name, grad), (low, high) in zip(named.items(), limits.tolist(), strict=True):
+        entries = grad.float().flatten()
+        if not math.isfinite(high - low):  # a float16 step has overflowed
+            entries = entries[entries.isfinite()]
+            if not len(entries):
+                continue
             low, high = (limit.item() for limit in entries.aminmax())
-            # float32, in which histc counts, goes no further than 2**24
-            parts = entries.split(2**24)
-            counts = sum(part.histc(32, low, high).long() for part in parts)
-            histogram = {"low": low, "high": high, "counts": counts.tolist()}
-            row[f"gradients/{name}"] = histogram
+        # float32, in which histc counts, goes no further than 2**24
+        parts = entries.split(2**24)
+        counts = sum(part.histc(32, low, high).long() for part in parts)
+        row[f"gradients/{name}"] = {"low": low, "high": high, "counts": counts}
+    if row:
+        counted = torch.stack([histogram["counts"] for histogram in row.values()])
+        for histogram, counts in zip(row.values(), counted.tolist(), strict=True):
+            histogram["counts"] = counts
     return row
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from slm.data.batches import TokenLoader, share_rows
+from slm.data.batches import TokenLoader, fill_batch, share_rows
 from slm.errors import SlmError
 from slm.hardware import (
     choose_device,
@@ -104,7 +104,8 @@ class Trainer:
         self.optimizers = make_optimizers(model, t)
         self.scaler = torch.amp.GradScaler(kind, enabled=self.dtype == torch.float16)
         self.loss: Any = LossModule(model)
-        if t.compile and kind == "cuda":
+        self.compiled = t.compile and kind == "cuda"
+        if self.compiled:
             self.loss.compile()
         if world_size() > 1:
             ids = [self.device.index] if kind == "cuda" else None
@@ -112,8 +113,8 @@ class Trainer:
 
         self.batch_size = getattr(train_loader, "batch_size", 0)
         self.share(world_size())
-        self.step, self.tokens_seen, self.seconds = 0, 0, 0.0
-        self.skipped_steps = 0  # by float16, because a gradient overflowed
+        # steps are skipped by float16, because a gradient overflowed
+        self.step, self.tokens_seen, self.seconds, self.skipped_steps = 0, 0, 0.0, 0
         self.val_loss: float | None = None  # the last one
         self.metrics: list[dict[str, Any]] = []
         self.pending: list[Tensor] = []  # loss and gradient norm since the last row
@@ -191,9 +192,7 @@ class Trainer:
 
     def summed(self, counts: list[int]) -> list[float]:
         """The counts, added up over all processes."""
-        totals = torch.tensor(counts, dtype=torch.float64)
-        if world_size() > 1:
-            totals = sum_over_ranks(totals.to(self.device))
+        totals = sum_over_ranks(torch.tensor(counts, dtype=torch.float64))
         found: list[float] = totals.tolist()
         return found
 
@@ -217,12 +216,13 @@ class Trainer:
             rows = self.val_loader.batch_size * self.began_with
             batches = self.val_loader.epoch_batches(most and most * rows)
         totals = torch.zeros(2, device=self.device)  # sum of losses, number of targets
+        rows = 0
         with evaluating(self.model):
             for x, y in batches:
-                count = int((y != IGNORE).sum())
-                with self.autocast():
-                    loss = self.model.loss(x.to(self.device), y.to(self.device))
-                totals[0] += loss * count
+                count, rows = int((y != IGNORE).sum()), max(rows, len(x))
+                if self.compiled and len(x) < rows:
+                    x, y = fill_batch(x, y, rows)
+                totals[0] += self.forward(x, y, last=True) * count
                 totals[1] += count
         loss_sum, targets = sum_over_ranks(totals)
         if not targets:

@@ -19,6 +19,7 @@ from slm.data.batches import (
     TokenLoader,
     encode,
     epoch_order,
+    fill_batch,
     map_ahead,
 )
 from slm.data.tokenizer import get_tokenizer
@@ -324,3 +325,11 @@ def test_a_number_out_of_range_is_one_sentence(options: dict, message: str) -> N
     with pytest.raises(SlmError) as error:
         loader(**options)
     assert str(error.value) == message
+
+
+def test_a_batch_is_filled_up_with_rows_that_hold_no_target():
+    x, y = torch.randint(9, (2, 3, 5))
+    wide_x, wide_y = fill_batch(x, y, 4)
+    assert wide_x.shape == wide_y.shape == (4, 5)
+    assert torch.equal(wide_x[:3], x) and torch.equal(wide_y[:3], y)
+    assert not wide_x[3].any() and (wide_y[3] == -100).all()

@@ -1,10 +1,13 @@
 """slm.model.gpt against PyTorch's cross entropy and its own promises."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slm.model.gpt
@@ -14,7 +17,7 @@ from slm.model.gpt import GPT, _ChunkedCrossEntropy, sample_tokens
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the dtype of every matrix product with a vocabulary's side (101)."""
+    """Notes every matrix product that is made inside."""
 
     def __init__(self, found):
         super().__init__()
@@ -22,10 +25,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.mm.default and any(
-            101 in arg.shape for arg in args
-        ):
-            self.found.append(result.dtype)
+        if function is torch.ops.aten.mm.default:
+            self.found.append((tuple(result.shape), result.dtype))
         return result
 
 
@@ -89,9 +90,20 @@ def test_a_later_token_changes_no_earlier_logit():
 BLOCKS = {"one block": 2**25, "several blocks": 3 * 4 * 101 * 4}
 
 
+@pytest.fixture(params=["CPU", "GPU"])
+def width(request, monkeypatch):
+    """The columns of the loss's products, of the CPU's rule and of the GPU's."""
+    if request.param == "GPU":
+        rule = slm.model.config.logit_columns
+        monkeypatch.setattr(
+            slm.model.gpt, "logit_columns", lambda V, _: rule(V, "cuda")
+        )
+    return slm.model.gpt.logit_columns(101, "cpu")
+
+
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("ignored", [False, True])
-def test_loss_and_gradients_equal_the_plain_way(monkeypatch, block, ignored):
+def test_loss_and_gradients_equal_the_plain_way(monkeypatch, width, block, ignored):
     monkeypatch.setattr(
         slm.model.gpt,
         "logit_rows",
@@ -186,9 +198,9 @@ def test_loss_under_autocast_is_close_and_gradients_are_float32():
     with torch.autocast("cpu", torch.bfloat16), Recorder(products):
         loss = model.loss(x, y)
     loss.backward()
-    assert len(products) >= 3 and set(products) == {
-        torch.bfloat16
-    }  # logits, and two gradients
+    types = [dtype for shape, dtype in products if 101 in shape]
+    assert types == [torch.bfloat16] * 2  # logits, and the gradient of the table
+    assert products[-2] == ((48, 32), torch.bfloat16)  # and that of the stream
     assert loss.item() == pytest.approx(exact, rel=0.01)
     assert all(
         p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters()
@@ -208,7 +220,19 @@ def test_loss_in_evaluation_keeps_no_graph():
         assert not model.loss(x, y).requires_grad
 
 
-def test_loss_compiles_in_one_graph_and_gives_the_same():
+def test_products_of_a_gpu_have_aligned_rows_and_the_gradient_has_none_of_them(width):
+    model, (x, y) = small(), torch.randint(101, (2, 2, 9))
+    products = []
+    with Recorder(products):
+        loss = model.loss(x, y)
+    shapes = [shape for shape, _ in products][-3:]
+    assert shapes == [(18, width), (18, 32), (101, 32)]
+    loss.backward()
+    assert model.token_embedding.weight.grad.shape == (101, 32)
+    assert model.count_parameters() == slm.model.config.count_parameters(model.config)
+
+
+def test_loss_compiles_in_one_graph_and_gives_the_same(width):
     model, (x, y) = small(), torch.randint(101, (2, 2, 9))
     compiled = torch.compile(model.loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, y), model.loss(x, y))
@@ -216,6 +240,33 @@ def test_loss_compiles_in_one_graph_and_gives_the_same():
     found = torch.autograd.grad(compiled(x, y), model.parameters())
     for mine, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, reference)
+
+
+def test_a_compiler_cannot_make_the_logits_of_all_blocks_at_once(monkeypatch, width):
+    """Each block's logits need both gradients of the block before, as PyTorch cuts the graph for its compiler."""
+    monkeypatch.setattr(slm.model.gpt, "logit_rows", lambda N, *_: (-(-N // 3), 5))
+    model, (x, y) = small(), torch.randint(101, (2, 2, 9))
+    graphs = []
+
+    def keep(module, inputs):
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    cut = min_cut_rematerialization_partition
+    backend = aot_autograd(fw_compiler=keep, partition_fn=cut)
+    loss = torch.compile(model.loss, fullgraph=True, backend=backend)(x, y)
+    torch.testing.assert_close(loss, model.loss(x, y))
+    needs = {}  # all that a node is computed from
+    for node in graphs[0].nodes:
+        inputs = node.all_input_nodes
+        needs[node] = set(inputs).union(*(needs[each] for each in inputs))
+    products = [node for node in needs if node.target is torch.ops.aten.mm.default]
+    logits = [node for node in products if node.meta["val"].shape == (6, width)]
+    assert len(logits) == 3
+    for before, after in itertools.pairwise(logits):
+        users = [node for node in products if before in needs[node]]
+        gradients = [node for node in users if logits[-1] not in {node, *needs[node]}]
+        assert len(set(gradients) & needs[after]) >= 2
 
 
 def test_one_batch_is_learned_by_heart():

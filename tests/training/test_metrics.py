@@ -81,6 +81,20 @@ def test_the_histogram_of_an_overflowing_gradient_is_of_its_finite_entries(
     ] - 1 and math.isfinite(row["gradients/norm.weight"]["high"])
 
 
+def test_histograms_ask_the_device_twice_for_all_gradients(monkeypatch):
+    """Each question makes a GPU's queue run empty; of a gradient without a finite entry there is none."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    asked, tolist, item = [], torch.Tensor.tolist, torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: asked.append(1) or tolist(t))
+    monkeypatch.setattr(torch.Tensor, "item", lambda t: asked.append(1) or item(t))
+    assert len(gradient_histograms(model)) == 4 and len(asked) == 2
+    for parameter in model.parameters():
+        parameter.grad.fill_(math.nan)
+    assert gradient_histograms(model) == {}
+
+
 def test_the_histogram_of_a_large_gradient_counts_every_entry():
     """More entries than float32, in which histc counts, can tell apart."""
     large = torch.zeros(2**24 + 5)

@@ -278,6 +278,29 @@ def test_validation_is_the_mean_over_all_targets_and_changes_nothing(
     assert loss == pytest.approx(total / count, abs=1e-5)
 
 
+def test_training_and_validation_are_compiled_once_each(loader_of, model_of, quick):
+    """In one graph each, and not anew for the last batch of a validation, which is shorter."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    held_out = loader_of(batch_size=7, shuffle=False)
+    assert len(held_out.dataset) % 7
+    settings = {"training": quick | {"eval_batches": None}}
+    trainer = Trainer(model_of(), loader_of(), held_out, settings, "cpu", verbose=False)
+    loss = trainer.validate()
+    trainer.loss.compile(backend=counting, fullgraph=True)
+    trainer.compiled = True
+    assert trainer.validate() == pytest.approx(loss, abs=1e-6)
+    batches = trainer.batches()
+    for _ in range(2):
+        trainer.train_step(batches)
+        trainer.validate()
+    assert len(graphs) == 2
+
+
 def test_mfu_counts_every_multiplication(trainer_of):
     trainer = trainer_of()
     trainer.train_step(iter(trainer.train_loader))
