@@ -238,7 +238,7 @@ print("our slope and autograd's, equal within 2e-6:", equal)
 # again, so training keeps no more numbers than before. In `forward` that is done step
 # by step: `p` and `s` are those of the formula and lie in scratch memory; `z` is `x`,
 # then `y`, then $y\,(1 - \sigma)$, then the slope. Numbers in 16 bits are widened to
-# 32 for the slice and rounded at its end. Each thread of the processor gets 2**15
+# 32 for the slice and rounded at its end. Each thread of the processor gets 2**16
 # numbers of a slice at a time. What this way cannot do is gradients of gradients, for
 # which the slope would have to be a function of `x` again; so it refuses them.
 #
@@ -256,7 +256,7 @@ class _GELU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """`x`, contiguous, of any shape; the slope overwrites it."""
         y, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
-        a, size = 2 * math.sqrt(2 / math.pi), 2**15 * torch.get_num_threads()
+        a, size = 2 * math.sqrt(2 / math.pi), 2**16 * torch.get_num_threads()
         plus, minus = torch.tensor([a, -2 * a], dtype=wide)
         scratch = torch.empty(2, size, dtype=wide)
         slices = x.view(-1).split(size), y.view(-1).split(size)

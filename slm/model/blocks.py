@@ -24,7 +24,7 @@ class _GELU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """`x`, contiguous, of any shape; the slope overwrites it."""
         y, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
-        a, size = 2 * math.sqrt(2 / math.pi), 2**15 * torch.get_num_threads()
+        a, size = 2 * math.sqrt(2 / math.pi), 2**16 * torch.get_num_threads()
         plus, minus = torch.tensor([a, -2 * a], dtype=wide)
         scratch = torch.empty(2, size, dtype=wide)
         slices = x.view(-1).split(size), y.view(-1).split(size)
