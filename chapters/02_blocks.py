@@ -223,8 +223,8 @@ def kernel_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
 (y, slope), (their_y, their_slope) = gelu_and_slope(z), kernel_and_slope(z)
 equal = torch.allclose(y, their_y, atol=1e-6)
 print("sigmoid form and PyTorch's tanh form, equal within 1e-6:", equal)
-equal = torch.allclose(slope, their_slope, atol=2e-6)
-print("our slope and autograd's, equal within 2e-6:", equal)
+equal = torch.allclose(slope, their_slope, atol=5e-6)
+print("our slope and autograd's, equal within 5e-6:", equal)
 
 # %% [markdown]
 # Written like this it is no faster. Each operation fetches a whole tensor from memory
@@ -297,8 +297,8 @@ found = _gelu(hidden)
 (found_slope,) = torch.autograd.grad(found.sum(), hidden)
 equal = torch.allclose(found, y, atol=1e-6)
 print("in slices and PyTorch's, equal within 1e-6:", equal)
-equal = torch.allclose(found_slope, slope, atol=2e-6)
-print("slopes, equal within 2e-6:", equal)
+equal = torch.allclose(found_slope, slope, atol=5e-6)
+print("slopes, equal within 5e-6:", equal)
 
 # %% mystnb={"code_prompt_show": "Measure on your machine how long the three take"} tags=["hide-cell"]
 from course.figures.blocks import bend_milliseconds
@@ -310,7 +310,9 @@ bends = {
 }
 for dtype in (torch.float32, torch.bfloat16):
     for name, milliseconds in bend_milliseconds(bends, dtype).items():
-        print(f"{str(dtype):14}  {name:22}  there and back: {milliseconds:5.1f} ms")
+        print(
+            f"{str(dtype):14}  {name:22}  {milliseconds:5.1f} ms forward and backward"
+        )
 
 
 # %%

@@ -66,7 +66,7 @@ def gelu_figure() -> Figure:
 def bend_milliseconds(
     bends: Mapping[str, Callable[[Tensor], Tensor]],
     dtype: torch.dtype,
-    repeats: int = 5,
+    repeats: int = 9,
 ) -> dict[str, float]:
     """Median processor time of each bend, forward and backward, taken in turns, for 2,048 tokens of 1,536 numbers.
 
