@@ -12,18 +12,25 @@ Seconds = dict[str, list[float]]
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    of_processor: bool = False,
 ) -> Seconds:
-    """Seconds of every call: in each round every contender is called once, from another one on each time."""
+    """Seconds of every call: in each round every contender is called once, from another one on each time.
+
+    Those of the processor, where other work takes its share of the machine.
+    """
     seconds: Seconds = {name: [] for name in contenders}
     names = list(contenders)
     for round_ in range(-warmup, rounds):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            clock = time.process_time if of_processor else time.perf_counter
+            start = clock()
             contenders[name]()
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -54,3 +61,8 @@ def bar(text: str, reached: float, wanted: float, at_most: bool = False) -> str:
     """One line: what was wanted, what was reached."""
     met = reached <= wanted if at_most else reached >= wanted
     return f"{'met   ' if met else 'MISSED'}  {text}: {reached:.2f} ({'at most' if at_most else 'at least'} {wanted:g})"
+
+
+def not_measured(text: str, why: str) -> str:
+    """One line for a bar that this machine cannot answer: neither met nor missed."""
+    return f"not measured  {text}: {why}"

@@ -921,6 +921,13 @@ print(f"{ratio:.1f} times as fast with the cache")
 # all those positions outweighs the fetching. This is also why batches pay: eight texts
 # share one fetching.
 #
+# Weights of 16 bits would halve the fetching. But for one text on a CPU they gain
+# nothing: a layer's product has a single row then, and PyTorch's routine for that is no
+# faster in bfloat16 than in float32, for small models slower
+# (`benchmarks/generation.py` measures both). So models are loaded in 32 bits, and write
+# in them. Where many texts are written at once by a processor with 16-bit units, or on a
+# GPU, `model.bfloat16()` before `generate` pays.
+#
 # ## Is it right?
 #
 # [The model's own sampler](#gpt/let-it-write) fits a dozen lines: it reads the whole

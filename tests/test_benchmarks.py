@@ -93,6 +93,32 @@ def test_a_bar_says_whether_it_was_met(reached, at_most, word):
     assert timing.bar("x", reached, 1.0, at_most).split()[0] == word
 
 
+def test_processor_seconds_are_counted_where_they_are_asked_for(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(timing.time, "process_time", lambda: float(next(clock)))
+    run = {"one": lambda: next(clock)}
+    seconds = timing.interleave(run, rounds=1, warmup=0, of_processor=True)
+    assert seconds == {"one": [2.0]}
+
+
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_a_row_that_this_cpu_cannot_answer_is_neither_met_nor_missed(
+    benchmark, monkeypatch, capsys, fast
+):
+    step = benchmark("training_step.py")
+    monkeypatch.setattr(step, "choose_dtype", lambda device: step.DTYPES[fast])
+    monkeypatch.setattr(step, "peaks", lambda names, *rest: dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(
+        step, "interleave", lambda run, *_, **options: dict.fromkeys(run, [1.0])
+    )
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--only", "bfloat16"])
+    step.main()
+    lines = capsys.readouterr().out.splitlines()
+    unmeasured = [line for line in lines if line.startswith("not measured")]
+    judged = [line for line in lines if line.startswith(("met", "MISSED"))]
+    assert (len(unmeasured), len(judged)) == ((2, 0) if fast == "float32" else (0, 5))
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_benchmark_says_what_it_measures_and_how_to_run_it(script):
     text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")

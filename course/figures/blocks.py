@@ -1,12 +1,15 @@
 """Figures of blocks: the wiring of a block, its bend, and what other wirings do."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from course.figures.sheet import arrow, cell, sheet
 from course.plots import COLORS, INK, PAPER, by_powers
@@ -58,6 +61,28 @@ def gelu_figure() -> Figure:
     left.legend()
     plt.close(figure)
     return figure
+
+
+def bend_milliseconds(
+    bends: Mapping[str, Callable[[Tensor], Tensor]],
+    dtype: torch.dtype,
+    repeats: int = 9,
+) -> dict[str, float]:
+    """Median processor time of each bend, forward and backward, taken in turns, for 2,048 tokens of 1,536 numbers.
+
+    Each bend is given a tensor of its own, which it may overwrite.
+    """
+    x = torch.randn(2048, 1536).to(dtype).requires_grad_()
+    grad = torch.randn_like(x)
+    times: dict[str, list[float]] = {name: [] for name in bends}
+    for turn in range(repeats + 1):
+        for name, bend in bends.items():
+            own = x * 1
+            start = time.process_time()
+            torch.autograd.grad(bend(own), own, grad)
+            if turn:
+                times[name].append(1000 * (time.process_time() - start))
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def similarity_figure(results: Results) -> Figure:
