@@ -773,7 +773,7 @@ Table(
 # %% [markdown]
 # Each has a rate of its own, so compare the best of each. Muon gets further, and does
 # well even at a rate that is far too high for AdamW. That is why the config below has
-# Muon (and, for a run thirty times as long, a rate in the middle of these). It gets
+# Muon (and, for a run thirty times as long, the lowest of these rates). It gets
 # there in fewer steps: its extra products cost the same whatever the batch, so they
 # weigh most here, with a thousand tokens to a step, and next to nothing on a GPU with
 # half a million.
