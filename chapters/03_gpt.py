@@ -1032,6 +1032,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
 
 
+# %% [markdown]
+# What stands behind the last target of every row changes no loss, since nothing looks
+# ahead: on a CPU it is not even computed. (A GPU would rather have the same shape at
+# every step.)
+
+
 # %%
 #| export model/gpt
 @course.add_to(GPT)
@@ -1058,6 +1064,10 @@ def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
     if targets.shape != tokens.shape:
         shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
         raise ValueError(f"targets have shape {shapes}; they must be the same")
+    if targets.is_cpu and not torch.compiler.is_compiling():
+        places = (targets != IGNORE).any(0).nonzero()  # that have a target in some row
+        end = 1 + int(places.max()) if len(places) else 1
+        tokens, targets = tokens[:, :end], targets[:, :end]
     stream = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
     table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)
     return _ChunkedCrossEntropy.apply(stream, table, y, torch.is_grad_enabled())

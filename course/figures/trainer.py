@@ -20,7 +20,9 @@ from matplotlib.patches import Rectangle
 from course.figures.sheet import ADVANCE, sheet
 from course.plots import COLORS, INK, PAPER, SMALL, TINT, WIDTH, name_points
 from slm.data import floor
+from slm.data.corpus import StorySource
 from slm.data.floor import ReferenceLines
+from slm.data.stories import STORIES
 from slm.data.tokenizer import Tokenizer
 from slm.model.gpt import GPT
 
@@ -94,7 +96,7 @@ def staircase_figure(
     full = [
         (row["seconds"], row["train/loss"]) for row in metrics if "train/loss" in row
     ]
-    whole = f"one layer, {metrics[-1]['step']:,} steps"
+    whole = f"two layers, {metrics[-1]['step']:,} steps"
     ends = []
     for (name, points), color in zip(
         {**stairs, whole: full}.items(), COLORS, strict=False
@@ -276,6 +278,41 @@ def excess_strip(
                 looks: dict[str, Any] = {"color": COLORS[4], "fontsize": SMALL}
                 axes.text(x + width / 2, y + 23, f"{over:.1f}", ha="center", **looks)
         top += block + gap
+    return figure
+
+
+@torch.no_grad()
+def excess_by_plot(
+    model: GPT, tokenizer: Tokenizer, stories: int = StorySource.VALIDATION
+) -> dict[str, float]:
+    """Nats above the true surprise in one of the first held-out stories, on average, for each of the grammar's plots."""
+    found: dict[str, list[float]] = {}
+    end = tokenizer.eot_token
+    for i in range(stories):
+        story = STORIES.draw(StorySource.VALIDATION_SEED + i)
+        ids = torch.tensor([end, *tokenizer.encode(story.text), end])
+        logits = model(ids[None, :-1])[0]  # (T, V)
+        nats = F.cross_entropy(logits, ids[1:], reduction="sum").item()
+        plot = next(row[0] for name, _, row in story.drawn if name == "PLOT")
+        above = nats + floor.logprob(story.text)
+        found.setdefault(plot.strip("{}").lower(), []).append(above)
+    return {plot: sum(nats) / len(nats) for plot, nats in found.items()}
+
+
+def plots_figure(excess: Mapping[str, Mapping[str, float]]) -> Figure:
+    """For each plot the nats above the true surprise, a row of dots: one for each model."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    first = next(iter(excess.values()))
+    plots = sorted(first, key=lambda plot: first[plot])
+    for (name, by_plot), color in zip(excess.items(), COLORS, strict=False):
+        axes.plot(
+            [by_plot[plot] for plot in plots], plots, "o", color=color, label=name
+        )
+    axes.axvline(0, color=INK, linestyle=":", linewidth=1.2)
+    axes.set(xlabel="nats per story above the true surprise", ylabel="plot")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="lower right")
+    plt.close(figure)
     return figure
 
 

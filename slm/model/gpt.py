@@ -156,6 +156,12 @@ class GPT(nn.Module):
         if targets.shape != tokens.shape:
             shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
             raise ValueError(f"targets have shape {shapes}; they must be the same")
+        if targets.is_cpu and not torch.compiler.is_compiling():
+            places = (
+                (targets != IGNORE).any(0).nonzero()
+            )  # that have a target in some row
+            end = 1 + int(places.max()) if len(places) else 1
+            tokens, targets = tokens[:, :end], targets[:, :end]
         stream = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
         table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)
         return _ChunkedCrossEntropy.apply(stream, table, y, torch.is_grad_enabled())

@@ -125,6 +125,24 @@ def test_loss_and_gradients_equal_the_plain_way(monkeypatch, width, block, ignor
         torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-4)
 
 
+def test_what_stands_behind_the_last_target_is_not_computed(monkeypatch):
+    model, hidden = small(), []
+    x, y = torch.randint(101, (2, 3, 17))
+    y[:, 9:], y[1:, 4:], y[:, 2] = -100, -100, -100  # only row 0 goes on to place 8
+    plain = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    expected = torch.autograd.grad(plain, model.parameters())
+    monkeypatch.setattr(
+        model, "hidden", lambda x: hidden.append(x) or GPT.hidden(model, x)
+    )
+    ours = model.loss(x, y)
+    assert [tokens.shape for tokens in hidden] == [(3, 9)]
+    assert ours.item() == pytest.approx(plain.item(), abs=1e-6)
+    for mine, reference in zip(
+        torch.autograd.grad(ours, model.parameters()), expected, strict=True
+    ):
+        torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-4)
+
+
 def test_a_vocabulary_wider_than_one_slice_of_the_table():
     model, (x, y) = (
         small(vocab_size=2**13 + 3, d_model=8, n_heads=2),
