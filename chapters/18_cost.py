@@ -53,8 +53,8 @@ from slm.training.config import RunConfig
 # ## The idea
 #
 # A training run is a known number of multiplications. A GPU does a known number of them
-# per second, of which a program reaches a third or a half, and it has a price per
-# second. The rest is division:
+# per second, of which a program reaches a part, and it has a price per second. The rest
+# is division:
 #
 # $$\text{hours} =
 # \frac{\text{tokens} \times \text{FLOPs per token}}
@@ -79,9 +79,9 @@ hours_and_dollars(gpt_configs)
 
 # %% [markdown]
 # Follow one colour upwards. If you paid for speed, the dollars would go right while the
-# hours go left: less time, more money. Both go left, though an hour costs ever more.
-# The rest of the chapter builds the numbers behind this figure, one at a time, and
-# checks each.
+# hours go left: less time, more money. With steps back here and there, both go left,
+# though an hour costs ever more. The rest of the chapter builds the numbers behind this
+# figure, one at a time, and checks each.
 #
 # ## One bill, by hand
 #
@@ -183,9 +183,10 @@ for (n_layers, d_model), predicted in zip(sizes, predictions, strict=True):
 
 # %% [markdown]
 # The errors above are what to expect, either way: a layer among many is not exactly as
-# fast as one among few, and no two minutes of a shared machine are alike. That is the
-# whole method. On a GPU it costs cents: rent it for two minutes, time twenty steps, and
-# you know the hours. What you can know without renting is what others have timed.
+# fast as one among few, and no two minutes of a shared machine are alike. The method is
+# the same everywhere. On a GPU it costs cents: rent it for two minutes, time twenty
+# steps, and you know the hours. What you can know without renting is what others have
+# timed.
 #
 # ## Prices
 #
@@ -939,17 +940,18 @@ def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
 # %% [markdown]
 # ## What size buys
 #
-# So far a run is hours and dollars. What you want is a low loss. How it falls with the
-# number of parameters $N$ is a measured fact of many model families (Kaplan et al.
-# 2020):
+# So far a run is hours and dollars. What you want is a low loss. It falls with the
+# number of parameters $N$ as a power (Kaplan et al. 2020), once what no model can
+# predict is taken off, the entropy $E$ of the text (Hoffmann et al. 2022). Such a
+# formula, fitted to small runs and read off for larger ones, is a *scaling law*:
 #
 # $$L(N) = E + a\,N^{-b}$$
 #
-# $E$ is what no model can predict, the entropy of the text. For natural language nobody
-# knows it, and it has to be fitted along with $a$ and $b$. Here the grammar gives it
-# exactly ([the floor](#floor/counting-visits)). So train five sizes on the same
-# batches, subtract $E$, and a power law must be a straight line on logarithmic axes. In
-# {numref}`fig-scaling` the line is fitted to the *first four*, and the fifth tests it.
+# For natural language nobody knows it, and it has to be fitted along with $a$ and $b$.
+# Here the grammar gives it exactly ([the floor](#floor/counting-visits)). So train five
+# sizes on the same batches, subtract $E$, and a power law must be a straight line on
+# logarithmic axes. In {numref}`fig-scaling` the line is fitted to the *first four*, and
+# the fifth tests it.
 
 # %%
 from slm.data.floor import reference_lines
@@ -1006,14 +1008,18 @@ fitted = f"L(N) = {floor:.3f} + {law.a:.3g} N^-{law.b:.2f}, fitted to the first 
 Table(header, rows, f"{fitted}, which span a factor of {span:.0f} in excess loss")
 
 # %% [markdown]
-# Four points lie close to a line over the range of excess loss that the table names.
-# The fifth leaves it upwards. All five saw the same few tokens, and the second column
-# shows how many that is for each parameter. Is the largest model too large for the
-# text, or undertrained? The last line tells: trained for twice as long, it ends below
-# the law's prediction. A law in $N$ alone holds only where the tokens do not run out
-# first; the rule of thumb for language is twenty per parameter (Hoffmann et al. 2022).
-# At the other end the law fails, too: towards no parameters at all it goes to infinity,
-# where the loss of a model that knows nothing is $\ln V$.
+# Four points lie near a line over the range of excess loss that the table names, though
+# not on it: they bend. The fifth leaves it upwards. All five saw the same few tokens,
+# and the second column shows how many that is for each parameter. Is the largest model
+# too large for the text, or undertrained? The last line tells: with twice the steps,
+# and the slower fall of the rate that goes with them, it ends below the law's
+# prediction. The exponent is large, too; for natural language it is about 0.35 (the
+# next section). A grammar has few rules, and a model that knows them all has nothing
+# left to gain, where language always has rarer things to learn. So this is the form of
+# a law, not a law to take away. One in $N$ alone holds only where the tokens do not run
+# out first; the rule of thumb for language is twenty per parameter (Hoffmann et al.
+# 2022). At the other end the law fails, too: towards no parameters at all it goes to
+# infinity, where the loss of a model that knows nothing is $\ln V$.
 #
 # ## What a dollar buys
 #
@@ -1028,8 +1034,9 @@ Table(header, rows, f"{fitted}, which span a factor of {span:.0f} in excess loss
 # third what too little text leaves out. By resampling the points they found how far
 # each number can be trusted. Two standard errors, 0.04 for either exponent, look
 # harmless, but powers of billions are sensitive to them. What the points do know is the
-# loss in their own middle, about a billion parameters and twenty billion tokens. So we
-# let a wrong exponent turn its term around that middle: the further away, the wider.
+# loss in their own middle. We put that at a billion parameters and twenty billion
+# tokens, and let a wrong exponent turn its term around it: the further away, the wider.
+# That is our reading of their errors, since how these go together was not published.
 
 
 # %%
@@ -1173,8 +1180,9 @@ compare_models(gpt_configs, loss_for_dollars, crossings)
 # Now turn the question round. You have so many dollars: which run gets the lowest loss?
 # First what may be chosen. Models grow in depth and width together, with heads of 64
 # and a feed-forward network four times as wide. Large ones want larger steps and lower
-# rates; these follow the published ones of GPT-3 (Brown et al. 2020) and are no better
-# than that. The corpus is the smallest that is seen at most four times.
+# rates. The rates follow the published ones of GPT-3 (Brown et al. 2020); the steps are
+# many times smaller than there, to suit small budgets, and nobody has tuned one to the
+# other here. The corpus is the smallest that is seen at most four times.
 
 
 # %%
@@ -1541,7 +1549,7 @@ check.steps_within(hours_and_seconds)
 # ```
 # </details>
 #
-# **3. Five dollars.** Which model, on which GPU, gives the lowest predicted loss for a
+# **3. The best buy.** Which model, on which GPU, gives the lowest predicted loss for a
 # budget? A model is its parameters and its training FLOPs per token; a GPU is the
 # FLOP/s that it reaches, and its dollars per hour. Leave start-up out; `law(parameters,
 # tokens)` gives the loss. Predict first: with a thousand times the dollars, does the

@@ -14,12 +14,11 @@
 # %% [markdown]
 # # The door
 #
-# A package that is used from a terminal needs one command, and one that is imported
-# needs one list of names. You build both: `slm train`, `slm generate`, `slm cost` and
-# three small ones in `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing
-# until a name is used.
-#
-# *An engine room: it can be skipped at first reading.*
+# *An engine room: it can be skipped at first reading.* A package that is used from a
+# terminal needs one command, and one that is imported needs one list of names. You
+# build both: `slm train`, `slm generate`, `slm cost` and three small ones in
+# `slm/cli.py`, `python -m slm`, and `import slm`, which loads nothing until a name is
+# used.
 
 # %%
 import course  # No module named 'course'? Get the whole repository, then `make lab`

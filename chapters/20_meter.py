@@ -14,13 +14,12 @@
 # %% [markdown]
 # # The meter
 #
-# A rented machine costs money while it works, while it hangs, and while nobody looks.
-# You build the meter that counts what a run has cost over all its attempts and ends it
-# in time (`slm/cloud/budget.py`), the price of a launch and the most that it can cost
+# *An engine room: it can be skipped at first reading.* A rented machine costs money
+# while it works, while it hangs, and while nobody looks. You build the meter that
+# counts what a run has cost over all its attempts and ends it in time
+# (`slm/cloud/budget.py`), the price of a launch and the most that it can cost
 # (`slm/cloud/price.py`), and the launch that finds a run again from any computer and
 # does not pay for one run twice (`slm/cloud/launch.py`).
-#
-# *An engine room: it can be skipped at first reading.*
 
 # %%
 import course  # No module named 'course'? Get the whole repository, then `make lab`

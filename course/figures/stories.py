@@ -31,7 +31,7 @@ def choices_marked(rules: Mapping[str, Lines], seed: int) -> Figure:
         story += plain + printed
         behind += [None] * len(plain) + [mark] * len(printed)
     story, behind = story + text[end:], behind + [None] * len(text[end:])
-    note = f"{len(times)} lists gave something to it."
+    note = f"{len(times)} rules gave something to it."
     return coloured_text(story, behind, note)
 
 
