@@ -83,7 +83,7 @@ from slm.training.trainer import Trainer
 # folder, too: it is, when there is a `model/`.
 
 
-# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (68 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (73 lines)"} tags=["hide-input"]
 #| export
 @dataclass(frozen=True)
 class RunFolder:

@@ -1310,7 +1310,10 @@ def quote(
 
 
 # %% [markdown]
-# With that known, the launch itself:
+# With that known, the launch itself, in order: the quote, the machine with its secrets
+# and retries, the text that travels; then, inside the app, the second look for another
+# launch, the preparation, the renting in its thread, and the waiting; and last what it
+# came to.
 
 
 # %%
