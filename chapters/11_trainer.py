@@ -1327,7 +1327,7 @@ def update_weights(self) -> Tensor:
     return torch.zeros_like(norm) if overflow else norm
 
 
-# %% mystnb={"code_prompt_show": "Three helpers: groups, sums over processes, precision (21 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: groups, sums over processes, precision (19 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def param_groups(self) -> list[dict[str, Any]]:
