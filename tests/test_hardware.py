@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import slm.hardware
 from slm.errors import SlmError
@@ -16,6 +17,7 @@ from slm.hardware import (
     gather_from_ranks,
     in_words,
     peak_flops,
+    process_group,
     rank,
     rng_state,
     room,
@@ -114,6 +116,22 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (rank(), world_size()) == (3, 4)
+
+
+def test_what_lies_on_the_cpu_is_added_up_there_also_beside_gpus(monkeypatch):
+    """A count that went over the GPUs would wait in each step for what they have queued."""
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda name, **_: asked.append(name)
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with process_group():
+        pass
+    backends = dist.distributed_c10d.BackendConfig(dist.Backend(asked[0]))
+    assert backends.get_device_backend_map() == {"cpu": "gloo", "cuda": "nccl"}
 
 
 def test_random_numbers_go_on_from_where_they_were_seen():
