@@ -378,7 +378,7 @@ def test_a_full_disk_is_told_in_one_sentence_with_the_last_good_checkpoint(
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    last = r"step 8 was not saved: \[Errno 28\] No space left on device; the last good checkpoint is .*step_00000004.pt$"
+    last = r"step 8 was not saved: \[Errno 28\] No space left on device: .*step_00000008.pt.; the last good checkpoint is .*step_00000004.pt$"
     with pytest.raises(CheckpointError, match=last):
         train(config(), run_dir=tmp_path / "run", verbose=False)
     monkeypatch.undo()
