@@ -1065,7 +1065,7 @@ def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
         raise ValueError(f"targets have shape {shapes}; they must be the same")
     if targets.is_cpu and not torch.compiler.is_compiling():
-        self._check(tokens, 0)  # all of them, before some are left out
+        self._check(tokens)  # all of them, before some are left out
         counted = (targets != IGNORE).any(0).nonzero()  # positions with a target
         end = 1 + int(counted.max()) if len(counted) else 1
         tokens, targets = tokens[:, :end], targets[:, :end]

@@ -157,10 +157,9 @@ class GPT(nn.Module):
             shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
             raise ValueError(f"targets have shape {shapes}; they must be the same")
         if targets.is_cpu and not torch.compiler.is_compiling():
-            places = (
-                (targets != IGNORE).any(0).nonzero()
-            )  # that have a target in some row
-            end = 1 + int(places.max()) if len(places) else 1
+            self._check(tokens)  # all of them, before some are left out
+            counted = (targets != IGNORE).any(0).nonzero()  # positions with a target
+            end = 1 + int(counted.max()) if len(counted) else 1
             tokens, targets = tokens[:, :end], targets[:, :end]
         stream = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
         table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)

@@ -143,6 +143,17 @@ def test_what_stands_behind_the_last_target_is_not_computed(monkeypatch):
         torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-4)
 
 
+def test_what_is_not_computed_is_checked_all_the_same():
+    model, x = small(), torch.randint(101, (2, 25))
+    y = torch.full_like(x, -100)
+    y[:, :3] = 7
+    with pytest.raises(ValueError, match="25 tokens do not fit"):
+        model.loss(x, y)
+    x[1, 20] = 101
+    with pytest.raises(ValueError, match="token id 101 is outside"):
+        model.loss(x[:, :24], y[:, :24])
+
+
 def test_a_vocabulary_wider_than_one_slice_of_the_table():
     model, (x, y) = (
         small(vocab_size=2**13 + 3, d_model=8, n_heads=2),
