@@ -1918,7 +1918,7 @@ print(f"held-out text {run.val_loss - own_floor:+.4f}")
 # write that into the token, for a second to find. So one layer guesses, however long it
 # trains: its limit is *capacity*, and it is not a question of width.
 #
-# Two layers can find it out, and do so late. The losses of the last training steps and
+# Two layers can find it out. The losses of the last training steps and
 # of the held-out text lie equally high above their floor, so the *number of stories*
 # does not limit either. What is left is spread over all plots: in the time of this run
 # the model has met each turn of a story only so often.
