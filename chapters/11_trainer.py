@@ -409,9 +409,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 # scaling* (Micikevicius et al. 2018), and PyTorch's `GradScaler` does it. bfloat16
 # needs none of it.
 #
-# Only the matrix products are done in 16 bits, since they take most of the time.
-# Within `torch.autocast` PyTorch sees to that; weights, optimizer and residual stream
-# stay in float32, and on a GPU so do softmax, sums and norms.
+# Only the matrix products are done in 16 bits, since they take most of the time. Within
+# `torch.autocast` PyTorch sees to that; weights, optimizer and residual stream stay in
+# float32, and on a GPU so do softmax, sums and norms.
 #
 # **Which type?** A T4 has no bfloat16, many CPUs only emulate it, which is far slower
 # than float32, and some have units for it that are slower than float32's. So the device
@@ -1888,10 +1888,9 @@ print(f"so at least {math.exp(-excess):.0%}")
 #
 # The nats that the model still needs too many are not spread evenly. Each story of the
 # grammar has one of fifteen plots, and it is known which, so they can be counted by
-# plot. `benchmarks/stories.py` did so for the shipped recipe and, in the same CPU
-# seconds, for a model of one layer with a feed-forward network twice as wide. Below are
-# its committed table, and a row of dots for the model that this chapter has just
-# trained.
+# plot. `benchmarks/stories.py` did so for the shipped recipe and for one with a single
+# layer, whose feed-forward network is twice as wide. Below are its committed table, and
+# a row of dots for the model that this chapter has just trained.
 
 # %% mystnb={"figure": {"caption": "Where the missing nats are. With one layer the trade stands out; with two it is one among many.", "name": "fig-plots"}, "image": {"alt": "For each of the fifteen plots three dots on an axis of nats per story. One layer: the trade far to the right, near 4, all others below 2. Two layers, as recorded and in this chapter: all below 2, and the trade among the others."}} tags=["hide-input"]
 from course.figures.trainer import excess_by_plot, plots_figure
@@ -1913,15 +1912,16 @@ print(f"held-out text {run.val_loss - own_floor:+.4f}")
 
 # %% [markdown]
 # A trade reads "gave away her top for a kite. But at home she missed the …". Both toys
-# stand before, both are toys, and only their order says which is meant. One layer asks
-# each earlier token *what* it is; to ask what stands *before* it, a first layer has to
-# write that into the token, for a second to find. So one layer guesses, however long it
-# trains: its limit is *capacity*, and it is not a question of width.
+# stand before, both are toys, and only their order says which is meant. One layer looks
+# back once: it can ask a token what it is and where it stands, but both toys are what
+# it looks for, and their places change from story to story. In the recorded run it
+# still guesses at the end. With two layers the first can write into a token what stands
+# before it, and the second can look for that. So here it is *capacity* that limited,
+# and not width, of which one layer had more.
 #
-# Two layers can find it out. The losses of the last training steps and
-# of the held-out text lie equally high above their floor, so the *number of stories*
-# does not limit either. What is left is spread over all plots: in the time of this run
-# the model has met each turn of a story only so often.
+# With two layers, what is left is spread over all plots. The losses of the last
+# training steps and of held-out text lie equally high above their floor, so the *number
+# of stories* does not limit either.
 #
 # ## Is it right?
 #
