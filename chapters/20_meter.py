@@ -814,7 +814,8 @@ def reconcile(
     """
     state = "finished" if result["finished"] else "not finished"
     problem = f": {result['problem']}" if result.get("problem") else ""
-    told = f"{state} at step {result['step']}, validation loss {result['val_loss']}"
+    loss = "none" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
+    told = f"{state} at step {result['step']}, validation loss {loss}"
     hours, dollars = (
         f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
     )
@@ -1742,7 +1743,7 @@ exercises.once_more(without_the_taken)
 #
 # ## What you have now
 #
-# A count that a kill cannot erase, a budget that ends what does not end by itself, and
+# A count of which a kill can hide one tick, a budget that ends what does not end by itself, and
 # a launch that does not pay for one run twice. [The launch](#launch) puts an image, a
 # volume and a GPU behind it.
 

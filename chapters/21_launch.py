@@ -27,8 +27,8 @@ course.start()
 # function runs. You decorate a function, call it, and Modal builds an image with the
 # packages you name, starts a container on the GPU you ask for, runs the function, and
 # stops the clock. Nothing in this chapter needs an account: without one, the same
-# function runs in this notebook, on your CPU. That is not a simulation beside the real
-# thing. It is the same object, called as `train.local(…)` in place of `train.spawn(…)`.
+# function runs in this notebook, on your CPU. It is the same object, called as
+# `train.local(…)` in place of `train.spawn(…)`.
 #
 # One thing to know before you trust it with money: this launch was tried with Modal's
 # own client, but against a stand-in for Modal's servers, whose containers are processes
@@ -508,11 +508,12 @@ def train(
 #
 # A corpus of many files goes to many containers. `prepare_part.map(range(n))` is a loop
 # whose rounds run at the same time, each in a container of its own, and sixteen
-# containers for an hour cost what one costs for sixteen. Each makes one part, `prepare`
-# joins them ([preparing](#prepare/a-corpus-for-many-machines)), and a part that is
-# there when the command is typed again is not made again. A few files are not worth the
-# container starts, and a limit on the number of documents cannot be divided: both stay
-# in one container.
+# containers for an hour cost what one costs for sixteen, but for their starts. Each
+# makes one part, `prepare` joins them
+# ([preparing](#prepare/a-corpus-for-many-machines)), and a part that is there when the
+# command is typed again is not made again. A few files are not worth the container
+# starts, and a limit on the number of documents cannot be divided: both stay in one
+# container.
 #
 # Preparation is cheap, but it is rented, too, and `max_dollars` does not count it. What
 # ends it are the time limit and the retries of the decorator.
@@ -766,9 +767,11 @@ status, stop, fetch = command(show_status), command(stop_run), command(fetch_run
 
 
 # %% [markdown]
-# The rehearsal that costs nothing and needs no account is `.venv/bin/slm cost
+# The rehearsal that costs nothing and needs no account is `slm cost
 # configs/gpt_124m.yaml`: it prints the same table, and names a mistake in the config.
-# (`modal run` without a token stops before it has looked at your config.)
+# (`modal run` without a token stops before it has looked at your config. This page
+# writes `slm` and `modal`. Outside the environment that `make` has set up, the one is
+# `.venv/bin/slm`, and the other `.venv/bin/python -m modal`.)
 #
 # ## Before the first launch
 #
@@ -996,14 +999,17 @@ probe += "launch.check(c.load_config('configs/stories_cpu.yaml')); "
 probe += "print('torch' in sys.modules)"
 asked = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
 print(f"attempts: {whole['attempts']} for the whole, {parts['attempts']} for the parts")
-same = whole["val_loss"] == parts["val_loss"]
-print(f"the same validation loss, to the last bit: {same}")
+weights = [
+    Path("runs", run, "model/model.safetensors").read_bytes()
+    for run in ("launch_whole", "launch_parts")
+]
+print(f"the same weights, to the last bit: {weights[0] == weights[1]}")
 print(f"the config arrives as it was sent: {load_config(sent) == config}")
 print(f"asking loads torch: {asked.stdout.strip()}")
 
 # %% [markdown]
-# Equal to the last bit, not merely close: the checkpoint has the random state and the
-# place in the data beside the weights.
+# Equal to the last bit: the checkpoint has the random state and the place in the data
+# beside the weights.
 #
 # ## What goes wrong
 #

@@ -245,7 +245,8 @@ def reconcile(
     """
     state = "finished" if result["finished"] else "not finished"
     problem = f": {result['problem']}" if result.get("problem") else ""
-    told = f"{state} at step {result['step']}, validation loss {result['val_loss']}"
+    loss = "none" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
+    told = f"{state} at step {result['step']}, validation loss {loss}"
     hours, dollars = (
         f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
     )
