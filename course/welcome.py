@@ -8,6 +8,7 @@ import html
 import math
 from typing import Any
 
+import numpy as np
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
@@ -59,7 +60,10 @@ def loss_figure(losses: list[tuple[int, float]], floor: float) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
     bottom = place(0, floor)[1]
-    above = min(y for x, y in points if x > 280) - 10
+    # the last label begins at 280; the line may not run through it
+    across, down = zip(*points, strict=True)
+    start = float(np.interp(280, across, down))
+    above = min(start, *(y for x, y in points if x > 280)) - 10
     last = f"the model: {losses[-1][1]:.3f}"
     label = (
         f"The validation loss falls from {first:.3f} after {losses[0][0]:,} steps to "

@@ -6,6 +6,7 @@ from html import escape
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from course import book, welcome
@@ -157,6 +158,16 @@ def test_long_sources_are_folded_exported_or_not(html, chapter):
 def test_folds_say_what_they_hold(html, chapter):
     page = (html / f"{chapter.stem}.html").read_text(encoding="utf-8")
     assert "Show code cell" not in page and "Hide code cell" not in page
+
+
+def test_no_line_runs_through_the_last_label_of_the_loss():
+    """It stands at the right, from 280 on, above all of the line there."""
+    losses = [(1000, 0.393), (2000, 0.33), (3000, 0.31), (4000, 0.295), (5000, 0.288)]
+    drawing = welcome.loss_figure(losses, 0.282)
+    baseline = float(re.search(r'y="([\d.]+)" text-anchor="end">the model', drawing)[1])
+    points = re.search(r'<polyline points="([^"]+)"', drawing)[1].split()
+    x, y = zip(*(map(float, point.split(",")) for point in points), strict=True)
+    assert baseline < np.interp(280, x, y) - 5
 
 
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
