@@ -353,10 +353,10 @@ def prepare(config_text: str) -> None:
         try:  # a list waits for all of them, so that none runs on unseen
             problems = list(filter(None, made))
         except Exception as error:  # each part was tried often enough
-            told = (
-                f"a part of {split} was not prepared ({type(error).__name__}: {error})"
-            )
-            raise SlmError(f"{told}; the same command goes on from there") from None
+            told = f"a part of {split} was not prepared"
+            why = f"{type(error).__name__}: {error}"
+            again = "the same command goes on from there"
+            raise SlmError(f"{told} ({why}); {again}") from None
         if problems:
             raise SlmError(str(problems[0]))
         volume.reload()  # what the other containers have committed

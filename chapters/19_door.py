@@ -81,6 +81,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -327,7 +328,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(f"{found.report()}\n\nPrices of {prices.date}, {prices.source}.")
     if arguments.out:
         found.write(arguments.out)
-        print(f"{arguments.out} is written: `slm cost {arguments.out}` checks it.")
+        check = shlex.join(["slm", "cost", arguments.out])
+        print(f"{arguments.out} is written: `{check}` checks it.")
     return 0
 
 

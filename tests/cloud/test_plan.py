@@ -1,6 +1,8 @@
 """slm.cloud.plan: a law by hand, and for each budget a config that holds and that no other choice beats."""
 
 import math
+import re
+import shlex
 import subprocess
 import sys
 
@@ -172,13 +174,15 @@ def test_words_are_no_dollars(capsys):
 
 
 def test_the_command_writes_what_cost_accepts_and_overwrites_nothing(capsys, tmp_path):
-    path = tmp_path / "run.yaml"
+    path = tmp_path / "my run.yaml"
     assert cli.main(["plan", "5", "--gpu", "H200", "--out", str(path)]) == 0
     told = capsys.readouterr().out
     found = plan.plan(5.0, "H200")
     assert (
         found.report() in told and MODAL.date in told and f"{path} is written" in told
     )
+    command = re.search("`(slm cost .*)`", told)[1]  # as a shell reads it
+    assert shlex.split(command) == ["slm", "cost", str(path)]
     assert max(map(len, found.report().splitlines())) <= 88
     text = path.read_text()
     assert cli.main(["cost", str(path)]) == 0
