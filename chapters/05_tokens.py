@@ -220,8 +220,8 @@ def my_merge_step(words: dict[tuple[bytes, ...], int]) -> dict[tuple[bytes, ...]
 check.merge_step(my_merge_step)
 
 # %% [markdown]
-# What the check says to a typical wrong answer. `max` returns the
-# first of equals that it meets, and here the order of bytes should decide:
+# What the check says to a typical wrong answer. `max` returns the first of equals that
+# it meets, and here the order of bytes should decide:
 
 
 # %% mystnb={"code_prompt_show": "The wrong answer"} tags=["hide-input", "nbval-check-output"]
@@ -782,14 +782,14 @@ print([token for token in said["model"]["vocab"] if "pon" in token])
 # %% [markdown]
 # ## Three tokenizers, one door
 #
-# `get_tokenizer("stories")` trains ours on the first 2,000 stories, when a program first
-# asks for it: no file that could be lost or out of date. A path reads a saved one.
-# `get_tokenizer("gpt2")` takes GPT-2's published ranks, 50,257 tokens with the end of
-# text. `tiktoken` fetches them once and keeps them. Without a network it would try for
-# minutes; you should learn that in a second. So if they are not kept on this machine
-# yet, `_gpt2` first asks whether the server answers at all, and if not says what you
-# can do instead. The error carries `retry=True`: the same attempt may succeed later,
-# which is what a program that tries again wants to know.
+# `get_tokenizer("stories")` trains ours on the first 2,000 stories, when a program
+# first asks for it: no file that could be lost or out of date. A path reads a saved
+# one. `get_tokenizer("gpt2")` takes GPT-2's published ranks, 50,257 tokens with the end
+# of text. `tiktoken` fetches them once and keeps them. Without a network it would try
+# for minutes; you should learn that in a second. So if they are not kept on this
+# machine yet, `_gpt2` first asks whether the server answers at all, and if not says
+# what you can do instead. The error carries `retry=True`: the same attempt may succeed
+# later, which is what a program that tries again wants to know.
 
 # %%
 #| export

@@ -378,7 +378,7 @@ for size in (5, 100):
 # told otherwise, which a corpus of hundreds of gigabytes does not forgive.
 
 
-# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (49 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (50 lines)"} tags=["hide-input"]
 #| export
 def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
     """The objects of a JSON Lines file."""
@@ -479,7 +479,7 @@ def as_pieces(
 # tell files of one name apart.
 
 
-# %% mystnb={"code_prompt_show": "A fingerprint without reading the whole file (8 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "A fingerprint without reading the whole file (11 lines)"} tags=["hide-input"]
 #| export
 def fingerprint_file(file: Path) -> list[Any]:
     """What tells files of one name apart: size, time, hash of the two outer 64 KiB.

@@ -547,7 +547,7 @@ class TrainingConfig:
         return self
 
 
-# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (37 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (45 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class WandbConfig:

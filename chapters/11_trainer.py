@@ -1889,11 +1889,11 @@ print(f"so at least {math.exp(-excess):.0%}")
 # The nats that the model still needs too many are not spread evenly. Each story of the
 # grammar has one of fifteen plots, and it is known which, so they can be counted by
 # plot. `benchmarks/stories.py` did so, with two seeds each, for the shipped recipe and
-# for one with a single layer, whose feed-forward network is twice as wide. Below are
-# its committed table, and a row of dots for the model that this chapter has just
-# trained.
+# for one with a single layer, whose feed-forward network is twice as wide.
+# {numref}`fig-plots` shows its results, and a row of dots for the model that this
+# chapter has just trained; its committed table follows.
 
-# %% mystnb={"figure": {"caption": "Where the missing nats are, plot by plot. Two layers lack less than one, and no plot stands out any more.", "name": "fig-plots"}, "image": {"alt": "For each of the fifteen plots three dots on an axis of nats per story: one layer, two layers as recorded, and the run of this chapter. The dots of one layer lie further to the right, the upper ones by far; those of this chapter's run lie about where two layers were recorded."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Where the missing nats are, plot by plot. Two layers lack less than one, and no plot stands out any more.", "name": "fig-plots"}, "image": {"alt": "For each plot three dots on an axis of nats per story: one layer, two layers as recorded, and the run of this chapter. The dots of one layer lie further to the right, the upper ones by far; those of this chapter's run lie about where two layers were recorded."}} tags=["hide-input"]
 from course.figures.trainer import excess_by_plot, plots_figure
 
 recorded = Path("benchmarks/results/stories.md").read_text(encoding="utf-8")

@@ -925,8 +925,8 @@ print(f"{ratio:.1f} times as fast with the cache")
 # nothing: a layer's product has a single row then, and PyTorch's routine for that is no
 # faster in bfloat16 than in float32, for small models slower
 # (`benchmarks/generation.py` measures both). So models are loaded in 32 bits, and write
-# in them. Where many texts are written at once by a processor with 16-bit units, or on a
-# GPU, `model.bfloat16()` before `generate` pays.
+# in them. Where many texts are written at once by a processor with 16-bit units, or on
+# a GPU, `model.bfloat16()` before `generate` pays.
 #
 # ## Is it right?
 #

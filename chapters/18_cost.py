@@ -1153,7 +1153,7 @@ for smaller, larger in itertools.pairwise(gpt_configs):
     print(f"{larger.name} is the better buy from ${crossings[-1][0]} on")
 
 
-# %% mystnb={"figure": {"caption": "The loss that a budget buys with each of the three models. A marker stands where the next larger model becomes the better buy.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for three models. At the left the smallest model is far below the others; its line flattens first. The medium one crosses it at some tens of dollars, and the large one crosses that at a bit more than a hundred."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The loss that a budget buys with each of the three models. A marker stands where the next larger model becomes the better buy.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for three models. At the left the smallest model is far below the others; its line flattens first. The medium one crosses it first, and the large one crosses that at several times as many dollars."}} tags=["hide-input"]
 from course.figures.cost import compare_models
 
 compare_models(gpt_configs, loss_for_dollars, crossings)

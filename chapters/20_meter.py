@@ -1743,9 +1743,9 @@ exercises.once_more(without_the_taken)
 #
 # ## What you have now
 #
-# A count of which a kill can hide one tick, a budget that ends what does not end by itself, and
-# a launch that does not pay for one run twice. [The launch](#launch) puts an image, a
-# volume and a GPU behind it.
+# A count of which a kill can hide one tick, a budget that ends what does not end by
+# itself, and a launch that does not pay for one run twice. [The launch](#launch) puts
+# an image, a volume and a GPU behind it.
 
 # %%
 course.summary("slm/cloud/budget.py", "slm/cloud/price.py", "slm/cloud/launch.py")
