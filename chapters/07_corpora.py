@@ -549,7 +549,7 @@ from slm.errors import SlmError
 from slm.files import answers
 
 
-# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (50 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (60 lines)"} tags=["hide-input"]
 #| export data/hub
 def _full_name(repository: str, config: str | None, revision: str | None) -> str:
     part = f":{config}" if config else ""

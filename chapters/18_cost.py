@@ -382,9 +382,10 @@ for how, measured in (("eager", 5.1), ("compiled", 5.6)):
 Table(("step", "predicted, GiB", "measured, GiB", "error"), rows, "Peak on an H200")
 
 # %% [markdown]
-# The count follows the code of the eager step and is close to it. The compiler fuses
-# and keeps in its own way, and needs more. That is what the tenth of the memory is for
-# that a plan leaves free.
+# The count follows the code of the eager step. The compiler fuses and keeps in its own
+# way, and needs more. And what was measured then held blocks of logits half as large as
+# the loss makes them on a GPU today, which nobody has measured yet. For such gaps a
+# plan leaves a tenth of the memory free.
 #
 # ## The estimate
 #
