@@ -43,9 +43,30 @@ def train(config, run_dir=None, on_checkpoint=None, **rest):
 
     def slowly():
         on_checkpoint()
-        time.sleep(2)
+        time.sleep(20)
 
     return _train(config, run_dir=run_dir, on_checkpoint=slowly, **rest)
+"""
+# two machines are taken away, each after six seconds, however fast they are: after its first checkpoint a container
+# does nothing for longer than that
+LOST = """
+_train = train
+
+def train(config, run_dir=None, on_checkpoint=None, **rest):
+    import pathlib, time
+
+    idle = False
+
+    def waiting():
+        nonlocal idle
+        on_checkpoint()
+        machines = len(list(pathlib.Path(run_dir).glob("machine*")))
+        if machines < 2 and not idle:
+            idle = True
+            pathlib.Path(run_dir, f"machine{machines}").touch()
+            time.sleep(8)
+
+    return _train(config, run_dir=run_dir, on_checkpoint=waiting, **rest)
 """
 CRASH_ALWAYS = """
 def train(*_, **__):
@@ -246,7 +267,7 @@ def in_background(launch):
 
 def test_closed_laptop_and_lost_machines_change_nothing(project, plain):
     """The client is killed, and its machine is taken away twice."""
-    project.append(TRAINING, SLOW)
+    project.append(TRAINING, LOST)
     launch = f"modal run modal_app.py --config {project.config()}"
     kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
     report = project.run(f"{in_background(launch)}; {kill}", "--preempt", "6,6")
@@ -299,7 +320,7 @@ def test_first_steps_tell_the_price_and_the_rest_goes_on_from_them(project, plai
 
 def test_first_steps_survive_a_closed_laptop_and_lost_machines(project, plain):
     """Detached; the client is killed, and the machine is taken away twice. Then the rest."""
-    project.append(TRAINING, SLOW)
+    project.append(TRAINING, LOST)
     launch = f"modal run --detach modal_app.py --config {project.config()}"
     kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
     status = "modal run modal_app.py::status --run tiny"
@@ -428,7 +449,7 @@ def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(project):
 
 def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(project):
     """Ctrl-C; the same command again; what `status` says; and `stop`."""
-    project.append(TRAINING, SLOW.replace("sleep(2)", "sleep(20)"))
+    project.append(TRAINING, SLOW)
     launch = f"modal run modal_app.py --config {project.config()}"
     interrupt = "kill -INT $job; wait $job; echo first $?; cat client.log"
     stop = "modal run modal_app.py::stop --run tiny"
