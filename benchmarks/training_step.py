@@ -6,7 +6,8 @@ Contenders, each with the same shape (6 layers, 6 heads, width 384, 256 tokens),
 
 - this package's `GPT.loss`, and with the large vocabulary also its logits with PyTorch's cross entropy ("plain loss");
 - a plain GPT of the usual kind, written here: PyTorch's fused attention, the exact GELU, all logits and PyTorch's
-  cross entropy; and the same with attention written out, its mask a buffer that is added;
+  cross entropy; the same with attention written out, its mask a buffer that is added; and the same with GPT-2's form
+  of the GELU, which published weights need, so that it computes what the package does;
 - `transformers.GPT2LMHeadModel` with its loss, on the faster of its attention kernels (sdpa);
 - a GPT of `torch.nn.TransformerEncoderLayer` with PyTorch's cross entropy;
 - the bare matrix products of the same step, forward and backward, and nothing else: the limit.
@@ -77,9 +78,9 @@ class PlainBlock(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, written_out: bool) -> None:
+    def __init__(self, written_out: bool, gelu: str) -> None:
         super().__init__()
-        self.written_out = written_out
+        self.written_out, self.gelu = written_out, gelu
         self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
         self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
@@ -96,16 +97,17 @@ class PlainBlock(nn.Module):
         q, k, v = (part.unflatten(-1, (H, -1)).transpose(1, 2) for part in parts)
         heads = self.attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.out(heads)
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+        up = F.gelu(self.up(self.norm_2(x)), approximate=self.gelu)
+        return x + self.down(up)
 
 
 class PlainGPT(nn.Module):
-    """A GPT of the usual kind: exact GELU, and all logits for the loss."""
+    """A GPT of the usual kind: all logits for the loss, and the exact GELU unless another is asked for."""
 
-    def __init__(self, V: int, written_out: bool) -> None:
+    def __init__(self, V: int, written_out: bool, gelu: str = "none") -> None:
         super().__init__()
         self.token, self.position = nn.Embedding(V, D), nn.Embedding(T, D)
-        self.blocks = nn.Sequential(*(PlainBlock(written_out) for _ in range(L)))
+        self.blocks = nn.Sequential(*(PlainBlock(written_out, gelu) for _ in range(L)))
         self.norm = nn.LayerNorm(D)
         for p in self.parameters():
             if p.dim() == 2:
@@ -124,6 +126,11 @@ def usual(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
 
 def written(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     model = PlainGPT(V, written_out=True)
+    return model, model.loss
+
+
+def alike(V: int) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    model = PlainGPT(V, written_out=False, gelu="tanh")
     return model, model.loss
 
 
@@ -175,6 +182,7 @@ MODELS = {
     "slm, plain loss": plain,
     "plain GPT": usual,
     "plain GPT, written out": written,
+    "plain GPT, GPT-2's GELU": alike,
     "transformers": theirs,
     "torch.nn": encoder,
 }
