@@ -285,8 +285,8 @@ def found_sections(tab: Any, query: str) -> list[str]:
 
 def test_the_search_finds_what_learners_look_for(visit, html):
     lines = QUERIES.read_text(encoding="utf-8").splitlines()
-    queries = [line.partition("=") for line in lines if not line.startswith("#")]
-    assert len(queries) == 25
+    queries = [line.partition("=") for line in lines if "=" in line]
+    assert len(queries) == 36
     visit.tab.goto(f"{html.as_uri()}/search.html?q=attention")
     visit.tab.wait_for_selector("#search-results li")
     wrong = []
@@ -294,7 +294,7 @@ def test_the_search_finds_what_learners_look_for(visit, html):
         found = found_sections(visit.tab, query.strip())
         if not found or found[0] not in re.split(r",\s*", right.strip()):
             wrong.append(f"{query.strip()}: {found[:3]} before {right.strip()}")
-    assert len(wrong) <= 2, told(wrong)
+    assert len(wrong) <= 3, told(wrong)
 
 
 def test_the_search_shows_prose_with_the_words_marked(visit, html):
