@@ -50,7 +50,7 @@ from collections.abc import Callable
 # `D` numbers per token that every part reads from and adds to, and that nothing ever
 # overwrites ({numref}`fig-block`).
 
-# %% mystnb={"figure": {"caption": "One block. The stream runs straight through; each part reads a normed copy of it and adds what it made. Nothing on the line itself is ever replaced.", "name": "fig-block"}, "image": {"alt": "A horizontal arrow, the residual stream of shape (B, T, D). A first branch leaves it, passes norm and attention, gathers from earlier tokens, and comes back at a plus sign on the stream. A second branch passes norm and feed-forward, works on each token alone, and comes back at a second plus sign."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw one block, with its stream and its two parts", "figure": {"caption": "One block. The stream runs straight through; each part reads a normed copy of it and adds what it made. Nothing on the line itself is ever replaced.", "name": "fig-block"}, "image": {"alt": "A horizontal arrow, the residual stream of shape (B, T, D). A first branch leaves it, passes norm and attention, gathers from earlier tokens, and comes back at a plus sign on the stream. A second branch passes norm and feed-forward, works on each token alone, and comes back at a second plus sign."}} tags=["hide-input"]
 from course.figures.blocks import block_diagram
 
 block_diagram()
