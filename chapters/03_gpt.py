@@ -201,8 +201,8 @@ for sizes in ((1000, 64, 2, 5, 32, 128), (1000, 64, 2, 4, 32, 0)):
 #
 # Twenty lines assemble it. Two of them decide how it starts. Every matrix begins with
 # small normal numbers (standard deviation 0.02), and the two matrices per block that
-# write to the stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many
-# additions of independent vectors then end with the same variance at any depth.
+# write to the stream begin smaller still, divided by $\sqrt{2 n_\text{layers}}$: that
+# many additions of independent vectors then end with the same variance at any depth.
 # (Further down this is measured.) Behind the assembly stand three short answers that
 # later chapters ask for: where the model is, how many numbers it trains, and which of
 # its matrices are tables to look up.
@@ -362,8 +362,8 @@ parameter_map(gpt2)
 # The same number by arithmetic, as one needs it before a model is made. A block has
 # four `D` by `D` matrices in its attention (queries, keys, values, output) and two of
 # `D` by `d_ff` in its feed-forward network. To these come the biases, one number for
-# each output: $3D + D$ and $d_{ff} + D$; and two norms, which stretch and shift each
-# channel, $2D$ each. Around the blocks stand the two tables and the last norm.
+# each output: $3D + D$ and $d_\text{ff} + D$; and two norms, which stretch and shift
+# each channel, $2D$ each. Around the blocks stand the two tables and the last norm.
 #
 # Write the whole sum down, as you would before paying for a model.
 
