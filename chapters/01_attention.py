@@ -64,7 +64,7 @@ from torch import Tensor, nn
 # finds the tokens of the same child. Each row of {numref}`fig-attention` is one token's
 # look back.
 
-# %% mystnb={"figure": {"caption": "How much each token looks at itself and at each one before it: a row sums to one. Every token of Mia's looks at Mia's tokens and not at Leo's.", "name": "fig-attention"}, "image": {"alt": "A table of weights, six tokens by six, its upper right half empty. Mia looks at Mia with 1.00; kite at Mia and kite with 0.50 each; Leo at Leo with 1.00; boat at Leo and boat with 0.50 each; the second Mia at Mia, kite and Mia with 0.33 each; lost at these and itself with 0.25 each."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw who looks at whom, and how much", "figure": {"caption": "How much each token looks at itself and at each one before it: a row sums to one. Every token of Mia's looks at Mia's tokens and not at Leo's.", "name": "fig-attention"}, "image": {"alt": "A table of weights, six tokens by six, its upper right half empty. Mia looks at Mia with 1.00; kite at Mia and kite with 0.50 each; Leo at Leo with 1.00; boat at Leo and boat with 0.50 each; the second Mia at Mia, kite and Mia with 0.33 each; lost at these and itself with 0.25 each."}} tags=["hide-input"]
 from course.figures.attention import attention_table
 
 tokens = ["Mia", "kite", "Leo", "boat", "Mia", "lost"]

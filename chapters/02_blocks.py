@@ -50,7 +50,7 @@ from collections.abc import Callable
 # `D` numbers per token that every part reads from and adds to, and that nothing ever
 # overwrites ({numref}`fig-block`).
 
-# %% mystnb={"figure": {"caption": "One block. The stream runs straight through; each part reads a normed copy of it and adds what it made. Nothing on the line itself is ever replaced.", "name": "fig-block"}, "image": {"alt": "A horizontal arrow, the residual stream of shape (B, T, D). A first branch leaves it, passes norm and attention, gathers from earlier tokens, and comes back at a plus sign on the stream. A second branch passes norm and feed-forward, works on each token alone, and comes back at a second plus sign."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw one block, with its stream and its two parts", "figure": {"caption": "One block. The stream runs straight through; each part reads a normed copy of it and adds what it made. Nothing on the line itself is ever replaced.", "name": "fig-block"}, "image": {"alt": "A horizontal arrow, the residual stream of shape (B, T, D). A first branch leaves it, passes norm and attention, gathers from earlier tokens, and comes back at a plus sign on the stream. A second branch passes norm and feed-forward, works on each token alone, and comes back at a second plus sign."}} tags=["hide-input"]
 from course.figures.blocks import block_diagram
 
 block_diagram()
@@ -156,7 +156,7 @@ print("our layer norm and PyTorch's, equal within 1e-6:", equal)
 # Per token: widen from `D` to `d_ff` (usually `4 * D`), bend, narrow again.
 #
 # $$\operatorname{FeedForward}(x) = W_2\, \operatorname{GELU}(W_1 x + b_1) + b_2,
-# \qquad W_1: D \to d_{ff}, \quad W_2: d_{ff} \to D$$
+# \qquad W_1: D \to d_\text{ff}, \quad W_2: d_\text{ff} \to D$$
 #
 # Without the bend, $W_2 W_1$ would be a single matrix and depth would buy nothing. The
 # simplest bend is the ReLU, which replaces what is negative by 0. Its slope there is 0,
@@ -473,7 +473,7 @@ results["post-norm, gently"] = learn("post-norm", rate=1e-3, warmup=50)
 
 # %% [markdown]
 # First, before any training: how alike have the tokens become? In
-# {numref}`fig-similarity` 1 means that all point the same way.
+# {numref}`fig-similarity`, 1 means that all point the same way.
 
 # %% mystnb={"code_prompt_show": "Draw the similarity of the tokens", "figure": {"caption": "Without the plus sign attention's averaging wins: after a few blocks every position holds the same vector, and nothing above can tell the tokens apart. Post-norm lets them become rather alike, but not the same.", "name": "fig-similarity"}, "image": {"alt": "Three curves over 32 blocks. Without residual the similarity jumps to 1 within a few blocks and stays. Post-norm rises more slowly and stays below 1. Pre-norm stays lowest."}} tags=["hide-input"]
 from course.figures.blocks import similarity_figure

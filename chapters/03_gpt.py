@@ -80,7 +80,7 @@ from slm.errors import SlmError, settings
 # likely is each of the `V` tokens of the vocabulary to come next? The whole machine is
 # {numref}`fig-model`.
 
-# %% mystnb={"figure": {"caption": "GPT, from the ids at the bottom to the probabilities at the top, with the shape between any two steps. The two green steps use the same table of tokens.", "name": "fig-model"}, "image": {"alt": "Six boxes, one above the other, joined by arrows upwards. From below: token ids, shape (B, T); token row plus position row, (B, T, D); block 1 to block L, (B, T, D); norm, (B, T, D); times the token table, transposed, (B, T, V); softmax, which gives how likely each token comes next."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the model, from ids to probabilities", "figure": {"caption": "GPT, from the ids at the bottom to the probabilities at the top, with the shape between any two steps. The two green steps use the same table of tokens.", "name": "fig-model"}, "image": {"alt": "Six boxes, one above the other, joined by arrows upwards. From below: token ids, shape (B, T); token row plus position row, (B, T, D); block 1 to block L, (B, T, D); norm, (B, T, D); times the token table, transposed, (B, T, V); softmax, which gives how likely each token comes next."}} tags=["hide-input"]
 from course.figures.gpt import model_diagram
 
 model_diagram()
@@ -201,8 +201,8 @@ for sizes in ((1000, 64, 2, 5, 32, 128), (1000, 64, 2, 4, 32, 0)):
 #
 # Twenty lines assemble it. Two of them decide how it starts. Every matrix begins with
 # small normal numbers (standard deviation 0.02), and the two matrices per block that
-# write to the stream begin smaller still, divided by $\sqrt{2 n_{layers}}$: that many
-# additions of independent vectors then end with the same variance at any depth.
+# write to the stream begin smaller still, divided by $\sqrt{2 n_\text{layers}}$: that
+# many additions of independent vectors then end with the same variance at any depth.
 # (Further down this is measured.) Behind the assembly stand three short answers that
 # later chapters ask for: where the model is, how many numbers it trains, and which of
 # its matrices are tables to look up.
@@ -351,7 +351,7 @@ shape = GPTConfig(**sizes, d_model=768, d_ff=3072, dropout=0.1)
 gpt2 = GPT(shape)
 f"{gpt2.count_parameters():,}"
 
-# %% mystnb={"figure": {"caption": "Where the parameters of GPT-2 are: each area is its share. The token embedding is nearly a third; in each block the feed-forward network has twice as many as the attention.", "name": "fig-parameters"}, "image": {"alt": "A rectangle cut into areas. At the left the token embedding, also the output, with 31.0% of the parameters; beside it a thin stripe, the positions, with 0.6%. The rest are twelve equal blocks, each with attention, 1.9%, above feed-forward, 3.8%."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw where GPT-2's parameters are", "figure": {"caption": "Where the parameters of GPT-2 are: each area is its share. The token embedding is nearly a third; in each block the feed-forward network has twice as many as the attention.", "name": "fig-parameters"}, "image": {"alt": "A rectangle cut into areas. At the left the token embedding, also the output, with 31.0% of the parameters; beside it a thin stripe, the positions, with 0.6%. The rest are twelve equal blocks, each with attention, 1.9%, above feed-forward, 3.8%."}} tags=["hide-input"]
 from course.figures.gpt import parameter_map
 
 parameter_map(gpt2)
@@ -362,8 +362,8 @@ parameter_map(gpt2)
 # The same number by arithmetic, as one needs it before a model is made. A block has
 # four `D` by `D` matrices in its attention (queries, keys, values, output) and two of
 # `D` by `d_ff` in its feed-forward network. To these come the biases, one number for
-# each output: $3D + D$ and $d_{ff} + D$; and two norms, which stretch and shift each
-# channel, $2D$ each. Around the blocks stand the two tables and the last norm.
+# each output: $3D + D$ and $d_\text{ff} + D$; and two norms, which stretch and shift
+# each channel, $2D$ each. Around the blocks stand the two tables and the last norm.
 #
 # Write the whole sum down, as you would before paying for a model.
 
@@ -569,7 +569,7 @@ for step in range(201):
 # the next character there, and the colour its probability. (This view is known as the
 # *logit lens*, Nostalgebraist 2020.)
 
-# %% mystnb={"figure": {"caption": "What the model would answer if it stopped at each depth. The lowest row repeats what is read; the highest is one letter ahead of it.", "name": "fig-depth"}, "image": {"alt": "A table of letters, one column for each of 24 characters read and one row for each depth. After the embedding alone each cell shows the letter that was read; after the last block it shows the letter that comes next, in full colour nearly everywhere."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw what the model would answer at each depth", "figure": {"caption": "What the model would answer if it stopped at each depth. The lowest row repeats what is read; the highest is one letter ahead of it.", "name": "fig-depth"}, "image": {"alt": "A table of letters, one column for each of 24 characters read and one row for each depth. After the embedding alone each cell shows the letter that was read; after the last block it shows the letter that comes next, in full colour nearly everywhere."}} tags=["hide-input"]
 from course.figures.gpt import depth_table
 
 depth_table(model, text[:24])
@@ -731,7 +731,7 @@ print(f"forward  {count_flops_per_token(shape, training=False) / mega:6.1f} MFLO
 print(f"training {count_flops_per_token(shape) / mega:6.1f} MFLOPs")
 print(f"the rule {6 * count_parameters(shape) / mega:6.1f} MFLOPs")
 
-# %% mystnb={"figure": {"caption": "Where the work of a forward pass is, for four sizes of model. The larger the model, the more of it is feed-forward, and the less the product with the vocabulary.", "name": "fig-flops"}, "image": {"alt": "Four bars of equal length, each cut into five shares. In the model of one layer the logits take half and feed-forward a quarter; in the model of 36 layers feed-forward takes more than half and the logits 7%. Scores and weighted sums stay between 11 and 13%."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Count the work of four models part by part, and draw it", "figure": {"caption": "Where the work of a forward pass is, for four sizes of model. The larger the model, the more of it is feed-forward, and the less the product with the vocabulary.", "name": "fig-flops"}, "image": {"alt": "Four bars of equal length, each cut into five shares. In the model of one layer the logits take half and feed-forward a quarter; in the model of 36 layers feed-forward takes more than half and the logits 7%. Scores and weighted sums stay between 11 and 13%."}} tags=["hide-input"]
 from course.figures.gpt import flops_by_part
 
 flops_by_part(

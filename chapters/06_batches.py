@@ -876,7 +876,7 @@ for row in x:
 # corpus, each line an epoch; a cell's colour is the batch in which that row is dealt
 # out.
 
-# %% mystnb={"figure": {"caption": "Three epochs over the rows of 50 stories, a colour for each batch of eight. Outlined: one batch of each epoch, the fourth; its rows lie elsewhere each time. Every cell is filled exactly once.", "name": "fig-tiles"}, "image": {"alt": "Three stripes of coloured cells, one cell a row of the corpus; in each stripe the eight cells of one batch are outlined, scattered differently each time."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the order of three epochs", "figure": {"caption": "Three epochs over the rows of 50 stories, a colour for each batch of eight. Outlined: one batch of each epoch, the fourth; its rows lie elsewhere each time. Every cell is filled exactly once.", "name": "fig-tiles"}, "image": {"alt": "Three stripes of coloured cells, one cell a row of the corpus; in each stripe the eight cells of one batch are outlined, scattered differently each time."}} tags=["hide-input"]
 from course.figures.batches import tiles
 
 tiny = TokenLoader(TextDataset(two_thousand[:50], tokenizer, 64), batch_size=8)

@@ -258,7 +258,7 @@ for unit, (validation, train) in held.items():
     leaks[unit] = (len(texts & {corpus[i] for i in train}), len(texts))
     print(f"held out by {unit}: {leaks[unit][0]} of {leaks[unit][1]} are also in train")
 
-# %% mystnb={"figure": {"caption": "Stories of the validation side, held out in three ways; the orange part is in train, too. A row is part of a story, so nearly all of them leak; whole documents leak by their copies; a hash keeps copies together.", "name": "fig-leaks"}, "image": {"alt": "Three horizontal bars for rows, documents and hashes. Nearly all of the first is orange, the smaller part of the second, nothing of the third."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw what of the validation side stands in train, too", "figure": {"caption": "Stories of the validation side, held out in three ways; the orange part is in train, too. A row is part of a story, so nearly all of them leak; whole documents leak by their copies; a hash keeps copies together.", "name": "fig-leaks"}, "image": {"alt": "Three horizontal bars for rows, documents and hashes. Nearly all of the first is orange, the smaller part of the second, nothing of the third."}} tags=["hide-input"]
 from course.figures.corpora import leaks_figure
 
 leaks_figure(leaks)

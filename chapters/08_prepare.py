@@ -1197,7 +1197,7 @@ largest = max(lists, key=lambda row: float(row["megabytes"]))
 per_token = float(largest["anonymous_mb"]) / float(largest["megabytes"]) * 2
 print(f"an id in a list takes {per_token:.0f} bytes instead of 2")
 
-# %% mystnb={"figure": {"caption": "Left: a list takes many times the file's size in memory, a mapped file a small part of it. Right: tokens per second of CPU time; this package's loader gathers a batch at once and stays well above row by row.", "name": "fig-loaders"}, "image": {"alt": "Two panels over the size of the token file. Left, memory, both scales logarithmic: the list lies far above the others and rises with the file; a map read row by row rises, too; this package stays lowest. Right, speed: this package is highest at every size, though it falls as the file grows; the others stay level far below."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw memory and speed of a list and of a mapped file", "figure": {"caption": "Left: a list takes many times the file's size in memory, a mapped file a small part of it. Right: tokens per second of CPU time; this package's loader gathers a batch at once and stays well above row by row.", "name": "fig-loaders"}, "image": {"alt": "Two panels over the size of the token file. Left, memory, both scales logarithmic: the list lies far above the others and rises with the file; a map read row by row rises, too; this package stays lowest. Right, speed: this package is highest at every size, though it falls as the file grows; the others stay level far below."}} tags=["hide-input"]
 from course.figures.prepare import loaders_figure
 
 loaders_figure(recorded)

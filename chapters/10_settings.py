@@ -931,7 +931,7 @@ print("\n".join(changed_keys(before.as_dict(), now.as_dict())))
 # checkpoint and comes back when the run goes on.
 
 
-# %% mystnb={"figure": {"caption": "When observers are told: once at the start, at each row, after each validation, after every step, and once at the end. After a step come its row, its validation, and then the step itself.", "name": "fig-moments"}, "image": {"alt": "Five rows of dots over twelve steps: on_start before step 1, on_row at every second step, on_validation at 4, 8 and 12, on_step at each, on_end after step 12."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the moments at which observers are told", "figure": {"caption": "When observers are told: once at the start, at each row, after each validation, after every step, and once at the end. After a step come its row, its validation, and then the step itself.", "name": "fig-moments"}, "image": {"alt": "Five rows of dots over twelve steps: on_start before step 1, on_row at every second step, on_validation at 4, 8 and 12, on_step at each, on_end after step 12."}} tags=["hide-input"]
 from course.figures.settings import moments
 
 moments()

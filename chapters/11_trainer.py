@@ -181,7 +181,7 @@ lines = floor.reference_lines(tokenizer)
 # new in kind: there is still a loss, a gradient and a move. Each box that was added
 # answers a question.
 
-# %% mystnb={"figure": {"caption": "One step. The batch comes in parts; each part's loss is weighted by its share of the targets, and the gradients add up. Then the sum is clipped, and the optimizer moves the weights as far as the schedule says.", "name": "fig-step"}, "image": {"alt": "A chain of boxes: batch, parts, loss times share, backward, with an arrow back from backward to parts that reads once per part; then clip, optimizer, clear, with an arrow from schedule into optimizer."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw one step, with its batch in parts", "figure": {"caption": "One step. The batch comes in parts; each part's loss is weighted by its share of the targets, and the gradients add up. Then the sum is clipped, and the optimizer moves the weights as far as the schedule says.", "name": "fig-step"}, "image": {"alt": "A chain of boxes: batch, parts, loss times share, backward, with an arrow back from backward to parts that reads once per part; then clip, optimizer, clear, with an arrow from schedule into optimizer."}} tags=["hide-input"]
 from course.figures.trainer import step_figure
 
 step_figure()
@@ -340,7 +340,7 @@ runs = {
     "no clipping": short_run(clip=0.0),
 }
 
-# %% mystnb={"figure": {"caption": "One run with all three parts, and three runs that lack one each. Left, the losses, each with the mean of its last ten. Right, the norms of the gradients before clipping: without warm-up, and without clipping, one step stands far above all others.", "name": "fig-recipe"}, "image": {"alt": "Two panels over 180 steps of four short runs. Left, losses: without warm-up the loss leaps up after a few steps and stays far above the others; without clipping it ends in between; with all three parts and without the fall it ends lowest. Right, gradient norms, logarithmic: early on the run without warm-up and that without clipping leap far above all other norms."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the run with all three parts and the runs that lack one", "figure": {"caption": "One run with all three parts, and three runs that lack one each. Left, the losses, each with the mean of its last ten. Right, the norms of the gradients before clipping: without warm-up, and without clipping, one step stands far above all others.", "name": "fig-recipe"}, "image": {"alt": "Two panels over 180 steps of four short runs. Left, losses: without warm-up the loss leaps up after a few steps and stays far above the others; without clipping it ends in between; with all three parts and without the fall it ends lowest. Right, gradient norms, logarithmic: early on the run without warm-up and that without clipping leap far above all other norms."}} tags=["hide-input"]
 from course.figures.trainer import recipe_figure
 
 recipe_figure(runs)
@@ -1895,7 +1895,7 @@ print(f"so at least {math.exp(-excess):.0%}")
 # above those of the model that this chapter has just trained; its committed table
 # follows.
 
-# %% mystnb={"figure": {"caption": "What is missing, in two parts. A second layer takes away half of what the certain tokens cost; larger batches and no weight decay take away most of the rest, and much of what the chosen ones cost.", "name": "fig-missing"}, "image": {"alt": "Four horizontal bars in two parts each, certain and chosen tokens, in thousandths of a nat per token above the true surprise. Their lengths fall from one layer over two layers with weight decay to the shipped recipe; this chapter's run is about as long as the shipped one. The part of the certain tokens shrinks most."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw what is missing, by kind of token", "figure": {"caption": "What is missing, in two parts. A second layer takes away half of what the certain tokens cost; larger batches and no weight decay take away most of the rest, and much of what the chosen ones cost.", "name": "fig-missing"}, "image": {"alt": "Four horizontal bars in two parts each, certain and chosen tokens, in thousandths of a nat per token above the true surprise. Their lengths fall from one layer over two layers with weight decay to the shipped recipe; this chapter's run is about as long as the shipped one. The part of the certain tokens shrinks most."}} tags=["hide-input"]
 from course.figures.trainer import excess_by_kind, kinds_figure
 
 recorded = Path("benchmarks/results/stories.md").read_text(encoding="utf-8")

@@ -868,7 +868,7 @@ def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
 # machine or with more room: its error says `retry=True`, and a launcher in the cloud
 # goes by that.
 
-# %% mystnb={"figure": {"caption": "Training waits for a copy in memory; a thread writes it while the next steps go on. The next checkpoint comes only when the one before is on disk.", "name": "fig-beside"}, "image": {"alt": "Two rows over time. In the upper one groups of four steps, each followed by a short copy; in the lower one a long bar of writing begins after each copy and runs beside the next steps."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw training, and the thread that saves beside it", "figure": {"caption": "Training waits for a copy in memory; a thread writes it while the next steps go on. The next checkpoint comes only when the one before is on disk.", "name": "fig-beside"}, "image": {"alt": "Two rows over time. In the upper one groups of four steps, each followed by a short copy; in the lower one a long bar of writing begins after each copy and runs beside the next steps."}} tags=["hide-input"]
 from course.figures.checkpoints import beside_training
 
 beside_training()

@@ -98,7 +98,7 @@ from slm.training.trainer import Trainer, evaluating
 # else: the weights at the end are those of a run that was left alone, on the same
 # machine with the same number of threads, to the last bit.
 
-# %% mystnb={"figure": {"caption": "A run that is killed twice. Each start goes on from the newest checkpoint (dotted); the steps since then are done again (the thick lines), and give the same numbers.", "name": "fig-run"}, "image": {"alt": "Steps against time: a line rises, with a checkpoint at every 20 steps. A kill cuts it off between two checkpoints, and it starts again from the lower one; a second kill does the same further up; then it reaches the end at 100."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw a run that is killed twice", "figure": {"caption": "A run that is killed twice. Each start goes on from the newest checkpoint (dotted); the steps since then are done again (the thick lines), and give the same numbers.", "name": "fig-run"}, "image": {"alt": "Steps against time: a line rises, with a checkpoint at every 20 steps. A kill cuts it off between two checkpoints, and it starts again from the lower one; a second kill does the same further up; then it reaches the end at 100."}} tags=["hide-input"]
 from course.figures.runs import killed_twice
 
 killed_twice()

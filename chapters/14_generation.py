@@ -87,7 +87,7 @@ opening
 # same logits, and says in its corner how many tokens can still be drawn and how likely
 # those are that have no bar here.
 
-# %% mystnb={"code_prompt_show": "The figure", "figure": {"caption": "One model, one opening, six ways to choose. From left to right the temperature rises and the bars level out. In the lower row top-p has cut away the tail, and what is left has grown to fill the gap; the outlines are the bars of the upper row.", "name": "fig-next-token"}, "image": {"alt": "Six bar charts of the twelve likeliest next tokens. Upper row: all tokens, at temperatures 0.5, 1 and 2; the first bar shrinks and the others grow as the temperature rises. Lower row: the same with top-p 0.9; only the likeliest bars are left, each a little longer than above."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the next token's chances under six ways to choose", "figure": {"caption": "One model, one opening, six ways to choose. From left to right the temperature rises and the bars level out. In the lower row top-p has cut away the tail, and what is left has grown to fill the gap; the outlines are the bars of the upper row.", "name": "fig-next-token"}, "image": {"alt": "Six bar charts of the twelve likeliest next tokens. Upper row: all tokens, at temperatures 0.5, 1 and 2; the first bar shrinks and the others grow as the temperature rises. Lower row: the same with top-p 0.9; only the likeliest bars are left, each a little longer than above."}} tags=["hide-input"]
 from course.figures.generation import next_token_bars
 
 next_token_bars(logits[0], tokenizer)
@@ -901,7 +901,7 @@ print(f"one standard error of a share of forty, at most: {(0.25 / 40) ** 0.5:.0%
 # And the time? {numref}`fig-time-per-token` measures each token of one text, with the
 # cache and without, as the text grows:
 
-# %% mystnb={"code_prompt_show": "The measurement", "figure": {"caption": "Without a cache a token takes the longer, the more stand before it: the work grows with the text. With it the line stays flat.", "name": "fig-time-per-token"}, "image": {"alt": "Two lines over the number of tokens in the text, 1 to 128. Without a cache the milliseconds per token rise steadily; with a cache they stay flat, well below."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Measure and draw the time per token, with and without the cache", "figure": {"caption": "Without a cache a token takes the longer, the more stand before it: the work grows with the text. With it the line stays flat.", "name": "fig-time-per-token"}, "image": {"alt": "Two lines over the number of tokens in the text, 1 to 128. Without a cache the milliseconds per token rise steadily; with a cache they stay flat, well below."}} tags=["hide-input"]
 from course.figures.generation import time_per_token
 
 figure, ratio = time_per_token(model, tokenizer.eot_token)

@@ -65,7 +65,7 @@ from slm.training.config import RunConfig
 # {numref}`fig-hours-dollars` is where that leads: the three GPT configs of this course
 # on every GPU in the table. Both scales are logarithmic, and further left is better.
 
-# %% mystnb={"figure": {"caption": "Three models on every GPU of the table, the dearest hour at the top. Up there a run takes least time, and costs least. A bar goes from the fast to the slow end of the prediction; a cross says that the micro-batch does not fit into the memory.", "name": "fig-hours-dollars"}, "image": {"alt": "Two panels with a row for each of ten GPUs, from the B200 with the dearest hour at the top to the T4 with the cheapest at the bottom; left hours, right dollars, both logarithmic, with a bar for each of three models. Going up, the hours fall steeply, and the dollars fall, too. The bar of the H200 is much shorter than all others. The larger models do not fit into the smaller cards."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw hours and dollars of three models on every GPU", "figure": {"caption": "Three models on every GPU of the table, the dearest hour at the top. Up there a run takes least time, and costs least. A bar goes from the fast to the slow end of the prediction; a cross says that the micro-batch does not fit into the memory.", "name": "fig-hours-dollars"}, "image": {"alt": "Two panels with a row for each of ten GPUs, from the B200 with the dearest hour at the top to the T4 with the cheapest at the bottom; left hours, right dollars, both logarithmic, with a bar for each of three models. Going up, the hours fall steeply, and the dollars fall, too. The bar of the H200 is much shorter than all others. The larger models do not fit into the smaller cards."}} tags=["hide-input"]
 from pathlib import Path
 
 import torch
@@ -120,7 +120,7 @@ for share in (0.45, 0.30):
 # two numbers allow, and the points are what the parts of GPT-2 reach, with 256 tokens,
 # and two of them with one.
 
-# %% mystnb={"figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it, in GFLOP/s. Few FLOPs per byte, at the left, means waiting for memory; two of the products stand there when they are done for one token (orange).", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens at the right, close to its flat part; layer norm, GELU and products of one token low at the left, where it rises."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw this machine's roof, and GPT-2's parts below it", "figure": {"caption": "The roof that peak and bandwidth of this machine allow, and what the parts of GPT-2 reach below it, in GFLOP/s. Few FLOPs per byte, at the left, means waiting for memory; two of the products stand there when they are done for one token (orange).", "name": "fig-roofline"}, "image": {"alt": "GFLOP/s against FLOPs per byte, both logarithmic: a roof that rises and then is flat; matrix products of many tokens at the right, close to its flat part; layer norm, GELU and products of one token low at the left, where it rises."}} tags=["hide-input"]
 from course.figures.cost import measure_machine, roofline
 
 machine = measure_machine()
@@ -990,7 +990,7 @@ losses = [final_loss(model, 300) for model in models]
 targets = sum(int((text[0].batch(step)[1] != -100).sum()) for step in range(300))
 longer = final_loss(models[-1], 600)
 
-# %% mystnb={"figure": {"caption": "Loss above the floor for five sizes. The line is fitted to the first four; the fifth, which saw too few tokens for its size, leaves it upwards.", "name": "fig-scaling"}, "image": {"alt": "Loss above the floor against the number of parameters, both logarithmic: four points lie close to a straight line that falls, and a fifth, of the largest model, above it."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Fit a line to four sizes, and draw all five", "figure": {"caption": "Loss above the floor for five sizes. The line is fitted to the first four; the fifth, which saw too few tokens for its size, leaves it upwards.", "name": "fig-scaling"}, "image": {"alt": "Loss above the floor against the number of parameters, both logarithmic: four points lie close to a straight line that falls, and a fifth, of the largest model, above it."}} tags=["hide-input"]
 from course.figures.cost import fit_power_law, scaling
 
 law = fit_power_law(sizes[:4], losses[:4], floor)
@@ -1154,7 +1154,7 @@ for smaller, larger in itertools.pairwise(gpt_configs):
     print(f"{larger.name} is the better buy from ${crossings[-1][0]} on")
 
 
-# %% mystnb={"figure": {"caption": "The loss that a budget buys with each of the three models. A marker stands where the next larger model becomes the better buy.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for three models. At the left the smallest model is far below the others; its line flattens first. The medium one crosses it first, and the large one crosses that at several times as many dollars."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the loss that a budget buys with each model", "figure": {"caption": "The loss that a budget buys with each of the three models. A marker stands where the next larger model becomes the better buy.", "name": "fig-loss-for-dollars"}, "image": {"alt": "Predicted loss against dollars, from 1 to 500, for three models. At the left the smallest model is far below the others; its line flattens first. The medium one crosses it first, and the large one crosses that at several times as many dollars."}} tags=["hide-input"]
 from course.figures.cost import compare_models
 
 compare_models(gpt_configs, loss_for_dollars, crossings)

@@ -40,7 +40,7 @@ course.start()
 # *tick*, half a minute here. What a kill can hide is then one tick and the time that
 # securing takes, as long as the volume can be reached. {numref}`fig-ticks` shows it:
 
-# %% mystnb={"figure": {"caption": "Dollars that are paid (the line) and dollars that the meter has written (the steps), over two attempts. The first is killed between two ticks; what it cost since the last one is never counted.", "name": "fig-ticks"}, "image": {"alt": "A rising line and a staircase below it that touches the line at each tick. At the kill the line is above the staircase by less than one step; the second attempt goes on from the staircase."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw what is paid and what the meter has written", "figure": {"caption": "Dollars that are paid (the line) and dollars that the meter has written (the steps), over two attempts. The first is killed between two ticks; what it cost since the last one is never counted.", "name": "fig-ticks"}, "image": {"alt": "A rising line and a staircase below it that touches the line at each tick. At the kill the line is above the staircase by less than one step; the second attempt goes on from the staircase."}} tags=["hide-input"]
 from course.figures.meter import ticks
 
 ticks(tick=30, killed_at=105, until=200)

@@ -42,7 +42,7 @@ course.start()
 # be measured here, so it is: a fresh Python process does each step and reads the clock.
 # What Modal does is described, and not measured: it has no length in this figure.
 
-# %% mystnb={"figure": {"caption": "From the command to the first training step. What your computer and the container do was measured here; what Modal does in between is dotted and has no length. You pay from the red line on.", "name": "fig-timeline"}, "image": {"alt": "Three lanes: your computer reads the app, checks the config and works out the cost; Modal builds the image, uploads, finds a GPU and starts a container; the container imports, opens the tokens, builds the model and takes the first step. The GPU's clock starts with the container; importing takes most of the time that was measured."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw the time from the command to the first step", "figure": {"caption": "From the command to the first training step. What your computer and the container do was measured here; what Modal does in between is dotted and has no length. You pay from the red line on.", "name": "fig-timeline"}, "image": {"alt": "Three lanes: your computer reads the app, checks the config and works out the cost; Modal builds the image, uploads, finds a GPU and starts a container; the container imports, opens the tokens, builds the model and takes the first step. The GPU's clock starts with the container; importing takes most of the time that was measured."}} tags=["hide-input"]
 from course.figures.launch import measure, timeline
 
 timeline(measure())

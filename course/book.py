@@ -235,9 +235,6 @@ def fold_summary(source: str) -> str:
     imports = (ast.Import, ast.ImportFrom)
     if all(isinstance(node, imports) or is_text(node) for node in body):
         return "Imports"
-    modules = [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-    if any(module.startswith("course.figures") for module in modules):
-        return "The code of the figure"
     names = [name for node in body for name in defined_names(node)]
     if names:
         rest = " and more" if len(names) > 4 else ""

@@ -212,7 +212,11 @@ def _exported(env: Any) -> dict[str, tuple[str, str]]:
         if re.match(r"slm\.|modal_app\.", name):
             for form in (name, name.rpartition(".")[2]):
                 places.setdefault(form, set()).add(tuple(place))
-    return {form: found.pop() for form, found in places.items() if len(found) == 1}
+    return {
+        form: found.pop()
+        for form, found in places.items()
+        if len(found) == 1 and len(form) > 1  # a letter is an axis, everywhere
+    }
 
 
 def _any(entries: list[Entry]) -> re.Pattern[str]:

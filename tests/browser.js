@@ -69,8 +69,8 @@ window.thin = () => {
   for (const drawing of document.querySelectorAll("svg[role=img]")) drawing.replaceChildren();
   return [...kinds];
 };
-// One element for each pair of ink and paper: what is written in it, on all that lies behind it.
-const looks = () => {
+// One element for each pair of ink and paper that is not known yet: what is written in it, on all that lies behind it.
+const looks = (within, known) => {
   const papers = new Map([[null, ""]]);
   const paper = (element) => {
     if (!papers.has(element)) {
@@ -82,20 +82,25 @@ const looks = () => {
     return papers.get(element);
   };
   const found = new Map();
-  for (const element of document.body.querySelectorAll("*")) {
+  for (const element of within.querySelectorAll("*")) {
     const written = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
     if (!written || !shown(element) || element.closest("svg, script, style")) continue;
     const { color, fontSize, fontWeight } = getComputedStyle(element);
     const look = [color, fontSize, fontWeight, paper(element)].join("/");
-    if (!found.has(look)) found.set(look, element);
+    if (!known.includes(look) && !found.has(look)) found.set(look, element);
   }
-  return [...found.values()];
+  return found;
 };
-// What axe finds: by the rules about shape, or by the one about contrast, which is asked of each look once.
-window.violations = async (rules, kind) => {
+// What axe finds in a part of the page: by the rules about shape, or by the one about contrast, which is asked of each
+// look once; and the looks that it was asked of.
+window.violations = async (rules, kind, within, known) => {
+  const part = document.querySelector(within);
+  const asked = kind === "inks" ? looks(part, known) : new Map();
+  if (kind === "inks" && !asked.size) return { broken: [], asked: [] };
   const options = { resultTypes: ["violations"], preload: false };
   options.runOnly = kind === "inks" ? ["color-contrast"] : { type: "tag", values: rules };
   if (kind === "shape") options.rules = { "color-contrast": { enabled: false } };
-  const { violations } = await axe.run(kind === "inks" ? { include: looks() } : document, options);
-  return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.html.slice(0, 80)}`));
+  const { violations } = await axe.run(kind === "inks" ? { include: [...asked.values()] } : part, options);
+  const told = ({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.html.slice(0, 80)}`);
+  return { broken: violations.flatMap(told), asked: [...asked.keys()] };
 };

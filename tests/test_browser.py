@@ -97,6 +97,7 @@ class Visit:
         self.tab = browser.new_page(viewport={"width": 1280, "height": 900})
         self.asked: list[str] = []
         self.errors: list[str] = []
+        self.looks: list[str] = []  # pairs of ink and paper that axe has been asked of
         self.tab.on("request", lambda request: self.asked.append(request.url))
         self.tab.on("websocket", lambda socket: self.asked.append(socket.url))
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -176,10 +177,10 @@ def look_at_page(visit: Visit, path: Path) -> dict[str, Any]:
     # the rules about shape in the light at one width, in the dark at the other; contrast in all four states
     for width, themes in ((390, ("light", "dark")), (1280, ("dark", "light"))):
         tab.set_viewport_size({"width": width, "height": 900})
-        found["axe"] += violations(tab, "shape", f"{width}")
+        found["axe"] += violations(visit, "shape", f"{width}")
         for theme in themes:
             set_theme(tab, theme)
-            found["axe"] += violations(tab, "inks", f"{width} {theme}")
+            found["axe"] += violations(visit, "inks", f"{width} {theme}")
     found["errors"], found["leaving"] = visit.errors, visit.leaving()
     return found
 
@@ -190,10 +191,14 @@ def set_theme(tab: Any, theme: str) -> None:
     tab.evaluate("document.getAnimations().forEach((fading) => fading.finish())")
 
 
-def violations(tab: Any, kind: str, state: str = "") -> list[str]:
-    """What axe finds on a page as it is now: in its shape, in its inks, or in all."""
-    broken = tab.evaluate("asked => violations(...asked)", [RULES, kind])
-    return [f"{state}: {text}" for text in broken]
+def violations(
+    visit: Visit, kind: str, state: str = "", within: str = "html"
+) -> list[str]:
+    """What axe finds in a part of a page as it is now: in its shape, or in the inks that this tab has not shown before."""
+    asked = [RULES, kind, within, visit.looks]
+    found = visit.tab.evaluate("asked => violations(...asked)", asked)
+    visit.looks += found["asked"]
+    return [f"{state}: {text}" for text in found["broken"]]
 
 
 def told(found: list[str]) -> str:
@@ -285,8 +290,8 @@ def found_sections(tab: Any, query: str) -> list[str]:
 
 def test_the_search_finds_what_learners_look_for(visit, html):
     lines = QUERIES.read_text(encoding="utf-8").splitlines()
-    queries = [line.partition("=") for line in lines if not line.startswith("#")]
-    assert len(queries) == 25
+    queries = [line.partition("=") for line in lines if "=" in line]
+    assert len(queries) == 36
     visit.tab.goto(f"{html.as_uri()}/search.html?q=attention")
     visit.tab.wait_for_selector("#search-results li")
     wrong = []
@@ -294,7 +299,7 @@ def test_the_search_finds_what_learners_look_for(visit, html):
         found = found_sections(visit.tab, query.strip())
         if not found or found[0] not in re.split(r",\s*", right.strip()):
             wrong.append(f"{query.strip()}: {found[:3]} before {right.strip()}")
-    assert len(wrong) <= 2, told(wrong)
+    assert len(wrong) <= 3, told(wrong)
 
 
 def test_the_search_shows_prose_with_the_words_marked(visit, html):
@@ -336,7 +341,7 @@ def test_menus_that_open_can_be_read(visit, html, width, opener, opened):
     visit.tab.goto(f"{html.as_uri()}/01_attention.html")
     visit.tab.locator(opener).first.click()
     visit.tab.wait_for_selector(opened)
-    assert both_themes(visit.tab) == []
+    assert both_themes(visit, opened) == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -345,23 +350,24 @@ def test_what_the_search_finds_can_be_read(visit, html, width):
     visit.tab.set_viewport_size({"width": width, "height": 900})
     visit.tab.goto(f"{html.as_uri()}/search.html?q=KV cache")
     visit.tab.wait_for_selector("#search-results li")
-    assert both_themes(visit.tab) == []
+    assert both_themes(visit, "article") == []
     visit.tab.goto(f"{html.as_uri()}/glossary.html")
     visit.tab.keyboard.press("Control+k")
     visit.tab.keyboard.type("perplexity")
     visit.tab.wait_for_selector("dialog .search-found li")
-    assert both_themes(visit.tab) == []
+    assert both_themes(visit, "dialog[open]") == []
 
 
-def both_themes(tab: Any) -> list[str]:
-    """What axe finds where something has been opened on a page, in the light and in the dark."""
-    tab.add_script_tag(content=AXE_SCRIPT)
-    tab.add_script_tag(content=MEASURES)
-    tab.evaluate("thin()")
-    found = violations(tab, "shape")
+def both_themes(visit: Visit, opened: str) -> list[str]:
+    """What axe finds in what has been opened on a page, in the light and in the dark."""
+    visit.tab.add_script_tag(content=AXE_SCRIPT)
+    visit.tab.add_script_tag(content=MEASURES)
+    visit.tab.evaluate("thin()")
+    found = violations(visit, "shape", "", opened)
     for theme in ("light", "dark"):
-        set_theme(tab, theme)
-        found += violations(tab, "inks", theme)
+        set_theme(visit.tab, theme)
+        found += violations(visit, "inks", theme, opened)
+    assert visit.looks, f"nothing is written in {opened}"
     return found
 
 
@@ -386,8 +392,9 @@ def test_the_detectors_see(visit, tmp_path):
     assert [kind for kind, _ in visit.tab.evaluate("cutOff()")] == ["cut"]
     assert len(visit.tab.evaluate("sideways()")) == 1
     assert "no caption" in visit.tab.evaluate("unexplained()")[0]
-    assert "image-alt" in " ".join(violations(visit.tab, "shape"))
+    assert "image-alt" in " ".join(violations(visit, "shape"))
     visit.tab.evaluate("thin()")
     assert visit.tab.locator("pre span").all_inner_texts() == ["if", "# pale, too"]
-    pale = " ".join(violations(visit.tab, "inks"))
+    pale = " ".join(violations(visit, "inks"))
     assert ">pale</p>" in pale and ">if" not in pale and "# pale, too" in pale
+    assert violations(visit, "inks") == []  # each look is asked once

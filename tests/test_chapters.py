@@ -276,6 +276,16 @@ def test_a_fold_counts_its_lines_rightly(chapter):
 
 
 @each_chapter
+def test_a_folded_figure_says_what_it_draws(chapter):
+    """Of a fold without a summary the book can tell only names, and a figure's code defines none."""
+    for cell in jupytext.read(chapter, fmt="py:percent").cells:
+        told = cell.metadata.get("mystnb", {})
+        if "figure" in told and "hide-input" in cell.metadata.get("tags", []):
+            summary = told.get("code_prompt_show", "")
+            assert len(summary.split()) > 2, told["figure"]["name"]
+
+
+@each_chapter
 def test_what_is_printed_fits_the_page(chapter):
     for cell in notebook_of(chapter).cells:
         for output in cell.get("outputs", []):

@@ -170,7 +170,7 @@ CHAPTER = """\
 FIRST = """A *token* of tokens in a KV
 # cache (Press and
 # Wolf 2017), as Press and Wolf (2017) have it, by `torchrun` and `Loader(rows)`; not a
-# [mask](#second) at a loss; `Other`, `other`; `slm.second.other`.
+# [mask](#second) at a loss; `Other`, `other`; `slm.second.other`; `B` is batch.
 #
 # | table |
 # |---|
@@ -191,7 +191,7 @@ class Loader: ...
 
 def other(): ...
 
-Other = _hidden = 2"""
+Other = _hidden = B = 2"""
 
 GLOSSARY_PAGE = """\
 # Glossary
@@ -289,7 +289,7 @@ def test_papers_are_links_wherever_they_are_named_also_in_code(book):
 
 
 def test_a_name_that_one_other_chapter_exports_leads_to_its_section(book):
-    """Not one that two of them export, nor a plain word that this page does not import."""
+    """Not one that two of them export, nor a plain word that this page does not import, nor a letter: that is an axis."""
     names = ["Loader(rows)", "slm.second.other"]
     there = [("01_second.html#at-work", name) for name in names]
     assert linked(book["01_first"], "name") == there

@@ -198,8 +198,6 @@ def test_the_welcome_page_draws_any_number_of_chapters(pages):
     [
         ("import os\nfrom re import sub", "Imports"),
         ('#| export\n"""Text."""\n\nimport os', "Imports"),
-        ("from course.figures.gpt import draw\n\ndraw()", "The code of the figure"),
-        ("from course.figures.gpt import draw\n\na = 1", "The code of the figure"),
         ("def f(): ...\n\nA = B = 1", "The code of f, A, B"),
         ("a = b = c = d = e = 1", "The code of a, b, c, d and more"),
         ("print(1)", "The code of this cell"),

@@ -1,8 +1,9 @@
 """The book's search, as an extension of Sphinx: an index over sections and their prose, and the page that shows what is found.
 
 A page that was opened as a file cannot read another file, but it can load a script. So the index is one. It holds what a
-reader reads: headings, paragraphs, captions and terms, and apart from them what a section introduces: the words that it
-emphasises, the names that its exported cells define. No code, no outputs, no menus. `search.js` loads it when a reader
+reader reads: headings, paragraphs, captions and terms, and apart from them what a section introduces: the terms for which
+the glossary sends a reader there, the words that it emphasises, the names that its exported cells define. No code, no
+outputs, no menus. `search.js` loads it when a reader
 turns to a search field, and with it `ranking.js`, the field's own formulas: no Python package brings a library for that.
 """
 
@@ -36,12 +37,12 @@ def records(document: nodes.document, page: str) -> list[dict[str, str]]:
     for section, title in zip(sections, titles, strict=True):
         anchor = "" if section.parent is document else f"#{section['ids'][0]}"
         found[id(section)] = _record(f"{page}.html{anchor}", title, titles[0])
-    terms = list(document.findall(nodes.definition_list_item))
-    for item in terms:
-        for term in item.findall(nodes.term):
-            if term["ids"]:
-                address = f"{page}.html#{term['ids'][0]}"
-                found[id(item)] = _record(address, _plain(term), titles[0])
+    for item in document.findall(nodes.definition_list_item):
+        terms = [term for term in item.findall(nodes.term) if term["ids"]]
+        if terms:
+            address = f"{page}.html#{terms[0]['ids'][0]}"
+            title = ", ".join(map(_plain, terms))
+            found[id(item)] = _record(address, title, titles[0])
     for node in document.findall():
         home = next((found[id(a)] for a in _ancestors(node) if id(a) in found), None)
         if home is None:
@@ -60,9 +61,19 @@ def records(document: nodes.document, page: str) -> list[dict[str, str]]:
     return list(found.values())
 
 
+def lessons(document: nodes.document) -> Iterator[tuple[str, str]]:
+    """What a glossary says is taught where: the address of a section, and a term."""
+    for item in document.findall(nodes.definition_list_item):
+        for place in item.findall(nodes.reference):
+            if "#term-" not in place.get("refuri", "#term-"):
+                yield from (
+                    (place["refuri"], _plain(term)) for term in item.findall(nodes.term)
+                )
+
+
 def _record(url: str, title: str, chapter: str) -> dict[str, str]:
     record = {"url": url, "title": title, "chapter": chapter}
-    return record | {"names": "", "terms": "", "text": ""}
+    return record | {"taught": "", "names": "", "terms": "", "text": ""}
 
 
 def _ancestors(node: nodes.Node) -> Iterator[nodes.Node]:
@@ -102,10 +113,16 @@ def write_index(app: Any, error: Exception | None) -> None:
     """Write what all pages hold, also those that were rendered before."""
     if error or app.builder.name != "html":
         return
-    index = []
+    index: list[dict[str, str]] = []
+    taught: list[tuple[str, str]] = []
     for page in sorted(app.env.found_docs):
         document = app.env.get_and_resolve_doctree(page, app.builder)
-        index += [record for record in records(document, page)]
+        index += records(document, page)
+        taught += lessons(document)
+    home = {record["url"]: record for record in index}
+    for url, term in taught:
+        if url in home:  # not an address elsewhere
+            home[url]["taught"] += f"{term}\n"
     target = Path(app.outdir) / "_static" / "search_index.js"
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in index)
     target.write_text(f"const SEARCH_INDEX = [\n{lines}\n];\n", encoding="utf-8")

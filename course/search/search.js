@@ -5,7 +5,7 @@
   const root = document.documentElement.dataset.content_root;
   const EXCERPT = 170; // characters
   const COMMON = new Set(
-    "a an and are as at be by can do does for from how i if in is it its many much my of on or that the this to what when which why with you your".split(" "),
+    "a an and are as at be by can do does explain for from how i if in is it its many mean means much my need of on or should that the this to what when where which why with work works you your".split(" "),
   );
 
   const WORD = /[\p{L}\p{N}_'’-]+/gu;
@@ -16,13 +16,19 @@
   const words = (text) =>
     (text.match(WORD) ?? []).flatMap((word) => (parts(word).length > 1 ? [whole(word), ...parts(word)] : parts(word)));
   const stem = (word) => word.toLowerCase().replace(/(?<=\p{L}{3})(ing|ed|es?|(?<![su])s)$/u, "");
-  const BOOSTS = { title: 4, chapter: 1, names: 5, terms: 2.5, text: 1 };
-  // What a query asks: no words that stand everywhere, and the parts only of words that the book does not have.
+  const BOOSTS = { title: 4, taught: 4, chapter: 1, names: 5, terms: 2.5, text: 1 };
+  // What a query asks: no words that stand everywhere, and the parts only of words that the book does not have. It may
+  // have them as two: layernorm is layer norm.
   const telling = (text) => (text.match(WORD) ?? []).filter((word) => !COMMON.has(word.toLowerCase()));
   const asking = (query, ranking) =>
     (telling(query).length ? telling(query) : query.match(WORD) ?? [])
-      .flatMap((word) => (ranking.has(stem(whole(word))) ? [whole(word)] : parts(word)))
+      .flatMap((word) => (ranking.has(stem(whole(word))) ? [whole(word)] : parts(word).flatMap((part) => asTwo(part, ranking))))
       .map(stem);
+  const asTwo = (word, ranking) => {
+    const cuts = [...word].map((_, place) => [word.slice(0, place), word.slice(place)]);
+    const known = (part) => part.length > 2 && ranking.has(stem(part));
+    return (!ranking.has(stem(word)) && cuts.find((cut) => cut.every(known))) || [word];
+  };
 
   const load = (name) =>
     new Promise((done, failed) => {
@@ -37,17 +43,21 @@
       () => new Ranking(SEARCH_INDEX, BOOSTS, (text) => words(text).map(stem)),
     ));
 
-  // What tells more than how often a word occurs: all words are there, they stand together, and a section explains.
+  // What tells more than how often a word occurs: all words are there, they stand together, a section
+  // explains, and it is where just this is taught.
   const find = (query, ranking) => {
     const asked = asking(query, ranking);
     const stems = (text) => telling(text).flatMap(parts).map(stem);
+    const wanted = ` ${stems(query).join(" ")} `;
     const pairs = stems(query).slice(1).map((word, place) => ` ${stems(query)[place]} ${word} `);
-    const worth = ({ score, answers, url, title, text }) => {
+    const worth = ({ score, answers, url, title, taught, text }) => {
       const said = ` ${stems(`${title} ${text}`).join(" ")} `;
       const together = pairs.filter((pair) => said.includes(pair)).length / (pairs.length || 1);
       const explains = !/^(\d|Exercise|One more exercise|Is it right|What you have now)/.test(title);
+      const taken = `${taught}${title}`.split("\n").map(stems).filter((term) => term.length && wanted.includes(` ${term.join(" ")} `));
+      const teaches = Math.max(0, ...taken.map(({ length }) => length)) / stems(query).length;
       const lookedUp = /^(glossary|references)/.test(url); // a section says more
-      return score * (answers.size / new Set(asked).size) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5) * (lookedUp ? 0.25 : 1);
+      return score * (answers.size / new Set(asked).size) ** 2 * (1 + 2 * together) * (explains ? 1 : 0.5) * (lookedUp ? 0.25 : 1 + teaches ** 2);
     };
     return ranking
       .search(new Set(asked), asked.at(-1)) // the last word may not be typed to its end
