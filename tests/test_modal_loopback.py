@@ -536,7 +536,7 @@ HELD = """
 _train = train
 
 def train(*values, **options):
-    limit = time.monotonic() + 100
+    limit = time.monotonic() + 600
     while not Path("/data/one-ended").exists() and time.monotonic() < limit:
         time.sleep(0.05)
     return _train(*values, **options)
