@@ -174,6 +174,7 @@ from slm.data.tokenizer import get_tokenizer
 source, cache, calm, seed, kills = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 tokenizer = get_tokenizer("stories")
 prepare.NOTE_SECONDS = 0.0
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def prepared(folder):
@@ -191,14 +192,16 @@ while killed < kills or went_on < 5 and killed < 10 * kills:  # on a busy machin
     if child == 0:
         prepared(cache)
         os._exit(0)
-    time.sleep(draw.uniform(0, whole))
+    began, pause = time.monotonic(), draw.uniform(0, whole)
+    while (took := time.monotonic() - began) < pause and not os.waitid(os.P_PID, child, ENDED):
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or status == 0, "it failed by itself"
     noted = (cache / f".{path.name}.note").exists()
     killed += os.WIFSIGNALED(status)
     went_on += noted
-    whole *= 0.9 if status == 0 else 1.0 if noted else 1.1  # the machine may be slower or faster by now
+    whole = took if status == 0 else whole if noted else 1.1 * whole  # by now it may be faster or slower
     if path.exists() and path.with_suffix(".json").exists():  # it counts, so it must be whole
         finished += 1
         assert path.read_bytes() == right.read_bytes()
