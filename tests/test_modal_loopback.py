@@ -280,9 +280,8 @@ def in_background(launch):
 
 def until(question, answer):
     """Shell text that asks until the answer comes, or for ten minutes, and prints what was said last."""
-    asks = f"{question} > last.txt 2>&1; grep -q '{answer}' last.txt"
-    late = "[ $SECONDS -gt $end ]"
-    ask = f"until {asks} || {late}; do sleep 1; done"
+    came = f"{question} > last.txt 2>&1; grep -q '{answer}' last.txt"
+    ask = f"until {came} || [ $SECONDS -gt $end ]; do sleep 1; done"
     return f"end=$((SECONDS + 600)); {ask}; cat last.txt"
 
 

@@ -174,7 +174,6 @@ from slm.data.tokenizer import get_tokenizer
 source, cache, calm, seed, kills = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 tokenizer = get_tokenizer("stories")
 prepare.NOTE_SECONDS = 0.0
-ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def prepared(folder):
@@ -192,11 +191,13 @@ while killed < kills or went_on < 5 and killed < 10 * kills:  # on a busy machin
     if child == 0:
         prepared(cache)
         os._exit(0)
-    began, pause = time.monotonic(), draw.uniform(0, whole)
-    while (took := time.monotonic() - began) < pause and not os.waitid(os.P_PID, child, ENDED):
+    began, pause, gone = time.monotonic(), draw.uniform(0, whole), 0
+    while (took := time.monotonic() - began) < pause and not gone:
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+        gone, status = os.waitpid(child, os.WNOHANG)
+    if not gone:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or status == 0, "it failed by itself"
     noted = (cache / f".{path.name}.note").exists()
     killed += os.WIFSIGNALED(status)

@@ -34,26 +34,26 @@ def checkpoints():
     return sorted(path.name for path in folder.glob("checkpoints/step_*.pt"))
 
 
-def ended(child):  # of itself, which it should not
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-
-
 Trainer.train_step = no_further
 for kill in range(kills + 1):
     child = os.fork()  # what takes time at a start is done already
     if child == 0:
         train(config, run_dir=folder, verbose=False)
         os._exit(0)
-    saved = checkpoints()
+    saved, gone = checkpoints(), 0
     if kill < kills:
         limit = time.monotonic() + 300
         while kill % 5 and checkpoints() == saved:  # every fifth dies while it starts
-            if ended(child) or time.monotonic() > limit:
-                break
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.1))
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            gone, status = os.waitpid(child, os.WNOHANG)
+            if gone or time.monotonic() > limit:
+                break
+        if not gone:
+            time.sleep(chance.uniform(0, 0.1))
+            os.kill(child, signal.SIGKILL)
+    if not gone:  # by itself, which it should not be
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
     reached = rows.read_text().count("train/loss") if rows.exists() else 0
     parts = [path.name for path in folder.glob("checkpoints/*.tmp")]
     print(json.dumps({"started from": saved[-1:], "ended": code, "rows": reached, "half-written": parts}), flush=True)
