@@ -67,7 +67,7 @@ def installed(wheels, tmp_path_factory):
             text=True,
             cwd=empty,
             env=clean,
-            timeout=120,
+            timeout=600,
         )
 
     return run

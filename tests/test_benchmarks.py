@@ -212,6 +212,8 @@ def test_on_a_gpu_a_part_that_fails_costs_no_other(benchmark, monkeypatch, tmp_p
     scale = replace(gpu.TINY, device=torch.device("cuda"))
     parts = {"long": (1000, works), "broken": (1, fails), "sound": (1, works)}
     monkeypatch.setattr(gpu, "PARTS", parts)
+    clock = SimpleNamespace(perf_counter=lambda: 0.0)
+    monkeypatch.setattr(gpu, "time", clock)
     monkeypatch.setattr(gpu, "FULL", scale)
     monkeypatch.setattr(gpu, "empty", lambda scale: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

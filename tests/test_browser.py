@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 WIDTHS = (1280, 1920, 768, 390)  # as a page is opened, then by the least laying out
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 MOST_BYTES = 2_500_000
+MOST_MILLISECONDS = 300_000  # that a busy machine may take to show something
 QUERIES = Path(__file__).parent / "pages" / "queries.txt"
 
 MEASURES = (Path(__file__).parent / "browser.js").read_text(encoding="utf-8")
@@ -74,6 +75,7 @@ def a_browser() -> Iterator[Any]:
         # no name resolves, so nothing leaves this machine; scroll bars are drawn as for a reader
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
+            timeout=MOST_MILLISECONDS,
             args=[
                 "--no-sandbox",
                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -95,6 +97,7 @@ class Visit:
 
     def __init__(self, browser: Any) -> None:
         self.tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.tab.set_default_timeout(MOST_MILLISECONDS)
         self.asked: list[str] = []
         self.errors: list[str] = []
         self.looks: list[str] = []  # pairs of ink and paper that axe has been asked of

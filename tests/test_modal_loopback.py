@@ -14,59 +14,66 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60  # of the run that is launched
 
-# the module that defines `train`; each of the following is appended to it
+# the module that defines `train`; to it one of the following is appended
 TRAINING = "training/run.py"
-TROUBLED = """
-_train = train
+# lets the thread that has written a checkpoint wait until its container is told to end, whenever that is
+TOLD = """
+_train, _stop_signals, _told = train, stop_signals, []
 
+@contextlib.contextmanager
+def stop_signals(*values, **options):
+    with _stop_signals(*values, **options) as signals:
+        _told.append(signals)
+        yield signals
+
+def until_told():
+    limit = time.monotonic() + 600
+    while not any(_told) and time.monotonic() < limit:
+        time.sleep(0.05)
+"""
+TROUBLED = f"""{TOLD}
 def train(config, run_dir=None, on_checkpoint=None, **rest):
-    import os, pathlib, signal, time
-
     def checkpoint():
         on_checkpoint()
-        troubles = len(list(pathlib.Path(run_dir).glob("trouble*")))
-        pathlib.Path(run_dir, f"trouble{troubles}").touch()
+        troubles = len(list(Path(run_dir).glob("trouble*")))
+        Path(run_dir, f"trouble{{troubles}}").touch()
         if troubles == 0:
             raise RuntimeError("boom")
         if troubles == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if troubles == 2:
-            time.sleep(30)
+            until_told()  # by the time limit
 
     return _train(config, run_dir=run_dir, on_checkpoint=checkpoint, **rest)
 """
-SLOW = """
-_train = train
-
+# the first two machines of a run go no further than its next checkpoint until they are taken away
+LOST = f"""{TOLD}
 def train(config, run_dir=None, on_checkpoint=None, **rest):
-    import time
-
-    def slowly():
-        on_checkpoint()
-        time.sleep(20)
-
-    return _train(config, run_dir=run_dir, on_checkpoint=slowly, **rest)
-"""
-# two machines are taken away, each after six seconds, however fast they are: after its first checkpoint a container
-# does nothing for longer than that
-LOST = """
-_train = train
-
-def train(config, run_dir=None, on_checkpoint=None, **rest):
-    import pathlib, time
-
-    idle = False
-
     def waiting():
-        nonlocal idle
         on_checkpoint()
-        machines = len(list(pathlib.Path(run_dir).glob("machine*")))
-        if machines < 2 and not idle:
-            idle = True
-            pathlib.Path(run_dir, f"machine{machines}").touch()
-            time.sleep(8)
+        if len(json.loads(Path(run_dir, "attempts.json").read_bytes())) < 3:
+            until_told()
 
     return _train(config, run_dir=run_dir, on_checkpoint=waiting, **rest)
+"""
+# goes no further than the first checkpoint until it is cancelled
+SLOW = """
+_train, _step = train, Trainer.train_step
+
+def train(config, run_dir=None, on_checkpoint=None, **rest):
+    saved = threading.Event()
+
+    def step(*values, **options):
+        if saved.is_set():
+            time.sleep(600)
+        return _step(*values, **options)
+
+    def checkpoint():
+        on_checkpoint()
+        saved.set()
+
+    Trainer.train_step = step
+    return _train(config, run_dir=run_dir, on_checkpoint=checkpoint, **rest)
 """
 CRASH_ALWAYS = """
 def train(*_, **__):
@@ -102,6 +109,12 @@ def attempts(report, call=-1):
     return [
         attempt["status"] for attempt in report["calls"][call]["inputs"][0]["attempts"]
     ]
+
+
+def duration(plain):
+    """How long this machine trains from the first step to the last."""
+    _, report = plain
+    return report["calls"][0]["inputs"][0]["attempts"][0]["seconds"]
 
 
 def result(report, call=-1):
@@ -265,12 +278,24 @@ def in_background(launch):
     return f"{begin}; until {trains}; do sleep 0.1; done"
 
 
+def until(question, answer):
+    """Shell text that asks until the answer comes, or for ten minutes, and prints what was said last."""
+    came = f"{question} > last.txt 2>&1; grep -q '{answer}' last.txt"
+    ask = f"until {came} || [ $SECONDS -gt $end ]; do sleep 1; done"
+    return f"end=$((SECONDS + 600)); {ask}; cat last.txt"
+
+
+def lost_twice(plain):
+    """Options that take two machines away, each when it waits for that."""
+    return "--preempt", f"{duration(plain)},{duration(plain)}"
+
+
 def test_closed_laptop_and_lost_machines_change_nothing(project, plain):
     """The client is killed, and its machine is taken away twice."""
     project.append(TRAINING, LOST)
     launch = f"modal run modal_app.py --config {project.config()}"
     kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
-    report = project.run(f"{in_background(launch)}; {kill}", "--preempt", "6,6")
+    report = project.run(f"{in_background(launch)}; {kill}", *lost_twice(plain))
     assert "client 137" in report["output"], report["output"]
     assert attempts(report) == ["PREEMPTED", "PREEMPTED", "SUCCESS"], report["output"]
     assert result(report)["status"] == "SUCCESS"
@@ -324,9 +349,9 @@ def test_first_steps_survive_a_closed_laptop_and_lost_machines(project, plain):
     launch = f"modal run --detach modal_app.py --config {project.config()}"
     kill = "kill -KILL $job; wait $job; echo client $?; cat client.log"
     status = "modal run modal_app.py::status --run tiny"
-    ended = f"until {status} | grep -q 'running.: false'; do sleep 1; done"
-    first = f"{in_background(launch + ' --steps 35')}; {kill}; {ended}; {status}"
-    report = project.run(f"{first}; {launch}", "--preempt", "6,6")
+    ended = until(status, "running.: false")
+    first = f"{in_background(launch + ' --steps 35')}; {kill}; {ended}"
+    report = project.run(f"{first}; {launch}", *lost_twice(plain))
     said = report["output"]
     assert "client 137" in said and '"checkpoint": 35' in said, said
     assert attempts(report, 0) == ["PREEMPTED", "PREEMPTED", "SUCCESS"], said
@@ -339,9 +364,9 @@ def test_first_steps_survive_a_closed_laptop_and_lost_machines(project, plain):
 def test_failed_attempts_are_counted_and_the_run_ends_like_one_without(project, plain):
     """An exception, a kill, and the time limit, one after the other."""
     project.append(TRAINING, TROUBLED)
-    project.look_every_second()
     launch = f"modal run --detach modal_app.py --config {project.config()}"
-    report = project.run(launch, "--timeout-override", "30")
+    limit = 5 + 3 * duration(plain)
+    report = project.run(launch, "--timeout-override", f"{limit}")
     *failed, last = attempts(report)
     assert {"FAILURE", "TIMEOUT"} <= set(failed) and last == "SUCCESS", report["output"]
     assert len(failed) >= 3 and "SUCCESS" not in failed, failed
@@ -394,6 +419,7 @@ def test_many_files_are_prepared_in_parallel_and_two_gpus_are_two_ranks(project)
 
 
 def test_spent_budget_stops_at_a_checkpoint_and_a_further_launch_too(project):
+    project.look_every(3000)  # it is the first checkpoint that finds it spent
     text = f'"$(cat {project.config()})"'
     train = f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 1e-6"
     metrics = project.state / "volumes" / "slm-data" / "runs" / "tiny" / "metrics.jsonl"
@@ -421,11 +447,10 @@ def test_error_that_comes_again_is_not_paid_for_eleven_times(project):
     assert "two attempts in a row" in result(report)["value"]
 
 
-def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project):
+def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project, plain):
     project.append(TRAINING, NO_CHECKPOINT)
-    report = project.run(
-        f"modal run modal_app.py --config {project.config(modal={'timeout': 5})}"
-    )
+    short = project.config(modal={"timeout": max(5, round(duration(plain) / 2))})
+    report = project.run(f"modal run modal_app.py --config {short}")
     assert attempts(report) == ["TIMEOUT", "TIMEOUT", "TIMEOUT", "SUCCESS"], report[
         "output"
     ]
@@ -434,7 +459,7 @@ def test_time_limit_that_is_too_short_for_a_checkpoint_is_told(project):
 
 def test_run_that_comes_to_no_checkpoint_stops_at_its_budget(project):
     project.append(TRAINING, NO_CHECKPOINT)
-    project.look_every_second()
+    project.look_every(1)
     text = f'"$(cat {project.config()})"'
     report = project.run(
         f"modal run modal_app.py::train --config-text {text} --run-dir /data/runs/tiny --budget 3e-4"
@@ -457,7 +482,7 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
     # a question that was not answered may be asked again, as it says itself
     stopped = f"({stop} || {stop})"
     # a container hears of the cancelling with its next heartbeat, every 15 seconds
-    ended = f"for _ in $(seq 30); do {status} | tee last.txt; grep -q 'running.: false' last.txt && break; sleep 1; done"
+    ended = until(status, "running.: false")
     report = project.run(
         f"{in_background(launch)}; {interrupt}; {launch}; echo second $?; {status}; {stopped}; {ended}"
     )
@@ -473,12 +498,12 @@ def test_interrupt_stops_only_the_watching_and_a_second_launch_is_refused(projec
     assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
 
 
-# nothing lies on the volume for a while, as when a launch waits for its GPU
+# nothing lies on the volume until the app is stopped, as when a launch waits for its GPU
 WAITS = """
 _meter = Meter.__init__
 
 def waiting(self, *values, **options):
-    time.sleep(25)
+    time.sleep(600)
     _meter(self, *values, **options)
 
 Meter.__init__ = waiting
@@ -493,10 +518,10 @@ def test_launch_from_another_computer_is_refused_while_the_first_waits(project):
         f"modal run modal_app.py::{name} --run tiny" for name in ("status", "stop")
     )
     first = f"({launch} > first.txt 2>&1; echo first $? >> first.txt)"
-    until = "until grep -q '^call ' first.txt; do sleep 0.1; done"
+    called = "grep -qs '^call ' first.txt || ! kill -0 $!"
     second = f"cd ../elsewhere; {launch}; echo second $?; {status}; {stop}"
     report = project.run(
-        f"{ELSEWHERE}; {first} & {until}; {second}; wait; cat ../project/first.txt"
+        f"{ELSEWHERE}; {first} & until {called}; do sleep 0.1; done; {second}; wait; cat ../project/first.txt"
     )
     said = report["output"]
     assert "tiny is being trained already" in said and "second 2" in said, said
@@ -505,10 +530,25 @@ def test_launch_from_another_computer_is_refused_while_the_first_waits(project):
     assert len(report["calls"]) == 1 and result(report)["status"] != "SUCCESS"
 
 
+# a run does not begin, and so not end, before one of two launches has ended
+HELD = """
+_train = train
+
+def train(*values, **options):
+    limit = time.monotonic() + 600
+    while not Path("/data/one-ended").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return _train(*values, **options)
+"""
+
+
 def test_of_two_launches_at_the_same_moment_one_at_most_rents(project):
+    project.append(TRAINING, HELD)
     launch = f"modal run modal_app.py --config {project.config()}"
-    here = f"({launch}; echo one ended with $?) > here.txt 2>&1"
-    there = f"(cd ../elsewhere; {launch}; echo one ended with $?) > there.txt 2>&1"
+    volume = project.state / "volumes" / "slm-data"
+    ended = f"echo one ended with $?; mkdir -p {volume}; touch {volume}/one-ended"
+    here = f"({launch}; {ended}) > here.txt 2>&1"
+    there = f"(cd ../elsewhere; {launch}; {ended}) > there.txt 2>&1"
     said_by_both = "cat here.txt there.txt"  # one behind the other
     report = project.run(f"{ELSEWHERE}; {here} & {there}; wait; {said_by_both}")
     said = report["output"]

@@ -244,7 +244,7 @@ def test_ctrl_c_ends_with_a_line(copy):
         start_new_session=True,
     )
     while not seen.exists() or not seen.read_text():
-        assert run.poll() is None
+        assert run.poll() is None, run.communicate()
         time.sleep(0.1)
     os.killpg(run.pid, signal.SIGINT)
     _, error = run.communicate(timeout=300)
@@ -338,18 +338,31 @@ def test_a_cell_without_progress_is_ended_with_a_sentence(copy):
         "cell 6: made no progress for 0.1 minutes (no output, no CPU time), so it was ended"
         in done.stderr
     )
-    assert not any(
-        mark in " ".join(p.info["cmdline"] or ())
-        for p in psutil.process_iter(["cmdline"])
-    )
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if mark in " ".join(process.info["cmdline"] or ())
+    ]
+    assert not psutil.wait_procs(left, timeout=60)[1]  # all were killed
+
+
+WORK = """
+import time
+
+while time.monotonic() < END:
+    until = time.process_time() + 0.01  # as much on any machine
+    while time.process_time() < until:
+        pass
+    time.sleep(0.1)
+"""
 
 
 @pytest.mark.parametrize(
     "work",
     [
-        "while time.monotonic() < end: sum(range(10**6)), time.sleep(0.1)",
+        WORK.replace("END", "end"),
         "while time.monotonic() < end: time.sleep(1); print('still here')",
-        "import subprocess; subprocess.run([sys.executable, '-c', f'import time\\nwhile time.monotonic() < {end}: sum(range(10**6)), time.sleep(0.1)'])",
+        f"import subprocess; subprocess.run([sys.executable, '-c', {WORK!r}.replace('END', str(end))])",
     ],
     ids=["computes", "prints", "has a child that computes"],
 )

@@ -76,9 +76,10 @@ def test_budget_is_looked_at_whatever_securing_does(tmp_path, monkeypatch, way):
             raise ConnectionError("no network")
         over.wait(300)
 
-    meter = Meter(tmp_path, 3.6, budget=0.0005, secure=secure)
+    meter = Meter(tmp_path, 3.6, secure=secure)
     with pytest.raises(KeyboardInterrupt), meter.watching():
         try:
+            meter.budget = 1e-9  # from here on, where the interrupt is waited for
             time.sleep(300)
         finally:
             over.set()
@@ -90,8 +91,13 @@ def test_process_that_hangs_while_it_secures_is_ended(tmp_path):
 import time
 from slm.cloud import budget
 budget.TICK, budget.PATIENCE = 0.05, 3
-meter = budget.Meter({str(tmp_path)!r}, 3.6, budget=5e-4)
-meter.secure = lambda: time.sleep(300)
+meter = budget.Meter({str(tmp_path)!r}, 3.6)
+
+def secure():
+    meter.budget = 1e-9
+    time.sleep(300)
+
+meter.secure = secure
 try:
     with meter.watching():
         time.sleep(300)
@@ -99,7 +105,8 @@ except KeyboardInterrupt:
     meter.save()
 """
     # it would be 0 after both have slept
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_process_that_hangs_is_ended(tmp_path):
@@ -107,12 +114,19 @@ def test_process_that_hangs_is_ended(tmp_path):
 import signal, time
 from slm.cloud import budget
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-budget.TICK, budget.PATIENCE = 0.05, 40
-with budget.Meter({str(tmp_path)!r}, 3.6, budget=1e-9).watching():
+budget.TICK, budget.PATIENCE = 0.05, 3
+meter = budget.Meter({str(tmp_path)!r}, 3.6)
+
+def secure():  # the first count is on the disk
+    meter.budget = 1e-9
+
+meter.secure = secure
+with meter.watching():
     time.sleep(300)
 """
     # it would be 0 after the sleep
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"")
     assert report(tmp_path)["dollars"] > 0
 
 
@@ -272,7 +286,8 @@ def test_spent_budget_is_an_error_that_no_attempt_mends(tmp_path):
 def test_interrupt_comes_from_the_meter_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "TICK", 0.05)
     monkeypatch.setattr(budget, "PATIENCE", math.inf)
-    meter = Meter(tmp_path, 3.6, budget=1e-9)
+    meter = Meter(tmp_path, 3.6)
     with pytest.raises(KeyboardInterrupt), meter.watching():
+        meter.budget = 1e-9  # from here on, where the interrupt is waited for
         time.sleep(300)
     assert meter.interrupted

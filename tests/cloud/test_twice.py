@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import signal
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +160,11 @@ def swallowing_run(name, detach):
 @pytest.fixture
 def interrupted(monkeypatch):
     """Lets Ctrl-C come while something is done, which goes on as it does in the cloud."""
+    come = threading.Event()
+
+    def interrupt(*_):
+        come.set()
+        raise KeyboardInterrupt
 
     def install(place, name):
         real = getattr(place, name)
@@ -167,12 +172,14 @@ def interrupted(monkeypatch):
         def slowly(*values, **options):
             done = real(*values, **options)  # Modal has it, and has not answered yet
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            assert come.wait(300)
             return done
 
         monkeypatch.setattr(place, name, slowly)
 
-    return install
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield install
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("when", ["spawn", "note"])

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 import pickle
 import random
 import subprocess
@@ -149,9 +150,11 @@ def test_no_merge_crosses_a_word():
 
 def test_it_is_quick_because_it_is_incremental():
     text = [" ".join(f"{stories.sample(seed)}{seed * 7919}" for seed in range(700))]
-    start = time.process_time()
-    fast = train_bpe(text, 400)
-    quick = time.process_time() - start
+    quick = math.inf
+    for _ in range(3):  # so short that one interruption shows
+        start = time.process_time()
+        fast = train_bpe(text, 400)
+        quick = min(quick, time.process_time() - start)
     start = time.process_time()
     words = collections.Counter(regex.findall(PATTERN, text[0]))
     parts = {word: [bytes([b]) for b in word.encode()] for word in words}

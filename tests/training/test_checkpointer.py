@@ -224,16 +224,26 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert equal_states(late, plain)
 
 
+@pytest.fixture
+def disk_that_is_waited_for(monkeypatch, slow_disk):
+    """Checkpoints are written only when somebody waits for one."""
+
+    def waits(futures):
+        slow_disk.set()
+        return wait_for(futures)
+
+    monkeypatch.setattr(slm.training.checkpoint, "wait_for", waits)
+    return slow_disk
+
+
 def test_at_most_one_checkpoint_waits_to_be_written(
-    tmp_path, monkeypatch, slow_disk, config
+    tmp_path, monkeypatch, disk_that_is_waited_for, config
 ):
     original, reached = Trainer.train_step, []
 
     def watched(self, batches, stop=False):
-        if not slow_disk.is_set():
+        if not disk_that_is_waited_for.is_set():
             reached.append(self.step)
-        if self.step == 7:
-            threading.Timer(0.5, slow_disk.set).start()
         return original(self, batches, stop)
 
     monkeypatch.setattr(Trainer, "train_step", watched)
@@ -275,14 +285,14 @@ def test_a_better_one_that_is_not_yet_written_replaces_nothing(
 
 
 def test_a_run_that_diverges_names_the_checkpoint_that_was_being_written(
-    tmp_path, monkeypatch, slow_disk, config
+    tmp_path, monkeypatch, disk_that_is_waited_for, config
 ):
     original = Trainer.train_step
 
     def poisoned(self, batches, stop=False):
         if self.step == 6:
+            assert not disk_that_is_waited_for.is_set()
             self.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-            threading.Timer(0.5, slow_disk.set).start()
         return original(self, batches, stop)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)

@@ -76,7 +76,7 @@ def test_what_fits_is_never_refused_and_what_does_not_is(tmp_path, cache, config
     env = {**os.environ, **heap, "OMP_NUM_THREADS": "1"}
     texts = [json.dumps(c.as_dict()) for c in (config(**plain), *chosen)]
     words = [sys.executable, "-c", RUNS, str(tmp_path), *texts]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     for i, (c, line) in enumerate(zip(chosen, done.stdout.splitlines(), strict=True)):
         found = json.loads(line)
