@@ -118,7 +118,7 @@ def test_reading_a_grammar_leaves_the_rules_alone():
             {"STORY": ["a {B_}"], "B_": ["b {STORY}"]},
             "rule STORY leads back to itself: STORY > B_ > STORY",
         ),
-        ({"STORY": [(0, "a")]}, "weight of 'a' is 0, but it must be positive"),
+        ({"STORY": [(0, "a")]}, "'a' has weight 0, not above 0 and finite"),
         (
             {"STORY": ["{x=PET}{x}"], "PET name kind": ["Tim"]},
             "'Tim' has 1 columns, but 2 are named",
