@@ -207,7 +207,7 @@ check.pick(forgets_the_sum)
 # divided by *their* sum. And drawing from a list of probabilities $p_1, p_2, \ldots$
 # takes one random number $u$ between 0 and 1: the first line whose running sum $p_1 +
 # \ldots + p_i$ exceeds $u$ is taken. The sums never change, so they are kept in
-# `cumulative`, where a binary search finds the place.
+# `cumulative`, where `random` finds the place by a binary search.
 
 # %% mystnb={"code_prompt_show": "Imports, and what a rule, a line and a slot look like"} tags=["hide-input"]
 #| export
@@ -216,7 +216,6 @@ check.pick(forgets_the_sum)
     Grammar({"STORY": ["{PET} naps."], "PET": ["Tim", "Sue"]}).sample(seed=7)
 """
 
-import bisect
 import itertools
 import math
 import random
@@ -232,7 +231,7 @@ Lines = Sequence[str | tuple[float, str]]
 SLOT = re.compile(r"\{(\w+)(?:=(\w+)((?:-\w+)*)|\.(\w+))?\}")
 
 
-# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (48 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (41 lines)"} tags=["hide-input"]
 #| export
 class Choice:
     """A place in a story where chance enters: what can come next, and how likely.
@@ -294,7 +293,7 @@ Items = tuple[str | Choice, ...]
 # exist once for every combination of what was drawn before it.
 
 
-# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (57 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (53 lines)"} tags=["hide-input"]
 #| export
 class Grammar:
     """A probabilistic grammar that remembers what it drew.
@@ -351,7 +350,7 @@ class Grammar:
             self.rows[rule].append((weight, row))
 
 
-# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (26 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (25 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -367,8 +366,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
             continue
         rule = source or name
         if rule not in self.rows:
-            there = "but there is none of that name"
-            raise ValueError(f"{template!r} names the rule {rule}, {there}")
+            raise ValueError(f"{template!r} names the rule {rule}; there is none")
         if rule in path:
             way = " > ".join((*path, rule))
             raise ValueError(f"rule {rule} leads back to itself: {way}")
@@ -399,7 +397,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # their space, too.
 
 
-# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (63 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _choice(self, template: str, drawn: Drawn) -> Choice:
@@ -524,8 +522,7 @@ def draw(self, seed: int) -> "Story":
         if isinstance(item, str):
             texts.append(item)
             continue
-        last = len(item.options) - 1
-        index = bisect.bisect(item.cumulative, rng.random(), hi=last)
+        [index] = rng.choices(range(len(item.rows)), cum_weights=item.cumulative)
         drawn.append((item.name, item.rule, item.rows[index][1]))
         todo.extend(reversed(item.options[index][1]))
     return Story("".join(texts), tuple(drawn))
@@ -635,7 +632,7 @@ RULES: dict[str, Lines] = {
     ),
 }
 
-# %% mystnb={"code_prompt_show": "Rules: seven plots (43 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: seven plots (44 lines)"} tags=["hide-input"]
 #| export data/stories
 # Plots
 PLOTS: dict[str, Lines] = {

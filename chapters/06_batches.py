@@ -720,20 +720,13 @@ class TokenLoader:
 
 
 # %% [markdown]
-# Its size in tokens, its length in steps, and the formula. The places of a step are
+# Its length in steps, and the formula. The places of a step are
 # dealt out with `divmod`: which epoch, and which place in it. A batch that lies on the
 # border of two epochs takes from both orders.
 
 
 # %%
 #| export
-@course.add_to(TokenLoader)
-@property
-def tokens_per_batch(self) -> int:
-    """B·T, of this process."""
-    return self.batch_size * self.dataset.context_length
-
-
 @course.add_to(TokenLoader)
 @property
 def steps_per_epoch(self) -> int:

@@ -374,7 +374,7 @@ for size in (5, 100):
 # told otherwise, which a corpus of hundreds of gigabytes does not forgive.
 
 
-# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (50 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (48 lines)"} tags=["hide-input"]
 #| export
 def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
     """The objects of a JSON Lines file."""
@@ -395,8 +395,7 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
                 why = str(error) or "the memory does not hold it"
                 raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
-                needed = "an object with a text column is needed"
-                raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
+                raise SlmError(f"{where} holds a {type(row).__name__}, not an object.")
             start += len(line)
             advance(len(line))
             if row:
@@ -433,7 +432,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
 # gives its documents, whatever its form:
 
 
-# %% mystnb={"code_prompt_show": "From rows to texts, and from texts to pieces (31 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "From rows to texts, and from texts to pieces (40 lines)"} tags=["hide-input"]
 #| export
 READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 SUFFIXES = (".txt", *READERS)
@@ -450,8 +449,7 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
             raise SlmError(f"{where} has no column {column!r}; {there}.")
         text = row[column]
         if not isinstance(text, str | None):
-            kind = type(text).__name__
-            raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+            raise SlmError(f"{where}: {column!r} is a {type(text).__name__}, no text.")
         while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
@@ -555,7 +553,7 @@ from slm.errors import SlmError
 from slm.files import answers
 
 
-# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (60 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (51 lines)"} tags=["hide-input"]
 #| export data/hub
 def hub_error(name: str, error: BaseException) -> SlmError:
     """What a library says about the hub, in one sentence."""
@@ -593,8 +591,7 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
     try:
         HfApi().dataset_info(repository, revision=revision, timeout=10.0)
     except errors.RevisionNotFoundError:
-        wrong = f"{repository!r} has no revision {revision!r} on the hub."
-        raise SlmError(wrong) from None
+        raise SlmError(f"{repository!r} has no revision {revision!r} there.") from None
     except errors.RepositoryNotFoundError:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
@@ -657,8 +654,7 @@ def load_hub(
     try:
         import datasets
     except ImportError:
-        needed = "needs the package datasets: pip install datasets"
-        raise SlmError(f"Reading {name!r} from the hub {needed}.") from None
+        raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
     if not offline:
         _ask(name, repository, revision)
@@ -711,7 +707,7 @@ from slm.errors import SlmError, settings
 from slm.files import user_path
 
 
-# %% mystnb={"code_prompt_show": "The section data: its settings, each with what it means (38 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section data: its settings, each with what it means (25 lines)"} tags=["hide-input"]
 #| export data/corpus
 @settings
 class DataConfig:
@@ -728,9 +724,7 @@ class DataConfig:
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
     )
-    max_documents: int | None = Field(
-        None, ge=1, le=10**12, description="per split; null takes all"
-    )
+    max_documents: int | None = Field(None, ge=1, le=10**12, description="per split")
     streaming: bool | None = Field(
         None, description="read the hub unstored; null: if max_documents is given"
     )
@@ -840,8 +834,9 @@ class StorySource:
             why = "they are written in seconds: leave part out"
             raise SlmError(f"The stories cannot be divided into parts; {why}.")
         if split not in self.sizes:
-            there = "there are 'train' and 'validation'"
-            raise SlmError(f"The stories have no split {split!r}; {there}.")
+            raise SlmError(
+                f"Stories have no split {split!r}, only train and validation."
+            )
         seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
         pieces = functools.partial(self._pieces, split)
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
@@ -868,7 +863,7 @@ class StorySource:
 # else line, else character:
 
 
-# %% mystnb={"code_prompt_show": "Which files a path means, and to which split each belongs (71 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Which files a path means, and to which split each belongs (64 lines)"} tags=["hide-input"]
 #| export data/corpus
 def _find_files(path: str) -> tuple[list[Path], str]:
     """The files that a path, folder or pattern stands for, and what was left out."""
@@ -884,13 +879,12 @@ def _find_files(path: str) -> tuple[list[Path], str]:
                     found.append(entry)
                 else:
                     left[kind or "without a suffix"] += 1
-        if not found:
-            raise SlmError(f"The folder {path} has no {kinds} file.")
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
     if not found:
-        raise SlmError(f"{path} does not exist.")
+        folder = f"The folder {path} has no {kinds} file."
+        raise SlmError(folder if root.is_dir() else f"{path} does not exist.")
     for file in found:
         if file.suffix.lower() not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
@@ -901,10 +895,8 @@ def _find_files(path: str) -> tuple[list[Path], str]:
     return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
-_SPLIT_NAME = re.compile(
-    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
-)
+_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(rf"(?:.*[-_.])?({_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?")
 
 
 def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:
@@ -1007,7 +999,7 @@ class FileSource:
 # bytes in each, or a question put to each document:
 
 
-# %% mystnb={"code_prompt_show": "FileSource.read: by name, by whole files, or by a cut (35 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "FileSource.read: by name, by whole files, or by a cut (29 lines)"} tags=["hide-input"]
 #| export data/corpus
 @add_to(FileSource)
 def read(self, split: str, part: Part | None = None) -> Reading:
@@ -1104,7 +1096,7 @@ def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, in
 # arrived. Unless `streaming` says otherwise, `max_documents` decides.
 
 
-# %% mystnb={"code_prompt_show": "HubSource: name, fingerprint and shards (39 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "HubSource: name, fingerprint and shards (38 lines)"} tags=["hide-input"]
 #| export data/corpus
 class HubSource:
     """A data set of the hub: "owner/name", "owner/name:config", "…@revision".

@@ -121,7 +121,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # these: after a power failure the file's end may be missing or wrong. If anything does
 # not agree, the work begins anew. Going on wrongly would cost more than starting again.
 
-# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (53 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (50 lines)"} tags=["hide-input"]
 #| export
 FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
@@ -363,28 +363,22 @@ def _is_there(path: Path) -> bool:
 
 # %%
 #| export
+CHOOSING = ("text_column", "max_documents", "val_fraction")  # settings that choose text
+
+
 def _plan(
     data: DataConfig, split: str, tokenizer: Tokenizer
 ) -> tuple[corpus.Source, Path, dict[str, Any]]:
     """Find a source, the name of its token file, and what the sidecar will say."""
     source, split = find_source(data), split_name(split)
-    about: dict[str, Any] = {
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "split": split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-        "val_fraction": data.val_fraction,
-    }
+    about: dict[str, Any] = {"source": source.name, "fingerprint": source.fingerprint}
+    about |= {"split": split} | {key: getattr(data, key) for key in CHOOSING}
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
     path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
-    about["tokenizer"] = {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "eot_token": tokenizer.eot_token,
-    }
+    kept = ("name", "fingerprint", "eot_token")
+    about["tokenizer"] = {key: getattr(tokenizer, key) for key in kept}
     return source, path, about
 
 
@@ -575,8 +569,7 @@ def prepare_tokens(
     with _lock(path):
         if not _is_there(path):  # another process may have made it in the meantime
             reading = source.read(about["split"], part)
-            small = tokenizer.n_vocab <= 1 << 16
-            dtype = np.dtype(np.uint16 if small else np.uint32)
+            dtype = np.min_scalar_type(tokenizer.eot_token)  # uint16, or uint32
             with _making(path, dtype) as writer:
                 _write_tokens(writer, reading, tokenizer, about)
             if not isinstance(source, corpus.StorySource):
@@ -807,7 +800,7 @@ import numpy as np
 from slm.data.batches import RowDataset, TokenLoader
 from slm.data.batches import TextDataset as TextDataset
 from slm.data.corpus import DataConfig
-from slm.data.prepare import prepare_tokens, read_sidecar, remove_tokens
+from slm.data.prepare import CHOOSING, prepare_tokens, read_sidecar, remove_tokens
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import user_path
@@ -1122,7 +1115,7 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     return found
 
 
-_MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
+_MADE_OF = ("source", "split", "part", *CHOOSING)
 
 
 # %%

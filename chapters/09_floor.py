@@ -350,7 +350,7 @@ for i, (before, after) in enumerate(itertools.pairwise(begins)):
 # share their ends.
 
 
-# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (59 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (57 lines)"} tags=["hide-input"]
 #| export
 def prefix_probabilities(
     text: str, grammar: Grammar = STORIES
@@ -490,7 +490,7 @@ print([f"{line:.3f}" for line in listed_lines(by_hand, tokenizer)])
 # that may print nothing, such as "" beside " very": then the first piece is that of the
 # next item, and the last is that of the one before. That is all that `_or_else` does.
 
-# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (52 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (51 lines)"} tags=["hide-input"]
 #| export
 Odds = dict[str, float]  # pieces, each with its probability; "" prints nothing
 Pairs = dict[tuple[str, str], float]

@@ -290,11 +290,6 @@ class TokenLoader:
         self.step = 0
 
     @property
-    def tokens_per_batch(self) -> int:
-        """B·T, of this process."""
-        return self.batch_size * self.dataset.context_length
-
-    @property
     def steps_per_epoch(self) -> int:
         """The steps after which each row has been seen."""
         return -(-len(self.dataset) // (self.batch_size * self.world_size))

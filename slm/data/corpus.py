@@ -45,9 +45,7 @@ class DataConfig:
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
     )
-    max_documents: int | None = Field(
-        None, ge=1, le=10**12, description="per split; null takes all"
-    )
+    max_documents: int | None = Field(None, ge=1, le=10**12, description="per split")
     streaming: bool | None = Field(
         None, description="read the hub unstored; null: if max_documents is given"
     )
@@ -125,8 +123,9 @@ class StorySource:
             why = "they are written in seconds: leave part out"
             raise SlmError(f"The stories cannot be divided into parts; {why}.")
         if split not in self.sizes:
-            there = "there are 'train' and 'validation'"
-            raise SlmError(f"The stories have no split {split!r}; {there}.")
+            raise SlmError(
+                f"Stories have no split {split!r}, only train and validation."
+            )
         seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
         pieces = functools.partial(self._pieces, split)
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
@@ -149,13 +148,12 @@ def _find_files(path: str) -> tuple[list[Path], str]:
                     found.append(entry)
                 else:
                     left[kind or "without a suffix"] += 1
-        if not found:
-            raise SlmError(f"The folder {path} has no {kinds} file.")
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
     if not found:
-        raise SlmError(f"{path} does not exist.")
+        folder = f"The folder {path} has no {kinds} file."
+        raise SlmError(folder if root.is_dir() else f"{path} does not exist.")
     for file in found:
         if file.suffix.lower() not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
@@ -166,10 +164,8 @@ def _find_files(path: str) -> tuple[list[Path], str]:
     return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
-_SPLIT_NAME = re.compile(
-    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
-)
+_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(rf"(?:.*[-_.])?({_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?")
 
 
 def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:

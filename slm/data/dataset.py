@@ -19,7 +19,7 @@ import numpy as np
 from slm.data.batches import RowDataset, TokenLoader
 from slm.data.batches import TextDataset as TextDataset
 from slm.data.corpus import DataConfig
-from slm.data.prepare import prepare_tokens, read_sidecar, remove_tokens
+from slm.data.prepare import CHOOSING, prepare_tokens, read_sidecar, remove_tokens
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import user_path
@@ -238,4 +238,4 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     return found
 
 
-_MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
+_MADE_OF = ("source", "split", "part", *CHOOSING)

@@ -5,7 +5,6 @@
 Exported from chapters/04_stories.py; edit it there.
 """
 
-import bisect
 import itertools
 import math
 import random
@@ -135,8 +134,7 @@ class Grammar:
                 continue
             rule = source or name
             if rule not in self.rows:
-                there = "but there is none of that name"
-                raise ValueError(f"{template!r} names the rule {rule}, {there}")
+                raise ValueError(f"{template!r} names the rule {rule}; there is none")
             if rule in path:
                 way = " > ".join((*path, rule))
                 raise ValueError(f"rule {rule} leads back to itself: {way}")
@@ -217,8 +215,7 @@ class Grammar:
             if isinstance(item, str):
                 texts.append(item)
                 continue
-            last = len(item.options) - 1
-            index = bisect.bisect(item.cumulative, rng.random(), hi=last)
+            [index] = rng.choices(range(len(item.rows)), cum_weights=item.cumulative)
             drawn.append((item.name, item.rule, item.rows[index][1]))
             todo.extend(reversed(item.options[index][1]))
         return Story("".join(texts), tuple(drawn))

@@ -52,8 +52,7 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
     try:
         HfApi().dataset_info(repository, revision=revision, timeout=10.0)
     except errors.RevisionNotFoundError:
-        wrong = f"{repository!r} has no revision {revision!r} on the hub."
-        raise SlmError(wrong) from None
+        raise SlmError(f"{repository!r} has no revision {revision!r} there.") from None
     except errors.RepositoryNotFoundError:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
@@ -106,8 +105,7 @@ def load_hub(
     try:
         import datasets
     except ImportError:
-        needed = "needs the package datasets: pip install datasets"
-        raise SlmError(f"Reading {name!r} from the hub {needed}.") from None
+        raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
     if not offline:
         _ask(name, repository, revision)

@@ -218,29 +218,22 @@ def _is_there(path: Path) -> bool:
 
 # What decides the name
 
+CHOOSING = ("text_column", "max_documents", "val_fraction")  # settings that choose text
+
 
 def _plan(
     data: DataConfig, split: str, tokenizer: Tokenizer
 ) -> tuple[corpus.Source, Path, dict[str, Any]]:
     """Find a source, the name of its token file, and what the sidecar will say."""
     source, split = find_source(data), split_name(split)
-    about: dict[str, Any] = {
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "split": split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-        "val_fraction": data.val_fraction,
-    }
+    about: dict[str, Any] = {"source": source.name, "fingerprint": source.fingerprint}
+    about |= {"split": split} | {key: getattr(data, key) for key in CHOOSING}
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
     path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
-    about["tokenizer"] = {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "eot_token": tokenizer.eot_token,
-    }
+    kept = ("name", "fingerprint", "eot_token")
+    about["tokenizer"] = {key: getattr(tokenizer, key) for key in kept}
     return source, path, about
 
 
@@ -387,8 +380,7 @@ def prepare_tokens(
     with _lock(path):
         if not _is_there(path):  # another process may have made it in the meantime
             reading = source.read(about["split"], part)
-            small = tokenizer.n_vocab <= 1 << 16
-            dtype = np.dtype(np.uint16 if small else np.uint32)
+            dtype = np.min_scalar_type(tokenizer.eot_token)  # uint16, or uint32
             with _making(path, dtype) as writer:
                 _write_tokens(writer, reading, tokenizer, about)
             if not isinstance(source, corpus.StorySource):

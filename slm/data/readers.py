@@ -143,8 +143,7 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
                 why = str(error) or "the memory does not hold it"
                 raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
-                needed = "an object with a text column is needed"
-                raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
+                raise SlmError(f"{where} holds a {type(row).__name__}, not an object.")
             start += len(line)
             advance(len(line))
             if row:
@@ -190,8 +189,7 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
             raise SlmError(f"{where} has no column {column!r}; {there}.")
         text = row[column]
         if not isinstance(text, str | None):
-            kind = type(text).__name__
-            raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+            raise SlmError(f"{where}: {column!r} is a {type(text).__name__}, no text.")
         while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
