@@ -123,9 +123,7 @@ class StorySource:
             why = "they are written in seconds: leave part out"
             raise SlmError(f"The stories cannot be divided into parts; {why}.")
         if split not in self.sizes:
-            raise SlmError(
-                f"Stories have no split {split!r}, only train and validation."
-            )
+            raise SlmError(f"Stories have no split {split!r}: only train, validation.")
         seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
         pieces = functools.partial(self._pieces, split)
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
