@@ -132,7 +132,7 @@ class Sampling:
         SlmError: A setting is out of range.
     """
 
-    max_tokens: int = Field(default=200, ge=0, le=10**12)
+    max_tokens: int = Field(default=200, ge=0, le=10**18)
     temperature: float = Field(default=1.0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
