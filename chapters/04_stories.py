@@ -207,7 +207,7 @@ check.pick(forgets_the_sum)
 # divided by *their* sum. And drawing from a list of probabilities $p_1, p_2, \ldots$
 # takes one random number $u$ between 0 and 1: the first line whose running sum $p_1 +
 # \ldots + p_i$ exceeds $u$ is taken. The sums never change, so they are kept in
-# `cumulative`, where a binary search finds the place.
+# `cumulative`, where `random` finds the place by a binary search.
 
 # %% mystnb={"code_prompt_show": "Imports, and what a rule, a line and a slot look like"} tags=["hide-input"]
 #| export
@@ -216,7 +216,6 @@ check.pick(forgets_the_sum)
     Grammar({"STORY": ["{PET} naps."], "PET": ["Tim", "Sue"]}).sample(seed=7)
 """
 
-import bisect
 import itertools
 import math
 import random
@@ -232,7 +231,7 @@ Lines = Sequence[str | tuple[float, str]]
 SLOT = re.compile(r"\{(\w+)(?:=(\w+)((?:-\w+)*)|\.(\w+))?\}")
 
 
-# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (48 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: a choice, its lines and their probabilities (41 lines)"} tags=["hide-input"]
 #| export
 class Choice:
     """A place in a story where chance enters: what can come next, and how likely.
@@ -245,11 +244,9 @@ class Choice:
 
     def __init__(self, grammar: "Grammar", template: str, drawn: Drawn) -> None:
         self.grammar, self.template, self.drawn = grammar, template, drawn
-        slot = SLOT.search(template)
-        assert slot is not None
-        self.slot = slot
-        self.name = slot[1]  # the rule, or the variable that is drawn
-        self.rule = slot[2] or slot[1]
+        self.slot = next(SLOT.finditer(template))
+        self.name = self.slot[1]  # the rule, or the variable that is drawn
+        self.rule = self.slot[2] or self.name
 
     @cached_property
     def rows(self) -> list[tuple[float, Row]]:
@@ -259,21 +256,16 @@ class Choice:
             place = f"{self.slot[0]} must differ from {min(unknown)}"
             raise ValueError(f"{place}, but nothing was drawn for that before")
         taken = {row for variable, _, row in self.drawn if variable in others}
-        lines = self.grammar.rows[self.rule]
-        rows = [(weight, row) for weight, row in lines if row not in taken]
+        rows = [line for line in self.grammar.rows[self.rule] if line[1] not in taken]
         if not rows:
-            none = f"every line of rule {self.rule} is taken"
-            raise ValueError(f"{self.slot[0]}: {none}")
+            raise ValueError(f"{self.slot[0]}: every line of rule {self.rule} is taken")
         return rows
 
     @cached_property
     def options(self) -> tuple[tuple[float, "Items"], ...]:
         """For each row its probability and what follows then: texts and choices."""
-        total = math.fsum(weight for weight, _ in self.rows)
-        return tuple(
-            (weight / total, self.grammar.follow(self, row))
-            for weight, row in self.rows
-        )
+        follow, total = self.grammar.follow, math.fsum(w for w, _ in self.rows)
+        return tuple((w / total, follow(self, row)) for w, row in self.rows)
 
     @cached_property
     def cumulative(self) -> list[float]:
@@ -301,7 +293,7 @@ Items = tuple[str | Choice, ...]
 # exist once for every combination of what was drawn before it.
 
 
-# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (57 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: the rules are read, and their form is checked (53 lines)"} tags=["hide-input"]
 #| export
 class Grammar:
     """A probabilistic grammar that remembers what it drew.
@@ -337,32 +329,28 @@ class Grammar:
     def _read(self, key: str, lines: Lines) -> None:
         """Check a rule's form, and keep its lines cut into columns."""
         rule, *columns = key.split()
+        where = f"rule {rule}"
         if isinstance(lines, str):
-            remedy = "put them into a list"
-            raise ValueError(f"rule {rule}: its lines are one text; {remedy}")
+            raise ValueError(f"{where}: its lines are one text; put them into a list")
         if rule in self.rows or not rule.isupper():
-            allowed = "must be in capitals, and there only once"
-            raise ValueError(f"rule {rule}: a rule's name {allowed}")
+            raise ValueError(f"{where} must be in capitals, and there only once")
         if not lines:
-            raise ValueError(f"rule {rule} has no lines")
-        self.columns[rule] = columns or ["name"]
-        self.rows[rule] = []
+            raise ValueError(f"{where} has no lines")
+        self.columns[rule], self.rows[rule] = columns or ["name"], []
         for line in lines:
             weight, text = (1.0, line) if isinstance(line, str) else line
-            row, named = tuple(text.split("|")), len(self.columns[rule])
-            where = f"rule {rule}: "
-            if len(row) != named:
-                has = f"has {len(row)} columns, but {named} are named"
-                raise ValueError(f"{where}{text!r} {has}")
+            row, n = tuple(text.split("|")), len(self.columns[rule])
+            where = f"rule {rule}: {text!r}"
+            if len(row) != n:
+                raise ValueError(f"{where} has {len(row)} columns, but {n} are named")
             if not 0 < weight < math.inf:
-                given = f"the weight of {text!r} is {weight}"
-                raise ValueError(f"{where}{given}, but it must be positive and finite")
+                raise ValueError(f"{where} has weight {weight}, not above 0 and finite")
             if set("{}") & set(SLOT.sub("", text)):
-                raise ValueError(f"{where}{text!r} has a brace that belongs to no slot")
+                raise ValueError(f"{where} has a brace that belongs to no slot")
             self.rows[rule].append((weight, row))
 
 
-# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (26 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: what a template and the rules below it look at (25 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -378,8 +366,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
             continue
         rule = source or name
         if rule not in self.rows:
-            there = "but there is none of that name"
-            raise ValueError(f"{template!r} names the rule {rule}, {there}")
+            raise ValueError(f"{template!r} names the rule {rule}; there is none")
         if rule in path:
             way = " > ".join((*path, rule))
             raise ValueError(f"rule {rule} leads back to itself: {way}")
@@ -410,7 +397,7 @@ def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
 # their space, too.
 
 
-# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (63 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: print what was drawn, cut at the slots, follow a line (64 lines)"} tags=["hide-input"]
 #| export
 @course.add_to(Grammar)
 def _choice(self, template: str, drawn: Drawn) -> Choice:
@@ -458,7 +445,8 @@ def _items(self, template: str, drawn: Drawn) -> Items:
             raise ValueError(f"{place}, but nothing was drawn for it before")
         text, behind = rest[: slot.start()], rest[slot.end() :]
         space = " " if text.endswith(" ") else ""
-        dependent = behind if slot[2] else ""  # what stands behind a draw depends on it
+        # what stands behind a draw depends on it
+        dependent = behind if slot[2] else ""
         choice = self._choice(space + slot[0] + dependent, drawn)
         items += [text.removesuffix(" "), choice]
         rest = "" if slot[2] else behind
@@ -534,8 +522,7 @@ def draw(self, seed: int) -> "Story":
         if isinstance(item, str):
             texts.append(item)
             continue
-        last = len(item.options) - 1
-        index = bisect.bisect(item.cumulative, rng.random(), hi=last)
+        [index] = rng.choices(range(len(item.rows)), cum_weights=item.cumulative)
         drawn.append((item.name, item.rule, item.rows[index][1]))
         todo.extend(reversed(item.options[index][1]))
     return Story("".join(texts), tuple(drawn))
@@ -579,6 +566,11 @@ from collections.abc import Mapping
 from slm.data.grammar import Grammar, Lines
 
 
+def weighted(weights: str, text: str) -> list[tuple[float, str]]:
+    """The lines of a rule, separated by " / ", with these weights."""
+    return list(zip(map(float, weights.split()), text.split(" / "), strict=True))
+
+
 def zipf(exponent: float, text: str) -> list[tuple[float, str]]:
     """The lines of a rule, separated by " / ", with weights 1 / rank**exponent."""
     lines = enumerate(text.split(" / "), 1)
@@ -596,45 +588,31 @@ from slm.data.stories import zipf
 [(round(weight, 3), line) for weight, line in zipf(0.5, "kite / ball / drum")]
 
 # %% [markdown]
-# The rules are folded below, 300 lines in five cells. Open the first: it shows how a
+# The rules are folded below, 230 lines in five cells. Open the first: it shows how a
 # story begins, that every story then gets one of fifteen plots, and how it ends. Open
 # one plot and follow a variable through it; the rest are lists to leaf through.
 # Extending them is an exercise.
 
-# %% mystnb={"code_prompt_show": "Rules: how a story begins and ends (50 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: how a story begins and ends (36 lines)"} tags=["hide-input"]
 #| export data/stories
 # what stands between two texts wherever one follows the other
 END_OF_TEXT = "<|endoftext|>"
 
 # How a story begins, goes on and ends
 RULES: dict[str, Lines] = {
-    "STORY": [
-        (
-            6,
-            "Once upon a time, there was a {ADJ} {hero=HERO}{hero.kind} named {hero}."
-            " {hero.He} always wore a {wear=WEAR}{wear}.{MORE}{PLOT}{CLOSING}",
-        ),
-        (
-            3,
-            "{hero=HERO}{hero} was a {ADJ} {hero.kind} who lived {HOME}. {hero.He} had"
-            " a {wear=WEAR}{wear}.{PLOT}{CLOSING}",
-        ),
-        (
-            2,
-            "There once was a {ADJ} {hero=HERO}{hero.kind} in a {wear=WEAR}{wear}."
-            " {hero.His} name was {hero}.{MORE}{PLOT}{CLOSING}",
-        ),
-        (
-            2,
-            "Far away, {HOME}, lived {hero=HERO}{hero} the {hero.kind}, who loved"
-            " {hero.his} {wear=WEAR}{wear}.{PLOT}{CLOSING}",
-        ),
-        (
-            1,
-            "Do you know {hero=HERO}{hero} the {hero.kind}? {hero.He} is {TWO_ADJS} and"
-            " has a {wear=WEAR}{wear}.{MORE}{PLOT}{CLOSING}",
-        ),
-    ],
+    "STORY": weighted(
+        "6 3 2 2 1",
+        "Once upon a time, there was a {ADJ} {hero=HERO}{hero.kind} named {hero}."
+        " {hero.He} always wore a {wear=WEAR}{wear}.{MORE}{PLOT}{CLOSING} / "
+        "{hero=HERO}{hero} was a {ADJ} {hero.kind} who lived {HOME}. {hero.He} had a"
+        " {wear=WEAR}{wear}.{PLOT}{CLOSING} / "
+        "There once was a {ADJ} {hero=HERO}{hero.kind} in a {wear=WEAR}{wear}."
+        " {hero.His} name was {hero}.{MORE}{PLOT}{CLOSING} / "
+        "Far away, {HOME}, lived {hero=HERO}{hero} the {hero.kind}, who loved"
+        " {hero.his} {wear=WEAR}{wear}.{PLOT}{CLOSING} / "
+        "Do you know {hero=HERO}{hero} the {hero.kind}? {hero.He} is {TWO_ADJS} and"
+        " has a {wear=WEAR}{wear}.{MORE}{PLOT}{CLOSING}",
+    ),
     "MORE": [
         (6, ""),
         (2, " {hero.He} lived {HOME}."),
@@ -654,241 +632,191 @@ RULES: dict[str, Lines] = {
     ),
 }
 
-# %% mystnb={"code_prompt_show": "Rules: seven plots (60 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: seven plots (44 lines)"} tags=["hide-input"]
 #| export data/stories
 # Plots
-RULES |= {
-    "LOST": [
-        " {DAY}, {hero.his} {toy=TOY}{toy} was gone. {hero} felt{VERY} {SAD}.{SEARCH}"
-        " {hero} hugged the {toy} and {PROMISE}.{LESSON_LOST}"
-    ],
-    "SEARCH": [
-        (4, "{a=SPOT} {hero.He} looked {a}, and there it was!"),
-        (
-            5,
-            "{a=SPOT}{b=SPOT-a} {hero.He} looked {a}, but found only {DUST}. Then"
-            " {hero.he} looked {b}, and there it was!",
-        ),
-    ],
-    "BABY": [
-        ' {DAY}, {hero} met a baby {baby=CUB}{baby} by the {WATER}. "I cannot find my'
-        ' mother," it cried. {hero} {COMFORT} and they searched until {DUSK}. The'
-        ' mother {baby} was{VERY} {GLAD}. "Thank you, {hero}!" she said.{LESSON_HELP}'
-    ],
-    "GIFT": [
-        " It was the birthday of {friend=HERO-hero}{friend} the {friend.kind}, but"
-        " {hero} had no money. So {hero.he} took some {gift=PRESENT}{gift.stuff} and"
-        ' made a {gift}. {friend} opened the box and felt{VERY} {GLAD}. "I will {KEEP}'
-        ' this {gift}," said {friend}.{LESSON_GIFT}'
-    ],
-    "RACE": [
-        " {DAY}, {friend=HERO-hero}{friend} the {friend.kind} wanted to race to the"
-        ' {goal=GOAL}{goal}. "I am much faster than you," {friend.he} said. But'
-        " halfway {friend} {MISHAP}. {RACED} the {goal}.{LESSON_RACE}"
-    ],
+PLOTS: dict[str, Lines] = {
+    "LOST": " {DAY}, {hero.his} {toy=TOY}{toy} was gone. {hero} felt{VERY}"
+    " {SAD}.{SEARCH} {hero} hugged the {toy} and {PROMISE}.{LESSON_LOST}",
+    "SEARCH": weighted(
+        "4 5",
+        "{a=SPOT} {hero.He} looked {a}, and there it was! / "
+        "{a=SPOT}{b=SPOT-a} {hero.He} looked {a}, but found only {DUST}. Then"
+        " {hero.he} looked {b}, and there it was!",
+    ),
+    "BABY": ' {DAY}, {hero} met a baby {baby=CUB}{baby} by the {WATER}. "I cannot find'
+    ' my mother," it cried. {hero} {COMFORT} and they searched until {DUSK}. The'
+    ' mother {baby} was{VERY} {GLAD}. "Thank you, {hero}!" she said.{LESSON_HELP}',
+    "GIFT": " It was the birthday of {friend=HERO-hero}{friend} the {friend.kind}, but"
+    " {hero} had no money. So {hero.he} took some {gift=PRESENT}{gift.stuff} and made"
+    ' a {gift}. {friend} opened the box and felt{VERY} {GLAD}. "I will {KEEP} this'
+    ' {gift}," said {friend}.{LESSON_GIFT}',
+    "RACE": " {DAY}, {friend=HERO-hero}{friend} the {friend.kind} wanted to race to"
+    ' the {goal=GOAL}{goal}. "I am much faster than you," {friend.he} said. But'
+    " halfway {friend} {MISHAP}. {RACED} the {goal}.{LESSON_RACE}",
     "RACED": [
         (3, "{hero} stopped and helped {friend.him} up, and together they reached"),
         (2, "{hero} just went on, step by step, and was first to touch"),
     ],
-    "NOISE": [
-        ' {DARK}, {hero} heard a strange {noise=SOUND}{noise}. "Is it a'
-        ' {fear=FEAR}{fear}?" {hero.he} whispered. {hero} {BRAVE} and went to look.'
-        " There was no {fear}. The {noise} was only {noise.cause}, and {hero}"
-        " {LAUGHED}.{LESSON_FEAR}"
-    ],
-    "SEED": [
-        "{helper=HELPER} {Helper} gave {hero} a {SIZE} seed. {hero} planted it {SPOT}"
-        " and watered it every {EVERY}. For {LONG} nothing grew, and {hero} felt"
-        ' {SAD}. "{WAIT}," said {helper}. One day there was a {PLANT}, and {hero} ran'
-        " to tell {helper}.{LESSON_WAIT}"
-    ],
-    "BROKEN": [
-        " {DAY}, {hero} was {PLAYING} in the house and broke the {pot=POT}{pot} of"
-        ' {helper=HELPER}{helper}. {TRUTH} "Thank you for being honest," said'
-        " {helper}. They mended the {pot} with {GLUE}.{LESSON_TRUTH}"
-    ],
-    "TRUTH": [
-        (3, "{hero} told the truth at once."),
-        (
-            2,
-            "{hero} hid the pieces {SPOT}, but {hero.he} felt{VERY} {SAD}. In the end"
-            " {hero.he} told the truth.",
-        ),
-    ],
+    "NOISE": ' {DARK}, {hero} heard a strange {noise=SOUND}{noise}. "Is it a'
+    ' {fear=FEAR}{fear}?" {hero.he} whispered. {hero} {BRAVE} and went to look. There'
+    " was no {fear}. The {noise} was only {noise.cause}, and {hero}"
+    " {LAUGHED}.{LESSON_FEAR}",
+    "SEED": "{helper=HELPER} {Helper} gave {hero} a {SIZE} seed. {hero} planted it"
+    " {SPOT} and watered it every {EVERY}. For {LONG} nothing grew, and {hero} felt"
+    ' {SAD}. "{WAIT}," said {helper}. One day there was a {PLANT}, and {hero} ran to'
+    " tell {helper}.{LESSON_WAIT}",
+    "BROKEN": " {DAY}, {hero} was {PLAYING} in the house and broke the {pot=POT}{pot}"
+    ' of {helper=HELPER}{helper}. {TRUTH} "Thank you for being honest," said {helper}.'
+    " They mended the {pot} with {GLUE}.{LESSON_TRUTH}",
+    "TRUTH": weighted(
+        "3 2",
+        "{hero} told the truth at once. / "
+        "{hero} hid the pieces {SPOT}, but {hero.he} felt{VERY} {SAD}. In the end"
+        " {hero.he} told the truth.",
+    ),
 }
+# a text alone is a rule's only line
+RULES |= {key: [x] if isinstance(x, str) else x for key, x in PLOTS.items()}
 
-# %% mystnb={"code_prompt_show": "Rules: eight more plots (50 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: eight more plots (35 lines)"} tags=["hide-input"]
 #| export data/stories
 # More plots
-RULES |= {
-    "STUCK": [
-        " {DAY}, the wind blew {hero.his} {toy=TOY}{toy} {PERCH}. {hero} {TRIED}, but"
-        " it was too high. Then {friend=HERO-hero}{friend} the {friend.kind} came with"
-        ' a {TOOL}. Down came the {toy}! "What would I do without you, {friend}?" said'
-        " {hero}.{LESSON_HELP}"
-    ],
-    "COOK": [
-        " {hero} wanted to make {dish=DISH}{dish} for {friend=HERO-hero}{friend} the"
-        " {friend.kind}. {hero.He} mixed {MIX}, but then {hero.he} {SPILLED}. {friend}"
-        " tasted the {dish} and {FACE}. {friend.He} and {hero} {ATE} instead of"
-        " {dish}.{LESSON_COOK}"
-    ],
-    "MIX": ["{a=FOOD}{b=FOOD-a}{a} and {b}"],
-    "LEARN": [
-        " {hero} wanted to {skill=SKILL}{skill}, but {hero.he} always {skill.fail}."
-        ' {helper=HELPER}{Helper} said, "{ADVICE}." {hero} tried {TIMES} times. The'
-        " next time, {hero.he} could {skill}! {Helper} was{VERY} {GLAD}.{LESSON_LEARN}"
-    ],
-    "TRADE": [
-        " {DAY}, a trader came by. {hero} gave away {hero.his} {toy=TOY}{toy} for a"
-        " {other=TOY-toy}{other}. But at home {hero.he} missed the {toy} and"
-        " felt{VERY} {SAD}. {hero.He} ran back with the {other}, and the trader"
-        " {SWAPPED}.{LESSON_TRADE}"
-    ],
-    "RAIN": [
-        " {hero} and {friend=HERO-hero}{friend} the {friend.kind} wanted to"
-        " {plan=PLAN}{plan}, but it {RAINED}. {hero} had an idea. They {INDOOR} until"
-        ' {DUSK}. "Tomorrow we can {plan}," said {friend}, "but today was'
-        ' {FUN}."{LESSON_RAIN}'
-    ],
-    "SHY": [
-        "{friend=HERO-hero} A new {friend.kind} named {friend} came to school and sat"
-        ' alone {SPOT}. "Do you like {hobby=HOBBY}{hobby}?" asked {hero}. {friend}'
-        " {NODDED}. Now {hero} and {friend} go {hobby} together every"
-        " {EVERY}.{LESSON_SHY}"
-    ],
-    "PATH": [
-        " {DAY}, {hero} followed a {INSECT} into the forest and lost the way. {hero}"
-        " felt{VERY} {SAD}. Then {hero.he} remembered what {helper=HELPER}{helper} had"
-        ' said: "Follow the {guide=GUIDE}{guide}." {hero} followed the {guide}, and'
-        " soon {helper} {MET} {hero.him} at the door.{LESSON_LISTEN}"
-    ],
-    "WISH": [
-        " {DARK}, {hero} saw a falling star and wished for a {wish=DREAM}{wish}. In the"
-        " morning there was no {wish}, but {HELPER} {SURPRISE}. {hero} felt{VERY}"
-        " {GLAD} and forgot about the {wish}.{LESSON_WISH}"
-    ],
+MORE_PLOTS: dict[str, Lines] = {
+    "STUCK": " {DAY}, the wind blew {hero.his} {toy=TOY}{toy} {PERCH}. {hero} {TRIED},"
+    " but it was too high. Then {friend=HERO-hero}{friend} the {friend.kind} came with"
+    ' a {TOOL}. Down came the {toy}! "What would I do without you, {friend}?" said'
+    " {hero}.{LESSON_HELP}",
+    "COOK": " {hero} wanted to make {dish=DISH}{dish} for {friend=HERO-hero}{friend}"
+    " the {friend.kind}. {hero.He} mixed {MIX}, but then {hero.he} {SPILLED}. {friend}"
+    " tasted the {dish} and {FACE}. {friend.He} and {hero} {ATE} instead of"
+    " {dish}.{LESSON_COOK}",
+    "MIX": "{a=FOOD}{b=FOOD-a}{a} and {b}",
+    "LEARN": " {hero} wanted to {skill=SKILL}{skill}, but {hero.he} always"
+    ' {skill.fail}. {helper=HELPER}{Helper} said, "{ADVICE}." {hero} tried {TIMES}'
+    " times. The next time, {hero.he} could {skill}! {Helper} was{VERY}"
+    " {GLAD}.{LESSON_LEARN}",
+    "TRADE": " {DAY}, a trader came by. {hero} gave away {hero.his} {toy=TOY}{toy} for"
+    " a {other=TOY-toy}{other}. But at home {hero.he} missed the {toy} and felt{VERY}"
+    " {SAD}. {hero.He} ran back with the {other}, and the trader"
+    " {SWAPPED}.{LESSON_TRADE}",
+    "RAIN": " {hero} and {friend=HERO-hero}{friend} the {friend.kind} wanted to"
+    " {plan=PLAN}{plan}, but it {RAINED}. {hero} had an idea. They {INDOOR} until"
+    ' {DUSK}. "Tomorrow we can {plan}," said {friend}, "but today was'
+    ' {FUN}."{LESSON_RAIN}',
+    "SHY": "{friend=HERO-hero} A new {friend.kind} named {friend} came to school and"
+    ' sat alone {SPOT}. "Do you like {hobby=HOBBY}{hobby}?" asked {hero}. {friend}'
+    " {NODDED}. Now {hero} and {friend} go {hobby} together every {EVERY}.{LESSON_SHY}",
+    "PATH": " {DAY}, {hero} followed a {INSECT} into the forest and lost the way."
+    " {hero} felt{VERY} {SAD}. Then {hero.he} remembered what {helper=HELPER}{helper}"
+    ' had said: "Follow the {guide=GUIDE}{guide}." {hero} followed the {guide}, and'
+    " soon {helper} {MET} {hero.him} at the door.{LESSON_LISTEN}",
+    "WISH": " {DARK}, {hero} saw a falling star and wished for a {wish=DREAM}{wish}."
+    " In the morning there was no {wish}, but {HELPER} {SURPRISE}. {hero} felt{VERY}"
+    " {GLAD} and forgot about the {wish}.{LESSON_WISH}",
 }
+RULES |= {key: [x] if isinstance(x, str) else x for key, x in MORE_PLOTS.items()}
 
-# %% mystnb={"code_prompt_show": "Rules: the cast, moods, things and places (68 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: the cast, moods, things and places (56 lines)"} tags=["hide-input"]
 #| export data/stories
 # Who, and what is theirs
-RULES |= zipf_rules(
-    0.6,
-    {
-        "HERO name kind he him his": "Nell|girl|she|her|her / Otto|bear|he|him|his /"
-        " Kai|boy|he|him|his / Willa|rabbit|she|her|her / Theo|boy|he|him|his /"
-        " Zoe|girl|she|her|her / Milo|mouse|he|him|his / Suki|cat|she|her|her /"
-        " Bruno|dog|he|him|his / Hetty|hen|she|her|her",
-        "WEAR": "red hat / blue scarf / green coat / yellow cap / purple cape / white"
-        " ribbon / brown belt / pink sweater",
-        "TOY": "kite / ball / drum / doll / robot / puzzle / top",
-    },
-)
+CAST = {
+    "HERO name kind he him his": "Nell|girl|she|her|her / Otto|bear|he|him|his /"
+    " Kai|boy|he|him|his / Willa|rabbit|she|her|her / Theo|boy|he|him|his /"
+    " Zoe|girl|she|her|her / Milo|mouse|he|him|his / Suki|cat|she|her|her /"
+    " Bruno|dog|he|him|his / Hetty|hen|she|her|her",
+    "WEAR": "red hat / blue scarf / green coat / yellow cap / purple cape / white"
+    " ribbon / brown belt / pink sweater",
+    "TOY": "kite / ball / drum / doll / robot / puzzle / top",
+}
+RULES |= zipf_rules(0.6, CAST)
 # Moods, and when it was
-RULES |= zipf_rules(
-    0.7,
-    {
-        "ADJ": "little / kind / curious / brave / quiet / polite / clever / gentle /"
-        " young / small / funny / lively",
-        "SAD": "sad / worried / lonely / upset / gloomy / unhappy",
-        "GLAD": "happy / proud / glad / thankful / excited / cheerful",
-        "DAY": "One day / One morning / On a windy day / Early in spring / Last summer",
-    },
-)
-# Others and things
-RULES |= zipf_rules(
-    0.5,
-    {
-        "HELPER": "grandma / dad / mom / grandpa / the baker / the teacher",
-        "CUB": "lamb / duck / goat / seal / deer / owl",
-        "FEAR": "ghost / dragon / wolf / giant / witch / troll",
-        "PRESENT name stuff": "boat|paper / crown|leaves / necklace|shells /"
-        " puppet|wool / flute|wood / lamp|wax",
-        "POT": "vase / teapot / mirror / clock / bowl",
-        "TOOL": "ladder and climbed up / long stick and poked it / rope and pulled hard"
-        " / net and swung it once",
-        "PLANT": "sunflower / pumpkin as big as a cart / tiny tree / tall bean / rose",
-        "DISH": "soup / pancakes / bread / stew / cake",
-        "FOOD": "honey / eggs / milk / carrots / berries / flour / beans",
-        "DREAM": "pony / castle / ship / rocket / sled",
-        "SOUND name cause": "tapping|a branch in the wind / scratching|a mouse with a"
-        " nut / howling|the wind in the chimney / dripping|the rain in a bucket /"
-        " snoring|the cat in a basket",
-        "GUIDE": "river / stars / stone wall / church bells / smell of smoke",
-        "INSECT": "butterfly / bee / beetle / firefly",
-        "GLUE": "glue / string / gold paint",
-        "DUST": "dust / an old shoe / a spider / three crumbs / a sock",
-    },
-)
-# Where and when
-RULES |= zipf_rules(
-    0.5,
-    {
-        "SPOT": "under the bed / behind the barn / near the fence / by the stairs / in"
-        " the garden / next to the well",
-        "HOME": "by the sea / near the forest / in a small village / on a hill / beside"
-        " the mill / at the end of the road / in a tall house",
-        "HOOK": "on a hook / over the bed / on the door / by the window / on a chair",
-        "WATER": "pond / river / road / bridge",
-        "GOAL": "old oak / bridge / lake / big rock / windmill",
-        "PERCH": "into a tree / onto the roof / up a pole / over a high wall",
-        "DARK": "Late at night / One dark night / At bedtime",
-        "DUSK": "dinner / sunset / bedtime / it was dark / the moon rose",
-        "EVERY": "day / morning / evening / week",
-        "LONG": "two weeks / many days / a month / a long time",
-        "TIMES": "three / ten / five / a hundred",
-    },
-)
+MOODS = {
+    "ADJ": "little / kind / curious / brave / quiet / polite / clever / gentle / young"
+    " / small / funny / lively",
+    "SAD": "sad / worried / lonely / upset / gloomy / unhappy",
+    "GLAD": "happy / proud / glad / thankful / excited / cheerful",
+    "DAY": "One day / One morning / On a windy day / Early in spring / Last summer",
+}
+RULES |= zipf_rules(0.7, MOODS)
+# Others and things, where and when
+THINGS = {
+    "HELPER": "grandma / dad / mom / grandpa / the baker / the teacher",
+    "CUB": "lamb / duck / goat / seal / deer / owl",
+    "FEAR": "ghost / dragon / wolf / giant / witch / troll",
+    "PRESENT name stuff": "boat|paper / crown|leaves / necklace|shells / puppet|wool /"
+    " flute|wood / lamp|wax",
+    "POT": "vase / teapot / mirror / clock / bowl",
+    "TOOL": "ladder and climbed up / long stick and poked it / rope and pulled hard /"
+    " net and swung it once",
+    "PLANT": "sunflower / pumpkin as big as a cart / tiny tree / tall bean / rose",
+    "DISH": "soup / pancakes / bread / stew / cake",
+    "FOOD": "honey / eggs / milk / carrots / berries / flour / beans",
+    "DREAM": "pony / castle / ship / rocket / sled",
+    "SOUND name cause": "tapping|a branch in the wind / scratching|a mouse with a nut"
+    " / howling|the wind in the chimney / dripping|the rain in a bucket / snoring|the"
+    " cat in a basket",
+    "GUIDE": "river / stars / stone wall / church bells / smell of smoke",
+    "INSECT": "butterfly / bee / beetle / firefly",
+    "GLUE": "glue / string / gold paint",
+    "DUST": "dust / an old shoe / a spider / three crumbs / a sock",
+    "SPOT": "under the bed / behind the barn / near the fence / by the stairs / in the"
+    " garden / next to the well",
+    "HOME": "by the sea / near the forest / in a small village / on a hill / beside"
+    " the mill / at the end of the road / in a tall house",
+    "HOOK": "on a hook / over the bed / on the door / by the window / on a chair",
+    "WATER": "pond / river / road / bridge",
+    "GOAL": "old oak / bridge / lake / big rock / windmill",
+    "PERCH": "into a tree / onto the roof / up a pole / over a high wall",
+    "DARK": "Late at night / One dark night / At bedtime",
+    "DUSK": "dinner / sunset / bedtime / it was dark / the moon rose",
+    "EVERY": "day / morning / evening / week",
+    "LONG": "two weeks / many days / a month / a long time",
+    "TIMES": "three / ten / five / a hundred",
+}
+RULES |= zipf_rules(0.5, THINGS)
 
-# %% mystnb={"code_prompt_show": "Rules: what one can do, and what one learns from it (72 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Rules: what one can do, and what one learns from it (62 lines)"} tags=["hide-input"]
 #| export data/stories
 # What one can do, and what is said
-RULES |= zipf_rules(
-    0.5,
-    {
-        "SKILL name fail": "swim|swallowed water / whistle|blew only air / skate|fell"
-        " on the ice / juggle|dropped the balls / ride a bike|tipped over / tie a"
-        " knot|made a mess",
-        "HOBBY": "fishing / singing / dancing / sailing / hiking / climbing",
-        "PLAN": "build a raft / fly kites / pick apples / swim in the lake / have a"
-        " picnic",
-        "INDOOR": "built a fort and hid inside / sang and danced / drew a map and"
-        " looked for treasure / baked cookies / made a puppet show / told stories by"
-        " the fire",
-        "PLAYING": "dancing / jumping / throwing a ball / running",
-        "TRIED": "jumped and jumped / threw a stick / shook the trunk / called for"
-        " help",
-        "SPILLED": "used salt for sugar / dropped the pepper / burned the bottom /"
-        " forgot the spoon in it",
-        "ATE": "laughed and ate toast / ate cheese / shared a plum / had nuts",
-        "SURPRISE": "had made warm waffles / told a wonderful tale / had time to play"
-        " all day / sang a new song",
-        "MISHAP": "tripped over a root / fell into the mud / got a thorn in the foot /"
-        " hurt a knee",
-        "COMFORT": "took its hand / gave it some bread / dried its tears / made a plan",
-        "BRAVE": "lit a candle / took a deep breath / counted to ten / held a pillow"
-        " tight",
-        "LAUGHED": "had to laugh / felt very brave / felt silly / smiled",
-        "PROMISE": "did not let go all day / danced around the room / showed it to"
-        " everyone / put it on the shelf",
-        "KEEP": "treasure / always keep / never forget / love",
-        "FACE": "coughed / made a funny face / drank a lot of water / turned red",
-        "SWAPPED": "gave it back with a wink / was kind and swapped again / shook hands"
-        " and agreed",
-        "NODDED": "nodded / said yes in a low voice / looked up and smiled",
-        "MET": "hugged / met / kissed / greeted",
-        "LEFT": "ran off to play / said goodbye / skipped all the way home",
-        "SLEPT": "well / like a log / until noon / with a smile / soundly",
-        "RAINED": "rained all day / was too cold / snowed",
-        "FUN": "fun / the best day / even better",
-        "SIZE": "tiny / round / black / shiny",
-        "WAIT": "Be patient / Good things take time / Give it one more week",
-        "ADVICE": "Try it slowly / Do not give up / I could not do it at first / Watch"
-        " me",
-    },
-)
-# Combinations
+DEEDS = {
+    "SKILL name fail": "swim|swallowed water / whistle|blew only air / skate|fell on"
+    " the ice / juggle|dropped the balls / ride a bike|tipped over / tie a knot|made a"
+    " mess",
+    "HOBBY": "fishing / singing / dancing / sailing / hiking / climbing",
+    "PLAN": "build a raft / fly kites / pick apples / swim in the lake / have a picnic",
+    "INDOOR": "built a fort and hid inside / sang and danced / drew a map and looked"
+    " for treasure / baked cookies / made a puppet show / told stories by the fire",
+    "PLAYING": "dancing / jumping / throwing a ball / running",
+    "TRIED": "jumped and jumped / threw a stick / shook the trunk / called for help",
+    "SPILLED": "used salt for sugar / dropped the pepper / burned the bottom / forgot"
+    " the spoon in it",
+    "ATE": "laughed and ate toast / ate cheese / shared a plum / had nuts",
+    "SURPRISE": "had made warm waffles / told a wonderful tale / had time to play all"
+    " day / sang a new song",
+    "MISHAP": "tripped over a root / fell into the mud / got a thorn in the foot /"
+    " hurt a knee",
+    "COMFORT": "took its hand / gave it some bread / dried its tears / made a plan",
+    "BRAVE": "lit a candle / took a deep breath / counted to ten / held a pillow tight",
+    "LAUGHED": "had to laugh / felt very brave / felt silly / smiled",
+    "PROMISE": "did not let go all day / danced around the room / showed it to"
+    " everyone / put it on the shelf",
+    "KEEP": "treasure / always keep / never forget / love",
+    "FACE": "coughed / made a funny face / drank a lot of water / turned red",
+    "SWAPPED": "gave it back with a wink / was kind and swapped again / shook hands"
+    " and agreed",
+    "NODDED": "nodded / said yes in a low voice / looked up and smiled",
+    "MET": "hugged / met / kissed / greeted",
+    "LEFT": "ran off to play / said goodbye / skipped all the way home",
+    "SLEPT": "well / like a log / until noon / with a smile / soundly",
+    "RAINED": "rained all day / was too cold / snowed",
+    "FUN": "fun / the best day / even better",
+    "SIZE": "tiny / round / black / shiny",
+    "WAIT": "Be patient / Good things take time / Give it one more week",
+    "ADVICE": "Try it slowly / Do not give up / I could not do it at first / Watch me",
+}
+RULES |= zipf_rules(0.5, DEEDS)
+# Combinations, and what one learns
 RULES |= {
     "TWO_ADJS": ["{a=ADJ}{b=ADJ-a}{a} and {b}"],
     "TWO_HOBBIES": ["{a=HOBBY}{b=HOBBY-a}{a} and {b}"],
@@ -898,9 +826,6 @@ RULES |= {
         (1, " Helping others feels good."),
         (1, " A friend in need is never alone."),
     ],
-}
-# What one learns from it
-RULES |= {
     "LESSON_LOST": ["", " Those who keep looking will find."],
     "LESSON_GIFT": ["", " The best gifts are made by hand."],
     "LESSON_RACE": ["", " It is not good to boast."],

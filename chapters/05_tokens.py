@@ -118,9 +118,9 @@ import os
 import reprlib
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Set
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import regex
 import tiktoken
@@ -508,26 +508,22 @@ class Tokenizer(tiktoken.Encoding):
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
-        special = {END_OF_TEXT: len(ranks)}
+        end = {END_OF_TEXT: len(ranks)}
         super().__init__(
-            name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+            name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=end
         )
         self.ranks = ranks
 
     def __reduce__(self) -> tuple[type, tuple[str, dict[bytes, int]]]:
         return Tokenizer, (self.name, self.ranks)  # how another process gets its copy
 
-    def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: Literal["all"] | Set[str] = frozenset(),
-        disallowed_special: Literal["all"] | Collection[str] = (),
-    ) -> list[int]:
-        """Token ids of a text, in which a special token that is not allowed is text."""
-        return super().encode(
-            text, allowed_special=allowed_special, disallowed_special=disallowed_special
-        )
+    def encode(self, text: str, **special: Any) -> list[int]:
+        """Token ids of a text, in which a special token that is not allowed is text.
+
+        Args:
+            special: tiktoken's `allowed_special` and `disallowed_special`.
+        """
+        return super().encode(text, **{"disallowed_special": (), **special})
 
     def decode_tokens_bytes(self, tokens: Iterable[int]) -> list[bytes]:
         """The bytes of each token.
@@ -590,15 +586,15 @@ def fingerprint(self) -> str:
 
 
 @course.add_to(Tokenizer)
-def save(self, path: str | os.PathLike[str], context_length: int | None = None) -> Path:
+def save(self, path: str | os.PathLike[str], length: int | None = None) -> Path:
     """Write a `.tiktoken` file, or one into a folder; returns the file's path.
 
     A folder gets `tokenizer.json` and `tokenizer_config.json` as well, for
-    `transformers`; `context_length` is how many tokens the model behind it reads.
+    `transformers`; `length` is how many tokens the model behind it reads.
     """
     file = Path(path)
     if file.suffix != ".tiktoken":
-        write_published(file, self.ranks, context_length)
+        write_published(file, self.ranks, length)
         file = file / RANKS_FILE
     with writing(file) as part:
         part.write_bytes(self.ranks_file())
@@ -723,12 +719,7 @@ def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
     by_rank = sorted(ranks, key=lambda token: ranks[token])
     how = ("single_word", "lstrip", "rstrip", "normalized")
     marker = {"id": end, "content": END_OF_TEXT, **dict.fromkeys(how, False)}
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": False,
-        "use_regex": True,
-    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     model = {
         "type": "BPE",
         "ignore_merges": True,
@@ -752,10 +743,10 @@ def tokenizer_json(ranks: dict[bytes, int]) -> dict[str, Any]:
 
 # %%
 #| export
-def write_published(
-    folder: Path, ranks: dict[bytes, int], context_length: int | None = None
-) -> None:
+def write_published(folder: Path, ranks: dict[bytes, int], length: int | None) -> None:
     """Write the two files that `transformers.AutoTokenizer` opens.
+
+    `length` is how many tokens the model behind it reads, if that is known.
 
     A text's own `<|endoftext|>` is the special token there, unless it is asked with
     `split_special_tokens=True`.
@@ -766,8 +757,8 @@ def write_published(
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-    if context_length is not None:
-        config["model_max_length"] = context_length
+    if length is not None:
+        config["model_max_length"] = length
     files = {"tokenizer.json": tokenizer_json(ranks), "tokenizer_config.json": config}
     for name, said in files.items():
         text = json.dumps(said, ensure_ascii=False, indent=1)
@@ -832,21 +823,14 @@ def _stories() -> Tokenizer:
 
 @functools.cache
 def _gpt2() -> Tokenizer:
-    if not _gpt2_is_cached() and not answers(GPT2_URL + GPT2_FILES[0]):
-        raise _unavailable("its server does not answer")
     try:
+        if not _gpt2_is_cached() and not answers(GPT2_URL + GPT2_FILES[0]):
+            raise OSError("its server does not answer")
         return Tokenizer("gpt2", tiktoken.get_encoding("gpt2")._mergeable_ranks)
     except (OSError, ValueError) as error:
-        raise _unavailable(f"fetching it failed ({error})") from error
-
-
-def _unavailable(reason: str) -> SlmError:
-    remedy = (
-        "set TIKTOKEN_CACHE_DIR to a folder that has it, or use the vocabulary of the"
-        " stories (tokenizer: stories)"
-    )
-    missing = f"GPT-2's vocabulary is not on this machine, and {reason}"
-    return SlmError(f"{missing}: {remedy}", retry=True)
+        missing = f"GPT-2's vocabulary is not here, and fetching it failed ({error})"
+        cure = "set TIKTOKEN_CACHE_DIR to a folder with it, or use tokenizer: stories"
+        raise SlmError(f"{missing}: {cure}", retry=True) from error
 
 
 def _gpt2_is_cached() -> bool:

@@ -334,17 +334,13 @@ _MARKER_LINE = re.compile(rf"(?m)^[ \t]*{re.escape(END_OF_TEXT)}[ \t]*\r?$\n?")
 def holds_documents(path: Path) -> bool:
     """Whether one of a text file's lines is end-of-text alone."""
     marker = END_OF_TEXT.encode()
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-        at = text.find(marker)
-        while at >= 0:
-            begins, ends = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-            line = text[begins : ends if ends >= 0 else len(text)]
-            if line.removeprefix(codecs.BOM_UTF8).strip() == marker:
+    with open(path, "rb") as file:
+        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with text:
+        for found in re.finditer(re.escape(marker) + rb"\s*?(?:\n|\Z)", text):
+            before = text[text.rfind(b"\n", 0, found.start()) + 1 : found.start()]
+            if not before.removeprefix(codecs.BOM_UTF8).strip():
                 return True
-            at = text.find(marker, at + 1)
     return False
 
 
@@ -378,7 +374,7 @@ for size in (5, 100):
 # told otherwise, which a corpus of hundreds of gigabytes does not forgive.
 
 
-# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (50 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Read .jsonl and .parquet, row by row (48 lines)"} tags=["hide-input"]
 #| export
 def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
     """The objects of a JSON Lines file."""
@@ -399,8 +395,7 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
                 why = str(error) or "the memory does not hold it"
                 raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
-                needed = "an object with a text column is needed"
-                raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
+                raise SlmError(f"{where} holds a {type(row).__name__}, not an object.")
             start += len(line)
             advance(len(line))
             if row:
@@ -413,8 +408,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        how = "pip install pyarrow"
-        raise SlmError(f"Reading {path} needs pyarrow: {how}.") from None
+        raise SlmError(f"Reading {path} needs pyarrow: pip install pyarrow.") from None
     try:
         # else pyarrow reads the whole file ahead, and a row group's column at once
         with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
@@ -434,10 +428,11 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
 
 # %% [markdown]
 # Of each row only its text is taken. End-of-text at its end goes, since each document
-# gets one anyway:
+# gets one anyway. A text file that is one document comes in pieces; any other file
+# gives its documents, whatever its form:
 
 
-# %% mystnb={"code_prompt_show": "From rows to texts, and from texts to pieces (31 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "From rows to texts, and from texts to pieces (40 lines)"} tags=["hide-input"]
 #| export
 READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 SUFFIXES = (".txt", *READERS)
@@ -454,21 +449,30 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
             raise SlmError(f"{where} has no column {column!r}; {there}.")
         text = row[column]
         if not isinstance(text, str | None):
-            kind = type(text).__name__
-            raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+            raise SlmError(f"{where}: {column!r} is a {type(text).__name__}, no text.")
         while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
 
 
-def as_pieces(
-    texts: Iterable[str], side: str | None, val_fraction: float
-) -> Iterator[Piece]:
+def is_one_document(file: Path) -> bool:
+    """Whether a file is plain text, and no line of it is end-of-text alone."""
+    return file.suffix.lower() == ".txt" and not holds_documents(file)
+
+
+def read_documents(file: Path, column: str, advance: Advance) -> Iterator[str]:
+    """The documents of a file that holds many."""
+    if reader := READERS.get(file.suffix.lower()):
+        return take_texts(reader(file, column, advance), column)
+    whole = read_utf8(file, 0, file.stat().st_size, advance)
+    return filter(None, split_at_markers(whole))
+
+
+def as_pieces(texts: Iterable[str], side: str | None, share: float) -> Iterator[Piece]:
     """Each text as a piece: all of them, or one side of the split by hash."""
     for text in texts:
-        validation = side == "validation"
-        if side is None or in_validation(text, val_fraction) == validation:
+        if side is None or in_validation(text, share) == (side == "validation"):
             yield Piece(text, True)
 
 
@@ -549,13 +553,8 @@ from slm.errors import SlmError
 from slm.files import answers
 
 
-# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (60 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (51 lines)"} tags=["hide-input"]
 #| export data/hub
-def _full_name(repository: str, config: str | None, revision: str | None) -> str:
-    part = f":{config}" if config else ""
-    return f"{repository}{part}{f'@{revision}' if revision else ''}"
-
-
 def hub_error(name: str, error: BaseException) -> SlmError:
     """What a library says about the hub, in one sentence."""
     from datasets import config
@@ -586,17 +585,13 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants, errors
 
     if not answers(constants.ENDPOINT, 4.0):
-        raise SlmError(
-            f"The Hugging Face hub does not answer, so {name!r} cannot be "
-            "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
-            "data set is already in this machine's cache.",
-            retry=True,
-        )
+        silent = f"The Hugging Face hub does not answer, so {name!r} cannot be read"
+        cure = "use 'stories' or a local file, or HF_HUB_OFFLINE=1 if it is stored"
+        raise SlmError(f"{silent}: {cure}.", retry=True)
     try:
         HfApi().dataset_info(repository, revision=revision, timeout=10.0)
     except errors.RevisionNotFoundError:
-        wrong = f"{repository!r} has no revision {revision!r} on the hub."
-        raise SlmError(wrong) from None
+        raise SlmError(f"{repository!r} has no revision {revision!r} there.") from None
     except errors.RepositoryNotFoundError:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
@@ -654,12 +649,12 @@ def load_hub(
         SlmError: What is wrong with the name, the network or the hub; `retry` is true
             where a later call may succeed.
     """
-    name = _full_name(repository, config, revision)
+    part, at = f":{config}" if config else "", f"@{revision}" if revision else ""
+    name = f"{repository}{part}{at}"
     try:
         import datasets
     except ImportError:
-        needed = "needs the package datasets: pip install datasets"
-        raise SlmError(f"Reading {name!r} from the hub {needed}.") from None
+        raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
     if not offline:
         _ask(name, repository, revision)
@@ -705,62 +700,36 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from slm.data import stories
+from slm.data import readers, stories
 from slm.data.hub import hub_error, load_hub
-from slm.data.readers import (
-    READERS,
-    SUFFIXES,
-    Advance,
-    Piece,
-    Rows,
-    as_pieces,
-    fingerprint_file,
-    holds_documents,
-    read_utf8,
-    split_at_markers,
-    split_pieces,
-    take_texts,
-)
+from slm.data.readers import SUFFIXES, Advance, Piece, Rows, as_pieces, read_utf8
 from slm.errors import SlmError, settings
 from slm.files import user_path
 
 
-# %% mystnb={"code_prompt_show": "The section data: its settings, each with what it means (38 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section data: its settings, each with what it means (25 lines)"} tags=["hide-input"]
 #| export data/corpus
 @settings
 class DataConfig:
     """`data:`, what is read; `dataset` must be given."""
 
-    dataset: str = Field(
-        min_length=1, description="'stories', a Hugging Face hub name, or a path"
-    )
+    dataset: str = Field(min_length=1, description="'stories', a hub name, or a path")
     train_split: str = Field("train", description="name of the part to train on")
-    val_split: str = Field(
-        "validation", description="name of the part that is held out"
-    )
+    val_split: str = Field("validation", description="name of the held-out part")
     val_fraction: float = Field(
         0.1, gt=0, lt=1, description="held out where the source has no validation split"
     )
-    text_column: str = Field(
-        "text", description="column of the source that holds a document"
-    )
-    tokenizer: str = Field(
-        "gpt2", description="'gpt2', 'stories', or the path of a saved one"
-    )
+    text_column: str = Field("text", description="column that holds the documents")
+    tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or a path")
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
     )
-    max_documents: int | None = Field(
-        None, ge=1, le=10**12, description="per split; null takes all"
-    )
+    max_documents: int | None = Field(None, ge=1, le=10**12, description="per split")
     streaming: bool | None = Field(
-        None,
-        description="read a hub data set unstored; null: if max_documents is given",
+        None, description="read the hub unstored; null: if max_documents is given"
     )
     cache_dir: str = Field("data", description="where token files are kept")
-    num_workers: int = Field(
-        0, ge=0, le=256, description="threads that prepare batches ahead"
-    )
+    num_workers: int = Field(0, ge=0, le=256, description="threads that work ahead")
 
     def __post_init__(self) -> None:
         if split_name(self.train_split) == split_name(self.val_split):
@@ -862,13 +831,10 @@ class StorySource:
     def read(self, split: str, part: Part | None = None) -> Reading:
         """The pieces of "train" or "validation"."""
         if part:
-            raise SlmError(
-                "The stories cannot be divided into parts; they are written in "
-                "seconds: leave part out."
-            )
+            why = "they are written in seconds: leave part out"
+            raise SlmError(f"The stories cannot be divided into parts; {why}.")
         if split not in self.sizes:
-            there = "there are 'train' and 'validation'"
-            raise SlmError(f"The stories have no split {split!r}; {there}.")
+            raise SlmError(f"Stories have no split {split!r}: only train, validation.")
         seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
         pieces = functools.partial(self._pieces, split)
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
@@ -882,26 +848,21 @@ class StorySource:
 # ## Your own text: files and folders
 #
 # To train on your own text, give a path: a file, a folder or a pattern like
-# `texts/*.jsonl`. Names can carry a
-# split, as those of data sets do: `train.txt`, `x_val.jsonl`,
-# `train-00001-of-00010.parquet`, a folder `validation/`. A single `train.txt` brings
-# the `val.txt` beside it. But in a folder of books `A_Test_of_Wills.txt` is a novel, so
-# a word inside a name says nothing. The end of a name counts only where some file is
-# named for train and another for something else; a whole name, as in `validation.txt`,
-# speaks for itself. Nothing happens silently: `notes` say what was left out, and which
-# names were taken for a split.
+# `texts/*.jsonl`. Names can carry a split, as those of data sets do: `train.txt`,
+# `x_val.jsonl`, `train-00001-of-00010.parquet`, a folder `validation/`. A single
+# `train.txt` brings the `val.txt` beside it. But in a folder of books
+# `A_Test_of_Wills.txt` is a novel, so a word inside a name says nothing. The end of a
+# name counts only where some file is named for train and another for something else; a
+# whole name, as in `validation.txt`, speaks for itself. Nothing happens silently:
+# `notes` say what was left out, and which names were taken for a split.
 #
 # What is one document is settled by the kind of file, and with it how a split is made.
 # A long text is cut where `val_fraction` of it is left, then at the next blank line,
 # else line, else character:
 
 
-# %% mystnb={"code_prompt_show": "Which files a path means, and to which split each belongs (71 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Which files a path means, and to which split each belongs (64 lines)"} tags=["hide-input"]
 #| export data/corpus
-def _kind(file: Path) -> str:
-    return file.suffix.lower()
-
-
 def _find_files(path: str) -> tuple[list[Path], str]:
     """The files that a path, folder or pattern stands for, and what was left out."""
     root, kinds = user_path(path), ", ".join(SUFFIXES)
@@ -912,19 +873,18 @@ def _find_files(path: str) -> tuple[list[Path], str]:
             if entry.is_symlink() and entry.is_dir():
                 left["a link to a folder"] += 1
             elif entry.is_file() and not hidden:
-                if _kind(entry) in SUFFIXES:
+                if (kind := entry.suffix.lower()) in SUFFIXES:
                     found.append(entry)
                 else:
-                    left[_kind(entry) or "without a suffix"] += 1
-        if not found:
-            raise SlmError(f"The folder {path} has no {kinds} file.")
+                    left[kind or "without a suffix"] += 1
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
     if not found:
-        raise SlmError(f"{path} does not exist.")
+        folder = f"The folder {path} has no {kinds} file."
+        raise SlmError(folder if root.is_dir() else f"{path} does not exist.")
     for file in found:
-        if _kind(file) not in SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
     full = [file for file in found if file.stat().st_size]
     left["empty"] += len(found) - len(full)
@@ -933,10 +893,8 @@ def _find_files(path: str) -> tuple[list[Path], str]:
     return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
-_SPLIT_NAME = re.compile(
-    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
-)
+_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(rf"(?:.*[-_.])?({_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?")
 
 
 def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:
@@ -1012,7 +970,7 @@ class FileSource:
         root = user_path(data.dataset)
         if len(files) == 1 and _split_of_file(files[0], root, True) == "train":
             files += itertools.islice(_validation_beside(files[0]), 1)
-        self.fingerprint = [fingerprint_file(file) for file in files]
+        self.fingerprint = list(map(readers.fingerprint_file, files))
         of = {file: _split_of_file(file, root, True) for file in files}
         odd = []
         if "train" not in of.values() or len({*of.values()} - {None}) < 2:
@@ -1039,7 +997,7 @@ class FileSource:
 # bytes in each, or a question put to each document:
 
 
-# %% mystnb={"code_prompt_show": "FileSource.read: by name, by whole files, or by a cut (35 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "FileSource.read: by name, by whole files, or by a cut (29 lines)"} tags=["hide-input"]
 #| export data/corpus
 @add_to(FileSource)
 def read(self, split: str, part: Part | None = None) -> Reading:
@@ -1061,18 +1019,12 @@ def read(self, split: str, part: Part | None = None) -> Reading:
 
     def pieces(advance: Advance) -> Iterator[Piece]:
         for file in files:
-            if _kind(file) != ".txt":
-                column = self.data.text_column
-                rows = READERS[_kind(file)](file, column, advance)
-                texts = take_texts(rows, column)
-            elif holds_documents(file):
-                whole = read_utf8(file, 0, file.stat().st_size, advance)
-                texts = filter(None, split_at_markers(whole))
-            else:
+            if readers.is_one_document(file):
                 of_side = self._range(file, side, held)
-                yield from split_pieces(read_utf8(file, *of_side, advance))
-                continue
-            yield from as_pieces(texts, side, self.data.val_fraction)
+                yield from readers.split_pieces(read_utf8(file, *of_side, advance))
+            else:
+                texts = readers.read_documents(file, self.data.text_column, advance)
+                yield from as_pieces(texts, side, self.data.val_fraction)
 
     size = sum(file.stat().st_size for file in files)
     return Reading(rule, pieces, size, "B", tuple(self.notes))
@@ -1088,7 +1040,7 @@ def read(self, split: str, part: Part | None = None) -> Reading:
 def _held_out(self, files: list[Path]) -> set[Path]:
     """The text files that are held out whole; none if there are too few of them."""
     digests = {}
-    texts = [f for f in files if _kind(f) == ".txt" and not holds_documents(f)]
+    texts = list(filter(readers.is_one_document, files))
     n = int(len(texts) * self.data.val_fraction)
     for file in texts if n else ():
         with open(file, "rb") as opened:
@@ -1142,7 +1094,7 @@ def _range(self, file: Path, side: str | None, held: set[Path]) -> tuple[int, in
 # arrived. Unless `streaming` says otherwise, `max_documents` decides.
 
 
-# %% mystnb={"code_prompt_show": "HubSource: name, fingerprint and shards (39 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "HubSource: name, fingerprint and shards (38 lines)"} tags=["hide-input"]
 #| export data/corpus
 class HubSource:
     """A data set of the hub: "owner/name", "owner/name:config", "…@revision".
@@ -1158,11 +1110,10 @@ class HubSource:
         if not found:
             near = difflib.get_close_matches(data.dataset.lower(), ["stories"])
             meant = f"; did you mean {near[0]!r}?" if near else "."
-            raise SlmError(
-                f"{data.dataset!r} is no corpus: it must be 'stories', a "
-                f"{', '.join(SUFFIXES)} file, a folder of such files, or a data set of "
-                f"the Hugging Face hub, 'owner/name' or 'owner/name:config'{meant}"
-            )
+            local = f"'stories', a {', '.join(SUFFIXES)} file, a folder of such files"
+            hub = "a data set of the hub, 'owner/name' or 'owner/name:config'"
+            wrong = f"{data.dataset!r} is no corpus: it must be {local}, or {hub}"
+            raise SlmError(f"{wrong}{meant}")
         self.data, self.name = data, data.dataset
         self.fingerprint = self.name
         self.repository, self.config, self.revision = found.groups()
@@ -1214,7 +1165,7 @@ def read(self, split: str, part: Part | None = None) -> Reading:
             raise hub_error(self.name, error) from error
 
     def pieces(advance: Advance) -> Iterator[Piece]:
-        texts = take_texts(rows(advance), column)
+        texts = readers.take_texts(rows(advance), column)
         return as_pieces(texts, split if made else None, fraction)
 
     by_hash = f"{fraction:g} of train held out by hash"

@@ -51,15 +51,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from slm.data.batches import encode, map_ahead
-from slm.data.corpus import (
-    DataConfig,
-    Part,
-    Reading,
-    Source,
-    StorySource,
-    find_source,
-    split_name,
-)
+from slm.data import corpus
+from slm.data.corpus import DataConfig, Part, Reading, find_source, split_name
 from slm.data.readers import Piece
 from slm.errors import SlmError
 from slm.files import force, publish, user_path, write_text
@@ -128,7 +121,7 @@ print(tokenizer.decode(mapped[3:7].tolist()))
 # these: after a power failure the file's end may be missing or wrong. If anything does
 # not agree, the work begins anew. Going on wrongly would cost more than starting again.
 
-# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (53 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Documents counted, pieces in batches, and what a note holds (50 lines)"} tags=["hide-input"]
 #| export
 FORMAT = 2  # of token files and the rules of reading; another is never read
 NOTE_SECONDS = 5.0  # about the most work that a killed preparation loses
@@ -144,16 +137,13 @@ def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
         yield piece
 
 
-def _batch_pieces(
-    pieces: Iterable[Piece], size: int = 1 << 19
-) -> Iterator[list[Piece]]:
+def _batch_pieces(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces in groups of so many characters that handing one to a thread is cheap."""
-    batch: list[Piece] = []
-    held = 0
+    batch, held = list[Piece](), 0
     for piece in pieces:
         batch.append(piece)
         held += len(piece.text)
-        if held >= size:
+        if held >= 1 << 19:
             yield batch
             batch, held = [], 0
     if batch:
@@ -340,11 +330,17 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         reads = f"this version of slm reads {FORMAT}: prepare the text again"
         raise SlmError(f"{path} has format {version} and {reads}.")
     if path.stat().st_size != expected:
-        raise SlmError(
-            f"{path} is damaged: it has {path.stat().st_size} bytes where its sidecar "
-            f"says {expected}; delete it, and prepare the text again."
-        )
+        wrong = f"it has {path.stat().st_size} bytes where its sidecar says {expected}"
+        cure = "delete it, and prepare the text again"
+        raise SlmError(f"{path} is damaged: {wrong}; {cure}.")
     return about
+
+
+def remove_tokens(path: Path) -> None:
+    """Delete a token file, its sidecar and its lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    for file in (path.with_suffix(".json"), path, lock):
+        file.unlink(missing_ok=True)
 
 
 def _is_there(path: Path) -> bool:
@@ -358,47 +354,32 @@ def _is_there(path: Path) -> bool:
 # %% [markdown]
 # ## What decides the name
 #
-# A `Plan` is all that is known before a text is read: the source, the tokenizer, where
-# the file lies, and what its sidecar will say. The hash in the name is taken from the
-# source, the split and the settings that choose text, and from the tokenizer's
-# fingerprint. Whoever asks for the same text with the same tokenizer comes to the same
-# name, as long as the source's fingerprint is the same: for files, name, size, time and
-# both ends.
+# `_plan` finds all that is known before a text is read: the source, where the file
+# lies, and what its sidecar will say. The hash in the name is taken from the source,
+# the split and the settings that choose text, and from the tokenizer's fingerprint.
+# Whoever asks for the same text with the same tokenizer comes to the same name, as long
+# as the source's fingerprint is the same: for files, name, size, time and both ends.
 
 
 # %%
 #| export
-@dataclass(frozen=True)
-class Plan:
-    """What a token file is made of, and where it lies; one for all of its parts."""
-
-    source: Source
-    tokenizer: Tokenizer
-    path: Path
-    about: dict[str, Any]
+CHOOSING = ("text_column", "max_documents", "val_fraction")  # settings that choose text
 
 
-def _plan(data: DataConfig, split: str, tokenizer: Tokenizer) -> Plan:
-    """Find a source, and the name of its token file."""
+def _plan(
+    data: DataConfig, split: str, tokenizer: Tokenizer
+) -> tuple[corpus.Source, Path, dict[str, Any]]:
+    """Find a source, the name of its token file, and what the sidecar will say."""
     source, split = find_source(data), split_name(split)
-    about: dict[str, Any] = {
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "split": split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-        "val_fraction": data.val_fraction,
-    }
+    about: dict[str, Any] = {"source": source.name, "fingerprint": source.fingerprint}
+    about |= {"split": split} | {key: getattr(data, key) for key in CHOOSING}
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
     path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
-    about["tokenizer"] = {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "eot_token": tokenizer.eot_token,
-    }
-    return Plan(source, tokenizer, path, about)
+    kept = ("name", "fingerprint", "eot_token")
+    about["tokenizer"] = {key: getattr(tokenizer, key) for key in kept}
+    return source, path, about
 
 
 def _part_file(path: Path, part: Part) -> Path:
@@ -439,11 +420,10 @@ def _encode_pieces(pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
 # %%
 #| export
 def _write_tokens(
-    writer: _Writer, reading: Reading, plan: Plan, about: dict[str, Any]
+    writer: _Writer, reading: Reading, tokenizer: Tokenizer, about: dict[str, Any]
 ) -> None:
     """Tokenize one split, from where a killed call stopped, and publish the file."""
-    n, tokenizer = about["max_documents"], plan.tokenizer
-    size, unit = reading.size, reading.unit
+    n, size, unit = about["max_documents"], reading.size, reading.unit
     name, threads = writer.path.stem, min(os.cpu_count() or 1, 8)
 
     def batches() -> Iterator[list[Piece]]:
@@ -579,24 +559,20 @@ def prepare_tokens(
     if part and not 0 <= part[0] < part[1]:
         raise SlmError(f"part is {part}; it must be (k, n) with k from 0 to n - 1.")
     if part and data.max_documents is not None:
-        raise SlmError(
-            "max_documents counts from the first document on, so it cannot be divided: "
-            "leave out one of the two."
-        )
-    plan = _plan(data, split, tokenizer)
-    if _is_there(plan.path):
-        return plan.path
-    path, about = plan.path, plan.about
+        whole = "max_documents counts from the first document and cannot be divided"
+        raise SlmError(f"{whole}: leave out one of the two.")
+    source, path, about = _plan(data, split, tokenizer)
+    if _is_there(path):
+        return path
     if part:
         path, about = _part_file(path, part), {**about, "part": list(part)}
     with _lock(path):
         if not _is_there(path):  # another process may have made it in the meantime
-            reading = plan.source.read(about["split"], part)
-            small = tokenizer.n_vocab <= 1 << 16
-            dtype = np.dtype(np.uint16 if small else np.uint32)
+            reading = source.read(about["split"], part)
+            dtype = np.min_scalar_type(tokenizer.eot_token)  # uint16, or uint32
             with _making(path, dtype) as writer:
-                _write_tokens(writer, reading, plan, about)
-            if not isinstance(plan.source, StorySource):
+                _write_tokens(writer, reading, tokenizer, about)
+            if not isinstance(source, corpus.StorySource):
                 _tell(path, reading)
     return path
 
@@ -703,9 +679,9 @@ def count_shards(data: DataConfig, split: str, tokenizer: Tokenizer) -> int:
     Raises:
         SlmError: The source cannot be found.
     """
-    plan = _plan(data, split, tokenizer)
-    whole = data.max_documents is not None or _is_there(plan.path)
-    return 1 if whole else plan.source.shards(plan.about["split"])
+    source, path, about = _plan(data, split, tokenizer)
+    whole = data.max_documents is not None or _is_there(path)
+    return 1 if whole else source.shards(about["split"])
 
 
 # %% [markdown]
@@ -732,7 +708,7 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
     """
     if n < 1:
         raise SlmError(f"n is {n}; it must be at least 1.")
-    path = _plan(data, split, tokenizer).path
+    path = _plan(data, split, tokenizer)[1]
     parts = [_part_file(path, (k, n)) for k in range(n)]
     with _lock(path):
         if not _is_there(path):
@@ -744,9 +720,7 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
             with _making(path, np.dtype(abouts[0]["dtype"])) as writer:
                 _join(writer, parts, abouts)
         for part in parts:
-            lock = part.with_name(f".{part.name}.lock")
-            for file in (part, part.with_suffix(".json"), lock):
-                file.unlink(missing_ok=True)
+            remove_tokens(part)
     return path
 
 
@@ -769,9 +743,8 @@ def _join(writer: _Writer, parts: list[Path], abouts: list[dict[str, Any]]) -> N
                 writer.write(block[:left])
                 left -= len(block[:left])
             if own.hexdigest() != about["tokens_sha256"]:
-                wrong = "its contents are not what was written"
-                cure = "delete it, and prepare it"
-                raise SlmError(f"{part} is damaged: {wrong}; {cure}.")
+                wrong = "its contents are not what was written; delete it"
+                raise SlmError(f"{part} is damaged: {wrong}, and prepare it.")
             done.tokens += about["tokens"] - 1
             done.documents += about["documents"]
         about = {name: value for name, value in abouts[0].items() if name != "part"}
@@ -827,7 +800,7 @@ import numpy as np
 from slm.data.batches import RowDataset, TokenLoader
 from slm.data.batches import TextDataset as TextDataset
 from slm.data.corpus import DataConfig
-from slm.data.prepare import prepare_tokens, read_sidecar
+from slm.data.prepare import CHOOSING, prepare_tokens, read_sidecar, remove_tokens
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import user_path
@@ -870,16 +843,15 @@ class TokenDataset(RowDataset):
         self.about = read_sidecar(self.path)
         made_by = self.about["tokenizer"]
         if tokenizer is not None and made_by["fingerprint"] != tokenizer.fingerprint:
-            raise SlmError(
-                f"{path} holds ids of the tokenizer {made_by['name']!r} "
-                f"({made_by['fingerprint']}), not of {tokenizer.name!r} "
-                f"({tokenizer.fingerprint}): prepare the text again."
-            )
+            theirs = f"{made_by['name']!r} ({made_by['fingerprint']})"
+            ours = f"{tokenizer.name!r} ({tokenizer.fingerprint})"
+            holds = f"{path} holds ids of the tokenizer {theirs}, not of {ours}"
+            raise SlmError(f"{holds}: prepare the text again.")
         tokens = np.asarray(np.memmap(self.path, dtype=self.about["dtype"], mode="r"))
         eot = made_by["eot_token"]
         if tokens[0] != eot or tokens[-1] != eot:
-            wrong = "it does not begin and end with end-of-text"
-            raise SlmError(f"{path} is damaged: {wrong}; prepare the text again.")
+            wrong = "is damaged: it does not begin and end with end-of-text"
+            raise SlmError(f"{path} {wrong}; prepare the text again.")
         super().__init__(tokens, context_length, eot, packing, str(path))
 
 
@@ -1068,11 +1040,11 @@ def create_dataloader(
     if (dataset_name is None) == (dataset_path is None):
         either = "dataset_name ('stories' or a hub data set) or dataset_path"
         raise SlmError(f"Give either {either}, one of the two.")
-    if dataset_path is not None and not os.fspath(dataset_path):
-        raise SlmError("dataset_path is empty: say which file or folder is read.")
-    if dataset_path is not None:  # "./stories" is a folder, whatever its name
-        dataset_path = user_path(dataset_path)
-        dataset_name = os.path.join(os.curdir, dataset_path)
+    if dataset_path is not None:
+        if not os.fspath(dataset_path):
+            raise SlmError("dataset_path is empty: say which file or folder is read.")
+        # "./stories" is a folder, whatever its name
+        dataset_name = os.path.join(os.curdir, user_path(dataset_path))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = get_tokenizer(tokenizer)
     kept: Any = dict(cache_dir=str(cache_dir), num_workers=num_workers)
@@ -1106,9 +1078,7 @@ class TokenFile:
 
     def remove(self) -> None:
         """Delete it, its sidecar and its lock."""
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        for file in (self.path.with_suffix(".json"), self.path, lock):
-            file.unlink(missing_ok=True)
+        remove_tokens(self.path)
 
 
 # %% [markdown]
@@ -1145,7 +1115,7 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     return found
 
 
-_MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
+_MADE_OF = ("source", "split", "part", *CHOOSING)
 
 
 # %%

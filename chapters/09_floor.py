@@ -216,6 +216,7 @@ Each function takes a grammar; unless told, that of the course's stories.
 
 import itertools
 import math
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -349,7 +350,7 @@ for i, (before, after) in enumerate(itertools.pairwise(begins)):
 # share their ends.
 
 
-# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (59 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: all derivations that agree with a text (57 lines)"} tags=["hide-input"]
 #| export
 def prefix_probabilities(
     text: str, grammar: Grammar = STORIES
@@ -379,13 +380,11 @@ def prefix_probabilities(
                     rest = later, rest
                 ways.append((p * q, start, rest))
             continue
-        end = start
-        while (
-            end < min(len(text), start + len(item)) and text[end] == item[end - start]
-        ):
-            end += 1
-            begins[end] += p
-        if end == start + len(item):
+        end = start + len(item)
+        same = len(os.path.commonprefix([item, text[start:end]]))
+        for reached in range(start + 1, start + same + 1):
+            begins[reached] += p
+        if same == len(item):
             ways.append((p, end, todo))
     return begins, whole
 
@@ -491,7 +490,7 @@ print([f"{line:.3f}" for line in listed_lines(by_hand, tokenizer)])
 # that may print nothing, such as "" beside " very": then the first piece is that of the
 # next item, and the last is that of the one before. That is all that `_or_else` does.
 
-# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (52 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Given: expected numbers of pieces and of their pairs (51 lines)"} tags=["hide-input"]
 #| export
 Odds = dict[str, float]  # pieces, each with its probability; "" prints nothing
 Pairs = dict[tuple[str, str], float]
@@ -519,8 +518,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 
     def tell(items: Items, times: float) -> tuple[Odds, Odds]:
         """Count what an option prints; its first and its last piece."""
-        begin: Odds = {"": 1.0}
-        end: Odds = {"": 1.0}
+        begin, end = {"": 1.0}, {"": 1.0}
         for item in items:
             if isinstance(item, str):
                 cut = re.split("(?<!^)(?= )", item)  # before each space

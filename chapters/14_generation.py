@@ -33,15 +33,15 @@ import codecs
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from numbers import Integral, Real
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from slm.errors import SlmError
+from slm.errors import SlmError, settings
 from slm.hardware import room
 from slm.model.gpt import GPT
 from slm.data.tokenizer import Tokenizer
@@ -198,9 +198,9 @@ def next_token_probabilities(
 
 # %% tags=["nbval-check-output"]
 bold = {"temperature": 0.5, "top_p": 0.9}
-for settings in ({"temperature": 0}, {"top_k": 3}, {"top_p": 0.9}, bold):
-    p = next_token_probabilities(z.flip(-1), **settings)[0]  # (V,)
-    print(settings, [round(value, 3) for value in p.tolist()])
+for choice in ({"temperature": 0}, {"top_k": 3}, {"top_p": 0.9}, bold):
+    p = next_token_probabilities(z.flip(-1), **choice)[0]  # (V,)
+    print(choice, [round(value, 3) for value in p.tolist()])
 
 # %% [markdown]
 # ## The obvious loop
@@ -429,18 +429,14 @@ def _window_start(length: int, context_length: int) -> int:
 # and two doors hand them on to it. Inside the package they travel as one object that
 # checks itself; only the two functions for people, `stream` and `generate`, spell them
 # out, because people write them so. It is frozen: nobody changes it on the way, and
-# whoever holds one holds settings that can be meant. The check is a table, a line for
-# each setting with its condition and the words for what is allowed; the first line that
-# fails is told.
+# whoever holds one holds settings that can be meant. It is [checked as the sections of
+# a config are](#files/settings-that-check-themselves): each field says its type and its
+# range, and all that does not fit is told at once.
 
 
 # %%
 #| export
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
+@settings
 class Sampling:
     """How to continue a text.
 
@@ -459,38 +455,15 @@ class Sampling:
         SlmError: A setting is out of range.
     """
 
-    max_tokens: int = 200
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    overflow: str = "stop"
+    max_tokens: int = Field(default=200, ge=0, le=10**18)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    overflow: Literal["slide", "stop"] = "stop"
     use_cache: bool = True
     stop_token: int | None = None
     vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        t, k, p = self.temperature, self.top_k, self.top_p
-        or_none = ", or None to keep all tokens"
-        n, seed = self.max_tokens, self.seed
-        allowed = {
-            "max_tokens": (_whole(n) and n >= 0, "0 or more"),
-            "temperature": (
-                isinstance(t, Real) and 0 <= t < math.inf,
-                "0 (greedy) or a positive number",
-            ),
-            "top_k": (k is None or (_whole(k) and k >= 1), f"1 or more{or_none}"),
-            "top_p": (
-                p is None or (isinstance(p, Real) and 0 < p <= 1),
-                f"above 0 and at most 1{or_none}",
-            ),
-            "seed": (_whole(seed) and 0 <= seed < 2**63, "from 0 to 2**63 - 1"),
-            "overflow": (self.overflow in ("slide", "stop"), "'slide' or 'stop'"),
-        }
-        for name, (good, wanted) in allowed.items():
-            if not good:
-                given = getattr(self, name)
-                raise SlmError(f"{name} is {given!r}; it must be {wanted}.")
 
 
 # %% [markdown]
@@ -557,9 +530,10 @@ class _Reader:
 # stop, or throw away. `torch.inference_mode()` switches off all bookkeeping for
 # gradients.
 #
-# How long the texts can get is known before the first token, and so is the memory for
-# them and their caches; `room`, from [the trainer](#trainer/is-there-room), refuses
-# what there is no memory for.
+# How long the texts can get is known before the first token: with "stop" a text ends
+# one token behind the window, with "slide" it gets all it asked for. So the memory for
+# the texts and their caches is known, too; `room`, from [the
+# trainer](#trainer/is-there-room), refuses what there is no memory for.
 
 
 # %%
@@ -594,39 +568,22 @@ def generate_tokens(
     sampling = sampling or Sampling()
     if not prompts or not sampling.max_tokens:
         return iter(())
-    shape, table = model.config, model.tables()[0]
-    longest = _longest(prompts, sampling, shape.context_length)
+    shape, begun = model.config, max(map(len, prompts))
+    longest = begun + sampling.max_tokens
+    if sampling.overflow == "stop":
+        longest = min(longest, max(begun, shape.context_length + 1))
     need = 8 * len(prompts) * longest  # bytes of the texts, then of keys and values
     if sampling.use_cache:
         kept = len(prompts) * min(longest, shape.context_length) * shape.n_layers
-        need += 2 * kept * shape.d_model * table.element_size()
+        need += 2 * kept * shape.d_model * model.tables()[0].element_size()
     cure = "ask for fewer texts, or a smaller max_tokens"
     enough = room(model.device, need, f"{len(prompts)} × {longest} tokens", cure)
-    return _inside(enough, _positions(model, prompts, sampling))
 
+    def steps() -> Iterator[list[int | None]]:
+        with enough:
+            yield from _positions(model, prompts, sampling, longest)
 
-# %% [markdown]
-# `_longest` is that knowledge: with "stop" a text ends one token behind the window,
-# with "slide" it gets all it asked for. `_inside` keeps `room` around the steps for as
-# long as somebody takes tokens.
-
-
-# %%
-#| export
-def _longest(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int) -> int:
-    """Positions of the longest text that can come of these prompts."""
-    longest = max(map(len, prompts))
-    if sampling.overflow == "stop":
-        return min(longest + sampling.max_tokens, max(context + 1, longest))
-    return longest + sampling.max_tokens
-
-
-def _inside(
-    enough: AbstractContextManager[None], steps: Iterator[list[int | None]]
-) -> Iterator[list[int | None]]:
-    """The steps, computed inside a context."""
-    with enough:
-        yield from steps
+    return steps()
 
 
 # %% [markdown]
@@ -640,12 +597,12 @@ def _inside(
 #| export
 @torch.inference_mode()
 def _positions(
-    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling
+    model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling, longest: int
 ) -> Iterator[list[int | None]]:
-    """The loop of `generate_tokens`."""
+    """The loop of `generate_tokens`; no text gets longer than `longest`."""
     rows, context = range(len(prompts)), model.config.context_length
+    how = sampling.temperature, sampling.top_k, sampling.top_p
     ends = [len(prompt) + sampling.max_tokens for prompt in prompts]
-    longest = _longest(prompts, sampling, context)
     # prompts, then zeros; a row that has ended keeps them, and its logits are not used
     text = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     for row in rows:
@@ -662,9 +619,7 @@ def _positions(
         if not logits.isfinite().all():
             wrong = "the model's scores are no finite numbers"
             raise SlmError(f"{wrong}: its weights are damaged, or far too large")
-        p = next_token_probabilities(
-            logits, sampling.temperature, sampling.top_k, sampling.top_p
-        )  # (B, V)
+        p = next_token_probabilities(logits, *how)  # (B, V)
         new: list[int | None] = [None for _ in rows]
         for row in rows:
             if len(prompts[row]) <= n < ends[row]:
@@ -684,13 +639,10 @@ def _positions(
 #| export
 def _tell_overflow(overflow: str, context: int) -> None:
     """Say that the window is full, and what happens now."""
-    happens = {
-        "stop": "the text ends here",
-        "slide": "the model now sees only the last part of the text",
-    }
+    goes_on = "the model now sees only the last part of the text"
+    happens = goes_on if overflow == "slide" else "the text ends here"
     full = f"the context of {context} tokens is full"
-    told = f"{full}: {happens[overflow]} (overflow={overflow!r})."
-    warnings.warn(told, stacklevel=3)
+    warnings.warn(f"{full}: {happens} (overflow={overflow!r}).", stacklevel=3)
 
 
 # %% [markdown]
@@ -734,14 +686,12 @@ def _encode_prompt(
     vocab_size, context = model.config.vocab_size, model.config.context_length
     if max(tokens) >= vocab_size:
         known = f"token {max(tokens)}, but the model knows only {vocab_size}"
-        given = f"tokenizer {tokenizer.name!r}"
-        foreign = f"{given} is not the one that it was trained with"
-        raise SlmError(f"the prompt holds {known}: {foreign}.")
+        foreign = f"{tokenizer.name!r} is not the one that it was trained with"
+        raise SlmError(f"the prompt holds {known}: tokenizer {foreign}.")
     if len(tokens) > context and overflow == "stop":
         size = f"{len(tokens)} tokens with its end-of-text token"
-        advice = "shorten it, or ask for overflow='slide'"
-        holds = f"but the model's context holds {context}"
-        raise SlmError(f"the prompt has {size}, {holds}: {advice}.")
+        holds = f"the prompt has {size}, but the model's context holds {context}"
+        raise SlmError(f"{holds}: shorten it, or ask for overflow='slide'.")
     return tokens
 
 
@@ -764,7 +714,7 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     stop: bool = True,
-    overflow: str = "stop",
+    overflow: Literal["slide", "stop"] = "stop",
     use_cache: bool = True,
 ) -> Iterator[str]:
     """Write one text and hand it out while it grows, whole characters only.
@@ -814,7 +764,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     stop: bool = True,
-    overflow: str = "stop",
+    overflow: Literal["slide", "stop"] = "stop",
     use_cache: bool = True,
 ) -> str | list[str]:
     """Continue one text, or many at once.
@@ -884,8 +834,8 @@ def accepted(**settings) -> float:
     return sum(map(accepts, texts)) / len(texts)
 
 
-for settings in ({"temperature": 0.5}, {}, {"top_p": 0.95}, {"temperature": 1.5}):
-    print(f"{settings or 'as the model believes'}: {accepted(**settings):.0%}")
+for choice in ({"temperature": 0.5}, {}, {"top_p": 0.95}, {"temperature": 1.5}):
+    print(f"{choice or 'as the model believes'}: {accepted(**choice):.0%}")
 print(f"one standard error of a share of forty, at most: {(0.25 / 40) ** 0.5:.0%}")
 
 # %% [markdown]
@@ -954,8 +904,8 @@ print(
 
 # %% tags=["nbval-check-output"]
 prompts = [opening, "", stories.sample(seed=3)[:60]]
-settings = {"max_tokens": 40, "temperature": 0.8, "top_p": 0.9}
-together = generate(model, tokenizer, prompts, seed=5, **settings)
+chosen = {"max_tokens": 40, "temperature": 0.8, "top_p": 0.9}
+together = generate(model, tokenizer, prompts, seed=5, **chosen)
 
 
 def compare(claim: str, ours: list[str], expected: list[str]) -> None:
@@ -963,7 +913,7 @@ def compare(claim: str, ours: list[str], expected: list[str]) -> None:
     print(f"{claim}, {len(expected)} text(s): {verdict}")
 
 
-uncached = generate(model, tokenizer, prompts, seed=5, use_cache=False, **settings)
+uncached = generate(model, tokenizer, prompts, seed=5, use_cache=False, **chosen)
 compare("with and without a cache", together, uncached)
 slide = {"max_tokens": model.config.context_length + 20, "overflow": "slide"}
 with warnings.catch_warnings():
@@ -974,13 +924,13 @@ with warnings.catch_warnings():
     )
 compare("the same beyond the window", slid, slid_uncached)
 alone = [
-    generate(model, tokenizer, text, seed=5 + row, **settings)
+    generate(model, tokenizer, text, seed=5 + row, **chosen)
     for row, text in enumerate(prompts)
 ]
 compare("a batch and its rows alone", together, alone)
-pieces = stream(model, tokenizer, opening, seed=5, **settings)
+pieces = stream(model, tokenizer, opening, seed=5, **chosen)
 compare("a stream and the whole", ["".join(pieces)], together[:1])
-again = generate(model, tokenizer, prompts, seed=5, **settings)
+again = generate(model, tokenizer, prompts, seed=5, **chosen)
 compare("the same seed again", again, together)
 
 # %% [markdown]

@@ -495,12 +495,10 @@ def in_short(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def told(
-    error: ValidationError,
-    cls: Any,
-    where: str,
-    elsewhere: Mapping[str, str] | None = None,
-) -> list[str]:
+Names = Mapping[str, str]  # keys of other sections with their whole names
+
+
+def told(error: ValidationError, cls: Any, where: str, elsewhere: Names) -> list[str]:
     """What pydantic found wrong, a sentence each: where, what was given, what may be.
 
     Args:
@@ -510,8 +508,7 @@ def told(
         elsewhere: Keys of other sections with their whole names, to find the nearest.
     """
     known = [field.name for field in dataclasses.fields(cls)]
-    found = error.errors()
-    sentences = [_sentence(one, known, where, elsewhere or {}) for one in found]
+    sentences = [_sentence(one, known, where, elsewhere) for one in error.errors()]
     return list(dict.fromkeys(sentences))
 
 
@@ -523,9 +520,7 @@ def told(
 
 # %%
 #| export
-def _sentence(
-    found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
-) -> str:
+def _sentence(found: Any, known: list[str], where: str, elsewhere: Names) -> str:
     kind, path = found["type"], found["loc"]
     if kind == "value_error" and not path:  # fields that do not fit together
         return f"{where}: {found['ctx']['error']}"
@@ -545,7 +540,7 @@ def _sentence(
     return f"{where}.{key} = {given} is not allowed; it must be {allowed}"
 
 
-def _nearest(key: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
+def _nearest(key: str, known: list[str], elsewhere: Names) -> str:
     """A hint for a key that is none; a whole key of another section is found there."""
     near = [] if key in elsewhere else difflib.get_close_matches(key, known, 1)
     others = difflib.get_close_matches(key, elsewhere, 1)
@@ -582,8 +577,7 @@ def settings(cls: type[Section]) -> type[Section]:
         try:
             unchecked(self, *values, **fields)
         except ValidationError as error:
-            sentences = told(error, checked, cls.__name__)
-            raise SlmError("\n".join(sentences)) from None
+            raise SlmError("\n".join(told(error, checked, cls.__name__, {}))) from None
 
     checked.__init__ = __init__
     return checked
@@ -598,10 +592,7 @@ def settings(cls: type[Section]) -> type[Section]:
 # %%
 #| export
 def section(
-    cls: type[Section],
-    values: Any,
-    where: str,
-    elsewhere: Mapping[str, str] | None = None,
+    cls: type[Section], values: Any, where: str, elsewhere: Names | None = None
 ) -> Section:
     """A section from its own mapping; `where` and `elsewhere` as in `told`.
 
@@ -620,7 +611,7 @@ def section(
         unchecked.__wrapped__(made, **values)
         return made
     except ValidationError as error:
-        raise SlmError("\n".join(told(error, cls, where, elsewhere))) from None
+        raise SlmError("\n".join(told(error, cls, where, elsewhere or {}))) from None
 
 
 # %% tags=["nbval-check-output"]
@@ -913,8 +904,7 @@ def write_pretrained(
         with writing(folder / WEIGHTS) as part:
             save_file(stored, part, metadata={"format": "pt"})
     except SafetensorError as error:
-        what = f"{folder / WEIGHTS} could not be written"
-        raise OSError(f"{what}: {error}") from error
+        raise OSError(f"{folder / WEIGHTS} could not be written: {error}") from error
     if tokenizer is not None:
         tokenizer.save(folder, shape["context_length"])
     for name, said in {GENERATION: generation, CONFIG: published}.items():
@@ -940,20 +930,18 @@ def find_pretrained(name_or_folder: str | Path) -> tuple[Path, Path]:
     files = folder / CONFIG, folder / WEIGHTS
     if name in HUB and not folder.is_dir():
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
             config, weights = (hf_hub_download(name, file.name) for file in files)
             files = Path(config), Path(weights)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except OSError as error:  # what the hub answers, and that it does not, too
             why = "is not in the local cache and the Hugging Face hub cannot be reached"
             message = f"{name!r} {why}; connect once, or give a folder"
             raise FileNotFoundError(message) from error
     for file in files:
         if not file.is_file():
-            wanted = f"a folder with {CONFIG} and {WEIGHTS}, or a name like 'gpt2'"
-            message = f"{file} is not there; from_pretrained takes {wanted}"
-            raise FileNotFoundError(message)
+            takes = f"a folder with {CONFIG} and {WEIGHTS}, or a name like 'gpt2'"
+            raise FileNotFoundError(f"{file} is not there; give {takes}")
     return files
 
 
@@ -987,10 +975,8 @@ def read_shape(path: Path) -> dict[str, Any]:
     """
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise SlmError(f"{path} is not a model's config: it nests too deeply") from None
-    except ValueError as error:
-        raise SlmError(f"{path} is not a model's config: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SlmError(f"{path} is not a model's config: {error}") from None
     if not isinstance(theirs, dict):
         held = f"it holds {in_short(theirs)}, and an object is needed"
         raise SlmError(f"{path} is not a model's config: {held}")
@@ -1053,11 +1039,9 @@ def read_weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, T
             kind = "numbers that are not finite" if real else str(weight.dtype)
             raise SlmError(f"{path} holds {kind} in {theirs}: no model can use that")
         weights[name] = weight.T if transposed else weight
-    output, table = (
-        stored.pop("lm_head.weight", None),
-        weights["token_embedding.weight"],
-    )
-    if output is not None and not torch.equal(output.float(), table.float()):
+    table = weights["token_embedding.weight"]
+    output = stored.pop("lm_head.weight", table)
+    if not torch.equal(output.float(), table.float()):
         own = "has an output matrix of its own; GPT-2's is the token table"
         raise SlmError(f"{path} {own}")
     masks = (".attn.bias", ".attn.masked_bias")

@@ -50,12 +50,10 @@ def in_short(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def told(
-    error: ValidationError,
-    cls: Any,
-    where: str,
-    elsewhere: Mapping[str, str] | None = None,
-) -> list[str]:
+Names = Mapping[str, str]  # keys of other sections with their whole names
+
+
+def told(error: ValidationError, cls: Any, where: str, elsewhere: Names) -> list[str]:
     """What pydantic found wrong, a sentence each: where, what was given, what may be.
 
     Args:
@@ -65,14 +63,11 @@ def told(
         elsewhere: Keys of other sections with their whole names, to find the nearest.
     """
     known = [field.name for field in dataclasses.fields(cls)]
-    found = error.errors()
-    sentences = [_sentence(one, known, where, elsewhere or {}) for one in found]
+    sentences = [_sentence(one, known, where, elsewhere) for one in error.errors()]
     return list(dict.fromkeys(sentences))
 
 
-def _sentence(
-    found: Any, known: list[str], where: str, elsewhere: Mapping[str, str]
-) -> str:
+def _sentence(found: Any, known: list[str], where: str, elsewhere: Names) -> str:
     kind, path = found["type"], found["loc"]
     if kind == "value_error" and not path:  # fields that do not fit together
         return f"{where}: {found['ctx']['error']}"
@@ -92,7 +87,7 @@ def _sentence(
     return f"{where}.{key} = {given} is not allowed; it must be {allowed}"
 
 
-def _nearest(key: str, known: list[str], elsewhere: Mapping[str, str]) -> str:
+def _nearest(key: str, known: list[str], elsewhere: Names) -> str:
     """A hint for a key that is none; a whole key of another section is found there."""
     near = [] if key in elsewhere else difflib.get_close_matches(key, known, 1)
     others = difflib.get_close_matches(key, elsewhere, 1)
@@ -121,18 +116,14 @@ def settings(cls: type[Section]) -> type[Section]:
         try:
             unchecked(self, *values, **fields)
         except ValidationError as error:
-            sentences = told(error, checked, cls.__name__)
-            raise SlmError("\n".join(sentences)) from None
+            raise SlmError("\n".join(told(error, checked, cls.__name__, {}))) from None
 
     checked.__init__ = __init__
     return checked
 
 
 def section(
-    cls: type[Section],
-    values: Any,
-    where: str,
-    elsewhere: Mapping[str, str] | None = None,
+    cls: type[Section], values: Any, where: str, elsewhere: Names | None = None
 ) -> Section:
     """A section from its own mapping; `where` and `elsewhere` as in `told`.
 
@@ -151,4 +142,4 @@ def section(
         unchecked.__wrapped__(made, **values)
         return made
     except ValidationError as error:
-        raise SlmError("\n".join(told(error, cls, where, elsewhere))) from None
+        raise SlmError("\n".join(told(error, cls, where, elsewhere or {}))) from None

@@ -15,7 +15,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,8 @@ def _cpu_multiplies_bfloat16() -> bool:
     The first question overlooks what ONEDNN_MAX_CPU_ISA forbids, the second says yes to
     a CPU that only emulates, and some CPUs have units that are slower than float32's.
     """
-    if not torch.cpu._is_avx512_bf16_supported():
-        return False
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    units = torch.cpu._is_avx512_bf16_supported()
+    if not (units and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     return _product_flops(torch.bfloat16) > 1.4 * _product_flops(torch.float32)
 
@@ -218,8 +216,7 @@ def in_words(size: int) -> str:
     """A number of bytes: 12 MB, 3.40 GB, 2e+10 GB."""
     if size < 10**9:
         return f"{size / 1e6:.0f} MB"
-    gigabytes = Decimal(size) / 10**9  # of any size, as no float is
-    return f"{gigabytes:,.2f} GB" if size < 10**15 else f"{gigabytes:.0e} GB"
+    return f"{size / 1e9:,.2f} GB" if size < 10**15 else f"{size / 1e9:.0e} GB"
 
 
 def room(

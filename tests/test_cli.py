@@ -329,10 +329,10 @@ def test_a_full_context_is_told_on_stderr(a_run, capsys):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--temperature", "-1"], "temperature is -1.0"),
-        (["--top-p", "2"], "top_p is 2.0"),
-        (["--top-k", "0"], "top_k is 0"),
-        (["--max-tokens", "-5"], "max_tokens is -5"),
+        (["--temperature", "-1"], "temperature = -1.0 is not allowed"),
+        (["--top-p", "2"], "top_p = 2.0 is not allowed"),
+        (["--top-k", "0"], "top_k = 0 is not allowed"),
+        (["--max-tokens", "-5"], "max_tokens = -5 is not allowed"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(a_run, capsys, arguments, sentence):

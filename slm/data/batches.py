@@ -117,12 +117,9 @@ class RowDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.n_rows < 1 and packing == "documents":
             raise SlmError(f"{name} holds no document, so there is no row to fill.")
         if self.n_rows < 1:
-            raise SlmError(
-                f"{name} has {len(tokens)} tokens, fewer than the {T + 1} that one row "
-                f"of context_length={T} needs: take more text, a smaller "
-                "context_length or, where this is a held-out part, a larger "
-                "val_fraction."
-            )
+            few = f"{name} has {len(tokens)} tokens, fewer than the {T + 1}"
+            cure = "take more text, a smaller context_length, or a larger val_fraction"
+            raise SlmError(f"{few} that one row of context_length={T} needs: {cure}.")
 
     def __len__(self) -> int:
         return self.n_rows
@@ -184,9 +181,7 @@ class TextDataset(RowDataset):
         packing: str = "stream",
     ) -> None:
         self.tokenizer = tokenizer
-        texts = [
-            text for text in ([texts] if isinstance(texts, str) else texts) if text
-        ]
+        texts = list(filter(None, [texts] if isinstance(texts, str) else texts))
         eot = np.array([tokenizer.eot_token], dtype=np.uint32)
         parts = [ids for text in texts for ids in (eot, encode(text, tokenizer))]
         tokens = np.concatenate([*parts, eot])
@@ -293,11 +288,6 @@ class TokenLoader:
         cuda = torch.cuda.is_available()
         self.pin_memory = cuda if pin_memory is None else pin_memory
         self.step = 0
-
-    @property
-    def tokens_per_batch(self) -> int:
-        """B·T, of this process."""
-        return self.batch_size * self.dataset.context_length
 
     @property
     def steps_per_epoch(self) -> int:

@@ -21,22 +21,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from slm.data import stories
+from slm.data import readers, stories
 from slm.data.hub import hub_error, load_hub
-from slm.data.readers import (
-    READERS,
-    SUFFIXES,
-    Advance,
-    Piece,
-    Rows,
-    as_pieces,
-    fingerprint_file,
-    holds_documents,
-    read_utf8,
-    split_at_markers,
-    split_pieces,
-    take_texts,
-)
+from slm.data.readers import SUFFIXES, Advance, Piece, Rows, as_pieces, read_utf8
 from slm.errors import SlmError, settings
 from slm.files import user_path
 
@@ -47,36 +34,23 @@ from slm.files import user_path
 class DataConfig:
     """`data:`, what is read; `dataset` must be given."""
 
-    dataset: str = Field(
-        min_length=1, description="'stories', a Hugging Face hub name, or a path"
-    )
+    dataset: str = Field(min_length=1, description="'stories', a hub name, or a path")
     train_split: str = Field("train", description="name of the part to train on")
-    val_split: str = Field(
-        "validation", description="name of the part that is held out"
-    )
+    val_split: str = Field("validation", description="name of the held-out part")
     val_fraction: float = Field(
         0.1, gt=0, lt=1, description="held out where the source has no validation split"
     )
-    text_column: str = Field(
-        "text", description="column of the source that holds a document"
-    )
-    tokenizer: str = Field(
-        "gpt2", description="'gpt2', 'stories', or the path of a saved one"
-    )
+    text_column: str = Field("text", description="column that holds the documents")
+    tokenizer: str = Field("gpt2", description="'gpt2', 'stories', or a path")
     packing: Literal["stream", "documents"] = Field(
         "stream", description="'documents': each row starts with a document"
     )
-    max_documents: int | None = Field(
-        None, ge=1, le=10**12, description="per split; null takes all"
-    )
+    max_documents: int | None = Field(None, ge=1, le=10**12, description="per split")
     streaming: bool | None = Field(
-        None,
-        description="read a hub data set unstored; null: if max_documents is given",
+        None, description="read the hub unstored; null: if max_documents is given"
     )
     cache_dir: str = Field("data", description="where token files are kept")
-    num_workers: int = Field(
-        0, ge=0, le=256, description="threads that prepare batches ahead"
-    )
+    num_workers: int = Field(0, ge=0, le=256, description="threads that work ahead")
 
     def __post_init__(self) -> None:
         if split_name(self.train_split) == split_name(self.val_split):
@@ -146,23 +120,16 @@ class StorySource:
     def read(self, split: str, part: Part | None = None) -> Reading:
         """The pieces of "train" or "validation"."""
         if part:
-            raise SlmError(
-                "The stories cannot be divided into parts; they are written in "
-                "seconds: leave part out."
-            )
+            why = "they are written in seconds: leave part out"
+            raise SlmError(f"The stories cannot be divided into parts; {why}.")
         if split not in self.sizes:
-            there = "there are 'train' and 'validation'"
-            raise SlmError(f"The stories have no split {split!r}; {there}.")
+            raise SlmError(f"Stories have no split {split!r}: only train, validation.")
         seeds = f"seeds from 0 for train, from {self.VALIDATION_SEED} for validation"
         pieces = functools.partial(self._pieces, split)
         return Reading(f"{seeds}, no story in both", pieces, self.sizes[split], "story")
 
 
 # Your own text: files and folders
-
-
-def _kind(file: Path) -> str:
-    return file.suffix.lower()
 
 
 def _find_files(path: str) -> tuple[list[Path], str]:
@@ -175,19 +142,18 @@ def _find_files(path: str) -> tuple[list[Path], str]:
             if entry.is_symlink() and entry.is_dir():
                 left["a link to a folder"] += 1
             elif entry.is_file() and not hidden:
-                if _kind(entry) in SUFFIXES:
+                if (kind := entry.suffix.lower()) in SUFFIXES:
                     found.append(entry)
                 else:
-                    left[_kind(entry) or "without a suffix"] += 1
-        if not found:
-            raise SlmError(f"The folder {path} has no {kinds} file.")
+                    left[kind or "without a suffix"] += 1
     else:
         matches = map(Path, glob.glob(str(root), recursive=True))
         found = [root] if root.exists() else sorted(p for p in matches if p.is_file())
     if not found:
-        raise SlmError(f"{path} does not exist.")
+        folder = f"The folder {path} has no {kinds} file."
+        raise SlmError(folder if root.is_dir() else f"{path} does not exist.")
     for file in found:
-        if _kind(file) not in SUFFIXES:
+        if file.suffix.lower() not in SUFFIXES:
             raise SlmError(f"{file} is not a kind of file that is read: {kinds}.")
     full = [file for file in found if file.stat().st_size]
     left["empty"] += len(found) - len(full)
@@ -196,10 +162,8 @@ def _find_files(path: str) -> tuple[list[Path], str]:
     return full, ", ".join(f"{n} {what}" for what, n in sorted((+left).items()))
 
 
-_SPLIT_WORDS = "|".join(other for others in SPLITS.values() for other in others)
-_SPLIT_NAME = re.compile(
-    rf"(?:.*[-_.])?({_SPLIT_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?"
-)
+_WORDS = "|".join(other for others in SPLITS.values() for other in others)
+_SPLIT_NAME = re.compile(rf"(?:.*[-_.])?({_WORDS})(?:[-_.]?\d+(?:[-_]of[-_]\d+)?)?")
 
 
 def _split_of_file(file: Path, root: Path, suffixes: bool) -> str | None:
@@ -258,7 +222,7 @@ class FileSource:
         root = user_path(data.dataset)
         if len(files) == 1 and _split_of_file(files[0], root, True) == "train":
             files += itertools.islice(_validation_beside(files[0]), 1)
-        self.fingerprint = [fingerprint_file(file) for file in files]
+        self.fingerprint = list(map(readers.fingerprint_file, files))
         of = {file: _split_of_file(file, root, True) for file in files}
         odd = []
         if "train" not in of.values() or len({*of.values()} - {None}) < 2:
@@ -298,18 +262,12 @@ class FileSource:
 
         def pieces(advance: Advance) -> Iterator[Piece]:
             for file in files:
-                if _kind(file) != ".txt":
-                    column = self.data.text_column
-                    rows = READERS[_kind(file)](file, column, advance)
-                    texts = take_texts(rows, column)
-                elif holds_documents(file):
-                    whole = read_utf8(file, 0, file.stat().st_size, advance)
-                    texts = filter(None, split_at_markers(whole))
-                else:
+                if readers.is_one_document(file):
                     of_side = self._range(file, side, held)
-                    yield from split_pieces(read_utf8(file, *of_side, advance))
-                    continue
-                yield from as_pieces(texts, side, self.data.val_fraction)
+                    yield from readers.split_pieces(read_utf8(file, *of_side, advance))
+                else:
+                    texts = readers.read_documents(file, self.data.text_column, advance)
+                    yield from as_pieces(texts, side, self.data.val_fraction)
 
         size = sum(file.stat().st_size for file in files)
         return Reading(rule, pieces, size, "B", tuple(self.notes))
@@ -317,7 +275,7 @@ class FileSource:
     def _held_out(self, files: list[Path]) -> set[Path]:
         """The text files that are held out whole; none if there are too few of them."""
         digests = {}
-        texts = [f for f in files if _kind(f) == ".txt" and not holds_documents(f)]
+        texts = list(filter(readers.is_one_document, files))
         n = int(len(texts) * self.data.val_fraction)
         for file in texts if n else ():
             with open(file, "rb") as opened:
@@ -372,11 +330,10 @@ class HubSource:
         if not found:
             near = difflib.get_close_matches(data.dataset.lower(), ["stories"])
             meant = f"; did you mean {near[0]!r}?" if near else "."
-            raise SlmError(
-                f"{data.dataset!r} is no corpus: it must be 'stories', a "
-                f"{', '.join(SUFFIXES)} file, a folder of such files, or a data set of "
-                f"the Hugging Face hub, 'owner/name' or 'owner/name:config'{meant}"
-            )
+            local = f"'stories', a {', '.join(SUFFIXES)} file, a folder of such files"
+            hub = "a data set of the hub, 'owner/name' or 'owner/name:config'"
+            wrong = f"{data.dataset!r} is no corpus: it must be {local}, or {hub}"
+            raise SlmError(f"{wrong}{meant}")
         self.data, self.name = data, data.dataset
         self.fingerprint = self.name
         self.repository, self.config, self.revision = found.groups()
@@ -418,7 +375,7 @@ class HubSource:
                 raise hub_error(self.name, error) from error
 
         def pieces(advance: Advance) -> Iterator[Piece]:
-            texts = take_texts(rows(advance), column)
+            texts = readers.take_texts(rows(advance), column)
             return as_pieces(texts, split if made else None, fraction)
 
         by_hash = f"{fraction:g} of train held out by hash"

@@ -19,7 +19,7 @@ import numpy as np
 from slm.data.batches import RowDataset, TokenLoader
 from slm.data.batches import TextDataset as TextDataset
 from slm.data.corpus import DataConfig
-from slm.data.prepare import prepare_tokens, read_sidecar
+from slm.data.prepare import CHOOSING, prepare_tokens, read_sidecar, remove_tokens
 from slm.data.tokenizer import Tokenizer, get_tokenizer
 from slm.errors import SlmError
 from slm.files import user_path
@@ -55,16 +55,15 @@ class TokenDataset(RowDataset):
         self.about = read_sidecar(self.path)
         made_by = self.about["tokenizer"]
         if tokenizer is not None and made_by["fingerprint"] != tokenizer.fingerprint:
-            raise SlmError(
-                f"{path} holds ids of the tokenizer {made_by['name']!r} "
-                f"({made_by['fingerprint']}), not of {tokenizer.name!r} "
-                f"({tokenizer.fingerprint}): prepare the text again."
-            )
+            theirs = f"{made_by['name']!r} ({made_by['fingerprint']})"
+            ours = f"{tokenizer.name!r} ({tokenizer.fingerprint})"
+            holds = f"{path} holds ids of the tokenizer {theirs}, not of {ours}"
+            raise SlmError(f"{holds}: prepare the text again.")
         tokens = np.asarray(np.memmap(self.path, dtype=self.about["dtype"], mode="r"))
         eot = made_by["eot_token"]
         if tokens[0] != eot or tokens[-1] != eot:
-            wrong = "it does not begin and end with end-of-text"
-            raise SlmError(f"{path} is damaged: {wrong}; prepare the text again.")
+            wrong = "is damaged: it does not begin and end with end-of-text"
+            raise SlmError(f"{path} {wrong}; prepare the text again.")
         super().__init__(tokens, context_length, eot, packing, str(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -181,11 +180,11 @@ def create_dataloader(
     if (dataset_name is None) == (dataset_path is None):
         either = "dataset_name ('stories' or a hub data set) or dataset_path"
         raise SlmError(f"Give either {either}, one of the two.")
-    if dataset_path is not None and not os.fspath(dataset_path):
-        raise SlmError("dataset_path is empty: say which file or folder is read.")
-    if dataset_path is not None:  # "./stories" is a folder, whatever its name
-        dataset_path = user_path(dataset_path)
-        dataset_name = os.path.join(os.curdir, dataset_path)
+    if dataset_path is not None:
+        if not os.fspath(dataset_path):
+            raise SlmError("dataset_path is empty: say which file or folder is read.")
+        # "./stories" is a folder, whatever its name
+        dataset_name = os.path.join(os.curdir, user_path(dataset_path))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = get_tokenizer(tokenizer)
     kept: Any = dict(cache_dir=str(cache_dir), num_workers=num_workers)
@@ -210,9 +209,7 @@ class TokenFile:
 
     def remove(self) -> None:
         """Delete it, its sidecar and its lock."""
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        for file in (self.path.with_suffix(".json"), self.path, lock):
-            file.unlink(missing_ok=True)
+        remove_tokens(self.path)
 
 
 def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
@@ -241,4 +238,4 @@ def token_files(cache_dir: str | os.PathLike[str]) -> list[TokenFile]:
     return found
 
 
-_MADE_OF = ("source", "split", "text_column", "max_documents", "val_fraction", "part")
+_MADE_OF = ("source", "split", "part", *CHOOSING)

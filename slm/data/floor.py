@@ -9,6 +9,7 @@ Exported from chapters/09_floor.py; edit it there.
 
 import itertools
 import math
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -108,13 +109,11 @@ def prefix_probabilities(
                     rest = later, rest
                 ways.append((p * q, start, rest))
             continue
-        end = start
-        while (
-            end < min(len(text), start + len(item)) and text[end] == item[end - start]
-        ):
-            end += 1
-            begins[end] += p
-        if end == start + len(item):
+        end = start + len(item)
+        same = len(os.path.commonprefix([item, text[start:end]]))
+        for reached in range(start + 1, start + same + 1):
+            begins[reached] += p
+        if same == len(item):
             ways.append((p, end, todo))
     return begins, whole
 
@@ -169,8 +168,7 @@ def pieces(grammar: Grammar = STORIES) -> tuple[dict[str, float], Pairs]:
 
     def tell(items: Items, times: float) -> tuple[Odds, Odds]:
         """Count what an option prints; its first and its last piece."""
-        begin: Odds = {"": 1.0}
-        end: Odds = {"": 1.0}
+        begin, end = {"": 1.0}, {"": 1.0}
         for item in items:
             if isinstance(item, str):
                 cut = re.split("(?<!^)(?= )", item)  # before each space

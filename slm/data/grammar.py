@@ -5,7 +5,6 @@
 Exported from chapters/04_stories.py; edit it there.
 """
 
-import bisect
 import itertools
 import math
 import random
@@ -34,11 +33,9 @@ class Choice:
 
     def __init__(self, grammar: "Grammar", template: str, drawn: Drawn) -> None:
         self.grammar, self.template, self.drawn = grammar, template, drawn
-        slot = SLOT.search(template)
-        assert slot is not None
-        self.slot = slot
-        self.name = slot[1]  # the rule, or the variable that is drawn
-        self.rule = slot[2] or slot[1]
+        self.slot = next(SLOT.finditer(template))
+        self.name = self.slot[1]  # the rule, or the variable that is drawn
+        self.rule = self.slot[2] or self.name
 
     @cached_property
     def rows(self) -> list[tuple[float, Row]]:
@@ -48,21 +45,16 @@ class Choice:
             place = f"{self.slot[0]} must differ from {min(unknown)}"
             raise ValueError(f"{place}, but nothing was drawn for that before")
         taken = {row for variable, _, row in self.drawn if variable in others}
-        lines = self.grammar.rows[self.rule]
-        rows = [(weight, row) for weight, row in lines if row not in taken]
+        rows = [line for line in self.grammar.rows[self.rule] if line[1] not in taken]
         if not rows:
-            none = f"every line of rule {self.rule} is taken"
-            raise ValueError(f"{self.slot[0]}: {none}")
+            raise ValueError(f"{self.slot[0]}: every line of rule {self.rule} is taken")
         return rows
 
     @cached_property
     def options(self) -> tuple[tuple[float, "Items"], ...]:
         """For each row its probability and what follows then: texts and choices."""
-        total = math.fsum(weight for weight, _ in self.rows)
-        return tuple(
-            (weight / total, self.grammar.follow(self, row))
-            for weight, row in self.rows
-        )
+        follow, total = self.grammar.follow, math.fsum(w for w, _ in self.rows)
+        return tuple((w / total, follow(self, row)) for w, row in self.rows)
 
     @cached_property
     def cumulative(self) -> list[float]:
@@ -109,28 +101,24 @@ class Grammar:
     def _read(self, key: str, lines: Lines) -> None:
         """Check a rule's form, and keep its lines cut into columns."""
         rule, *columns = key.split()
+        where = f"rule {rule}"
         if isinstance(lines, str):
-            remedy = "put them into a list"
-            raise ValueError(f"rule {rule}: its lines are one text; {remedy}")
+            raise ValueError(f"{where}: its lines are one text; put them into a list")
         if rule in self.rows or not rule.isupper():
-            allowed = "must be in capitals, and there only once"
-            raise ValueError(f"rule {rule}: a rule's name {allowed}")
+            raise ValueError(f"{where} must be in capitals, and there only once")
         if not lines:
-            raise ValueError(f"rule {rule} has no lines")
-        self.columns[rule] = columns or ["name"]
-        self.rows[rule] = []
+            raise ValueError(f"{where} has no lines")
+        self.columns[rule], self.rows[rule] = columns or ["name"], []
         for line in lines:
             weight, text = (1.0, line) if isinstance(line, str) else line
-            row, named = tuple(text.split("|")), len(self.columns[rule])
-            where = f"rule {rule}: "
-            if len(row) != named:
-                has = f"has {len(row)} columns, but {named} are named"
-                raise ValueError(f"{where}{text!r} {has}")
+            row, n = tuple(text.split("|")), len(self.columns[rule])
+            where = f"rule {rule}: {text!r}"
+            if len(row) != n:
+                raise ValueError(f"{where} has {len(row)} columns, but {n} are named")
             if not 0 < weight < math.inf:
-                given = f"the weight of {text!r} is {weight}"
-                raise ValueError(f"{where}{given}, but it must be positive and finite")
+                raise ValueError(f"{where} has weight {weight}, not above 0 and finite")
             if set("{}") & set(SLOT.sub("", text)):
-                raise ValueError(f"{where}{text!r} has a brace that belongs to no slot")
+                raise ValueError(f"{where} has a brace that belongs to no slot")
             self.rows[rule].append((weight, row))
 
     def _needed(self, template: str, path: tuple[str, ...] = ()) -> frozenset[str]:
@@ -146,8 +134,7 @@ class Grammar:
                 continue
             rule = source or name
             if rule not in self.rows:
-                there = "but there is none of that name"
-                raise ValueError(f"{template!r} names the rule {rule}, {there}")
+                raise ValueError(f"{template!r} names the rule {rule}; there is none")
             if rule in path:
                 way = " > ".join((*path, rule))
                 raise ValueError(f"rule {rule} leads back to itself: {way}")
@@ -200,9 +187,8 @@ class Grammar:
                 raise ValueError(f"{place}, but nothing was drawn for it before")
             text, behind = rest[: slot.start()], rest[slot.end() :]
             space = " " if text.endswith(" ") else ""
-            dependent = (
-                behind if slot[2] else ""
-            )  # what stands behind a draw depends on it
+            # what stands behind a draw depends on it
+            dependent = behind if slot[2] else ""
             choice = self._choice(space + slot[0] + dependent, drawn)
             items += [text.removesuffix(" "), choice]
             rest = "" if slot[2] else behind
@@ -229,8 +215,7 @@ class Grammar:
             if isinstance(item, str):
                 texts.append(item)
                 continue
-            last = len(item.options) - 1
-            index = bisect.bisect(item.cumulative, rng.random(), hi=last)
+            [index] = rng.choices(range(len(item.rows)), cum_weights=item.cumulative)
             drawn.append((item.name, item.rule, item.rows[index][1]))
             todo.extend(reversed(item.options[index][1]))
         return Story("".join(texts), tuple(drawn))

@@ -16,11 +16,6 @@ from slm.files import answers
 # The hub, asked before it is trusted
 
 
-def _full_name(repository: str, config: str | None, revision: str | None) -> str:
-    part = f":{config}" if config else ""
-    return f"{repository}{part}{f'@{revision}' if revision else ''}"
-
-
 def hub_error(name: str, error: BaseException) -> SlmError:
     """What a library says about the hub, in one sentence."""
     from datasets import config
@@ -51,17 +46,13 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
     from huggingface_hub import HfApi, constants, errors
 
     if not answers(constants.ENDPOINT, 4.0):
-        raise SlmError(
-            f"The Hugging Face hub does not answer, so {name!r} cannot be "
-            "read: use 'stories' or a local file, or set HF_HUB_OFFLINE=1 if the "
-            "data set is already in this machine's cache.",
-            retry=True,
-        )
+        silent = f"The Hugging Face hub does not answer, so {name!r} cannot be read"
+        cure = "use 'stories' or a local file, or HF_HUB_OFFLINE=1 if it is stored"
+        raise SlmError(f"{silent}: {cure}.", retry=True)
     try:
         HfApi().dataset_info(repository, revision=revision, timeout=10.0)
     except errors.RevisionNotFoundError:
-        wrong = f"{repository!r} has no revision {revision!r} on the hub."
-        raise SlmError(wrong) from None
+        raise SlmError(f"{repository!r} has no revision {revision!r} there.") from None
     except errors.RepositoryNotFoundError:
         cure = "check the name, or log in with `hf auth login`"
         absent = f"The Hugging Face hub has no data set {repository!r}"
@@ -109,12 +100,12 @@ def load_hub(
         SlmError: What is wrong with the name, the network or the hub; `retry` is true
             where a later call may succeed.
     """
-    name = _full_name(repository, config, revision)
+    part, at = f":{config}" if config else "", f"@{revision}" if revision else ""
+    name = f"{repository}{part}{at}"
     try:
         import datasets
     except ImportError:
-        needed = "needs the package datasets: pip install datasets"
-        raise SlmError(f"Reading {name!r} from the hub {needed}.") from None
+        raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
     if not offline:
         _ask(name, repository, revision)

@@ -25,16 +25,9 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from slm.data import corpus
 from slm.data.batches import encode, map_ahead
-from slm.data.corpus import (
-    DataConfig,
-    Part,
-    Reading,
-    Source,
-    StorySource,
-    find_source,
-    split_name,
-)
+from slm.data.corpus import DataConfig, Part, Reading, find_source, split_name
 from slm.data.readers import Piece
 from slm.data.tokenizer import Tokenizer
 from slm.errors import SlmError
@@ -56,16 +49,13 @@ def _first_documents(pieces: Iterable[Piece], n: int | None) -> Iterator[Piece]:
         yield piece
 
 
-def _batch_pieces(
-    pieces: Iterable[Piece], size: int = 1 << 19
-) -> Iterator[list[Piece]]:
+def _batch_pieces(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces in groups of so many characters that handing one to a thread is cheap."""
-    batch: list[Piece] = []
-    held = 0
+    batch, held = list[Piece](), 0
     for piece in pieces:
         batch.append(piece)
         held += len(piece.text)
-        if held >= size:
+        if held >= 1 << 19:
             yield batch
             batch, held = [], 0
     if batch:
@@ -205,11 +195,17 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         reads = f"this version of slm reads {FORMAT}: prepare the text again"
         raise SlmError(f"{path} has format {version} and {reads}.")
     if path.stat().st_size != expected:
-        raise SlmError(
-            f"{path} is damaged: it has {path.stat().st_size} bytes where its sidecar "
-            f"says {expected}; delete it, and prepare the text again."
-        )
+        wrong = f"it has {path.stat().st_size} bytes where its sidecar says {expected}"
+        cure = "delete it, and prepare the text again"
+        raise SlmError(f"{path} is damaged: {wrong}; {cure}.")
     return about
+
+
+def remove_tokens(path: Path) -> None:
+    """Delete a token file, its sidecar and its lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    for file in (path.with_suffix(".json"), path, lock):
+        file.unlink(missing_ok=True)
 
 
 def _is_there(path: Path) -> bool:
@@ -222,38 +218,23 @@ def _is_there(path: Path) -> bool:
 
 # What decides the name
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a token file is made of, and where it lies; one for all of its parts."""
-
-    source: Source
-    tokenizer: Tokenizer
-    path: Path
-    about: dict[str, Any]
+CHOOSING = ("text_column", "max_documents", "val_fraction")  # settings that choose text
 
 
-def _plan(data: DataConfig, split: str, tokenizer: Tokenizer) -> Plan:
-    """Find a source, and the name of its token file."""
+def _plan(
+    data: DataConfig, split: str, tokenizer: Tokenizer
+) -> tuple[corpus.Source, Path, dict[str, Any]]:
+    """Find a source, the name of its token file, and what the sidecar will say."""
     source, split = find_source(data), split_name(split)
-    about: dict[str, Any] = {
-        "source": source.name,
-        "fingerprint": source.fingerprint,
-        "split": split,
-        "text_column": data.text_column,
-        "max_documents": data.max_documents,
-        "val_fraction": data.val_fraction,
-    }
+    about: dict[str, Any] = {"source": source.name, "fingerprint": source.fingerprint}
+    about |= {"split": split} | {key: getattr(data, key) for key in CHOOSING}
     made_of = json.dumps([FORMAT, about, tokenizer.fingerprint], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", f"{source.name}-{split}").strip(".-")
     path = user_path(data.cache_dir) / f"{stem}-{key}.tokens"
-    about["tokenizer"] = {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "eot_token": tokenizer.eot_token,
-    }
-    return Plan(source, tokenizer, path, about)
+    kept = ("name", "fingerprint", "eot_token")
+    about["tokenizer"] = {key: getattr(tokenizer, key) for key in kept}
+    return source, path, about
 
 
 def _part_file(path: Path, part: Part) -> Path:
@@ -276,11 +257,10 @@ def _encode_pieces(pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _write_tokens(
-    writer: _Writer, reading: Reading, plan: Plan, about: dict[str, Any]
+    writer: _Writer, reading: Reading, tokenizer: Tokenizer, about: dict[str, Any]
 ) -> None:
     """Tokenize one split, from where a killed call stopped, and publish the file."""
-    n, tokenizer = about["max_documents"], plan.tokenizer
-    size, unit = reading.size, reading.unit
+    n, size, unit = about["max_documents"], reading.size, reading.unit
     name, threads = writer.path.stem, min(os.cpu_count() or 1, 8)
 
     def batches() -> Iterator[list[Piece]]:
@@ -390,24 +370,20 @@ def prepare_tokens(
     if part and not 0 <= part[0] < part[1]:
         raise SlmError(f"part is {part}; it must be (k, n) with k from 0 to n - 1.")
     if part and data.max_documents is not None:
-        raise SlmError(
-            "max_documents counts from the first document on, so it cannot be divided: "
-            "leave out one of the two."
-        )
-    plan = _plan(data, split, tokenizer)
-    if _is_there(plan.path):
-        return plan.path
-    path, about = plan.path, plan.about
+        whole = "max_documents counts from the first document and cannot be divided"
+        raise SlmError(f"{whole}: leave out one of the two.")
+    source, path, about = _plan(data, split, tokenizer)
+    if _is_there(path):
+        return path
     if part:
         path, about = _part_file(path, part), {**about, "part": list(part)}
     with _lock(path):
         if not _is_there(path):  # another process may have made it in the meantime
-            reading = plan.source.read(about["split"], part)
-            small = tokenizer.n_vocab <= 1 << 16
-            dtype = np.dtype(np.uint16 if small else np.uint32)
+            reading = source.read(about["split"], part)
+            dtype = np.min_scalar_type(tokenizer.eot_token)  # uint16, or uint32
             with _making(path, dtype) as writer:
-                _write_tokens(writer, reading, plan, about)
-            if not isinstance(plan.source, StorySource):
+                _write_tokens(writer, reading, tokenizer, about)
+            if not isinstance(source, corpus.StorySource):
                 _tell(path, reading)
     return path
 
@@ -423,9 +399,9 @@ def count_shards(data: DataConfig, split: str, tokenizer: Tokenizer) -> int:
     Raises:
         SlmError: The source cannot be found.
     """
-    plan = _plan(data, split, tokenizer)
-    whole = data.max_documents is not None or _is_there(plan.path)
-    return 1 if whole else plan.source.shards(plan.about["split"])
+    source, path, about = _plan(data, split, tokenizer)
+    whole = data.max_documents is not None or _is_there(path)
+    return 1 if whole else source.shards(about["split"])
 
 
 def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> Path:
@@ -444,7 +420,7 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
     """
     if n < 1:
         raise SlmError(f"n is {n}; it must be at least 1.")
-    path = _plan(data, split, tokenizer).path
+    path = _plan(data, split, tokenizer)[1]
     parts = [_part_file(path, (k, n)) for k in range(n)]
     with _lock(path):
         if not _is_there(path):
@@ -456,9 +432,7 @@ def join_tokens(data: DataConfig, split: str, tokenizer: Tokenizer, n: int) -> P
             with _making(path, np.dtype(abouts[0]["dtype"])) as writer:
                 _join(writer, parts, abouts)
         for part in parts:
-            lock = part.with_name(f".{part.name}.lock")
-            for file in (part, part.with_suffix(".json"), lock):
-                file.unlink(missing_ok=True)
+            remove_tokens(part)
     return path
 
 
@@ -473,9 +447,8 @@ def _join(writer: _Writer, parts: list[Path], abouts: list[dict[str, Any]]) -> N
                 writer.write(block[:left])
                 left -= len(block[:left])
             if own.hexdigest() != about["tokens_sha256"]:
-                wrong = "its contents are not what was written"
-                cure = "delete it, and prepare it"
-                raise SlmError(f"{part} is damaged: {wrong}; {cure}.")
+                wrong = "its contents are not what was written; delete it"
+                raise SlmError(f"{part} is damaged: {wrong}, and prepare it.")
             done.tokens += about["tokens"] - 1
             done.documents += about["documents"]
         about = {name: value for name, value in abouts[0].items() if name != "part"}

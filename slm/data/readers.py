@@ -96,17 +96,13 @@ _MARKER_LINE = re.compile(rf"(?m)^[ \t]*{re.escape(END_OF_TEXT)}[ \t]*\r?$\n?")
 def holds_documents(path: Path) -> bool:
     """Whether one of a text file's lines is end-of-text alone."""
     marker = END_OF_TEXT.encode()
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-        at = text.find(marker)
-        while at >= 0:
-            begins, ends = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-            line = text[begins : ends if ends >= 0 else len(text)]
-            if line.removeprefix(codecs.BOM_UTF8).strip() == marker:
+    with open(path, "rb") as file:
+        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with text:
+        for found in re.finditer(re.escape(marker) + rb"\s*?(?:\n|\Z)", text):
+            before = text[text.rfind(b"\n", 0, found.start()) + 1 : found.start()]
+            if not before.removeprefix(codecs.BOM_UTF8).strip():
                 return True
-            at = text.find(marker, at + 1)
     return False
 
 
@@ -147,8 +143,7 @@ def _read_jsonl(path: Path, column: str, advance: Advance) -> Rows:
                 why = str(error) or "the memory does not hold it"
                 raise SlmError(f"{where} cannot be read as JSON: {why}.") from None
             if not isinstance(row, dict):
-                needed = "an object with a text column is needed"
-                raise SlmError(f"{where} holds a {type(row).__name__}; {needed}.")
+                raise SlmError(f"{where} holds a {type(row).__name__}, not an object.")
             start += len(line)
             advance(len(line))
             if row:
@@ -161,8 +156,7 @@ def _read_parquet(path: Path, column: str, advance: Advance) -> Rows:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        how = "pip install pyarrow"
-        raise SlmError(f"Reading {path} needs pyarrow: {how}.") from None
+        raise SlmError(f"Reading {path} needs pyarrow: pip install pyarrow.") from None
     try:
         # else pyarrow reads the whole file ahead, and a row group's column at once
         with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
@@ -195,21 +189,30 @@ def take_texts(rows: Rows, column: str) -> Iterator[str]:
             raise SlmError(f"{where} has no column {column!r}; {there}.")
         text = row[column]
         if not isinstance(text, str | None):
-            kind = type(text).__name__
-            raise SlmError(f"{where}: {column!r} is a {kind}, and text is needed.")
+            raise SlmError(f"{where}: {column!r} is a {type(text).__name__}, no text.")
         while text and text.rstrip().endswith(END_OF_TEXT):
             text = text.rstrip().removesuffix(END_OF_TEXT).rstrip("\r\n")
         if text:
             yield text
 
 
-def as_pieces(
-    texts: Iterable[str], side: str | None, val_fraction: float
-) -> Iterator[Piece]:
+def is_one_document(file: Path) -> bool:
+    """Whether a file is plain text, and no line of it is end-of-text alone."""
+    return file.suffix.lower() == ".txt" and not holds_documents(file)
+
+
+def read_documents(file: Path, column: str, advance: Advance) -> Iterator[str]:
+    """The documents of a file that holds many."""
+    if reader := READERS.get(file.suffix.lower()):
+        return take_texts(reader(file, column, advance), column)
+    whole = read_utf8(file, 0, file.stat().st_size, advance)
+    return filter(None, split_at_markers(whole))
+
+
+def as_pieces(texts: Iterable[str], side: str | None, share: float) -> Iterator[Piece]:
     """Each text as a piece: all of them, or one side of the split by hash."""
     for text in texts:
-        validation = side == "validation"
-        if side is None or in_validation(text, val_fraction) == validation:
+        if side is None or in_validation(text, share) == (side == "validation"):
             yield Piece(text, True)
 
 

@@ -176,7 +176,7 @@ def test_batches_hold_the_rows_that_the_strip_has() -> None:
     for row, index in enumerate(batches.indices(3)):
         assert x[row].tolist() == tokens[index * 32 : index * 32 + 32].tolist()
         assert y[row].tolist() == tokens[index * 32 + 1 : index * 32 + 33].tolist()
-    assert x.dtype == y.dtype == torch.int64 and batches.tokens_per_batch == 256
+    assert x.dtype == y.dtype == torch.int64 and x.numel() == 256
     assert (
         batches.steps_per_epoch == -(-((len(tokens) - 1) // 32) // 8)
         and batches.tokenizer is TOKENIZER

@@ -177,8 +177,7 @@ def test_a_path_may_be_given_either_way(tmp_path: Path, cache: Path) -> None:
         (
             {"context_length": 10_000},
             "fewer than the 10001 that one row of context_length=10000 needs: take more "
-            "text, a smaller context_length or, where this is a held-out part, a larger "
-            "val_fraction.",
+            "text, a smaller context_length, or a larger val_fraction.",
         ),
         ({"dataset_path": "x"}, "one of the two"),
         ({"dataset_name": None}, "one of the two"),

@@ -113,12 +113,12 @@ def test_reading_a_grammar_leaves_the_rules_alone():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"STORY": ["{CAT}"]}, "names the rule CAT, but there is none"),
+        ({"STORY": ["{CAT}"]}, "names the rule CAT; there is none"),
         (
             {"STORY": ["a {B_}"], "B_": ["b {STORY}"]},
             "rule STORY leads back to itself: STORY > B_ > STORY",
         ),
-        ({"STORY": [(0, "a")]}, "weight of 'a' is 0, but it must be positive"),
+        ({"STORY": [(0, "a")]}, "'a' has weight 0, not above 0 and finite"),
         (
             {"STORY": ["{x=PET}{x}"], "PET name kind": ["Tim"]},
             "'Tim' has 1 columns, but 2 are named",
@@ -126,8 +126,8 @@ def test_reading_a_grammar_leaves_the_rules_alone():
         ({"STORY": ["a {b c} d"]}, "brace that belongs to no slot"),
         ({"STORY": []}, "rule STORY has no lines"),
         ({"STORY": "abc"}, "rule STORY: its lines are one text; put them into a list"),
-        ({"STORY": ["{x=foo}{x}"]}, "names the rule foo, but there is none"),
-        ({"TALE": ["a"]}, "names the rule STORY, but there is none"),
+        ({"STORY": ["{x=foo}{x}"]}, "names the rule foo; there is none"),
+        ({"TALE": ["a"]}, "names the rule STORY; there is none"),
         ({"story": ["a"]}, "must be in capitals"),
         ({"STORY": ["a"], "STORY name kind": ["b|c"]}, "there only once"),
         (

@@ -227,7 +227,7 @@ def test_a_repeated_tied_table_is_no_reason_to_refuse(tmp_path):
             b"[1, 2]",
             r"a model's config: it holds \[1, 2\], and an object",
         ),
-        ("config.json", b"[" * 10**5, "a model's config: it nests too deeply"),
+        ("config.json", b"[" * 10**5, "a model's config: maximum recursion depth"),
         ("model.safetensors", b"\x08\0\0\0", "not a whole safetensors file"),
     ],
 )
