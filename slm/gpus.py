@@ -31,18 +31,16 @@ class GPU(BaseModel):
 
     name: str
     dollars_per_second: PositiveFloat
-    peak_tflops: PositiveFloat = Field(
-        description="dense, in bfloat16, or in float16 where there is no bfloat16"
-    )
-    product_tflops: PositiveFloat = Field(
-        description="what large products of that type were measured to reach"
-    )
-    float32_tflops: PositiveFloat = Field(
-        description="outside the matrix units, which is where float32 is computed"
-    )
+    peak_tflops: PositiveFloat
+    """Dense, in bfloat16, or in float16 where there is no bfloat16."""
+    product_tflops: PositiveFloat
+    """What large products of that type were measured to reach."""
+    float32_tflops: PositiveFloat
+    """Outside the matrix units, which is where float32 is computed."""
     memory_gb: PositiveFloat
     bfloat16: bool = True
-    limit: int = Field(8, ge=1, description="how many one container can have")
+    limit: int = Field(8, ge=1)
+    """How many one container can have."""
 
 
 # Other names that Modal takes. "H100!" is an H100 and never a free upgrade to an H200,
