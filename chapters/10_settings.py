@@ -36,14 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from slm.errors import SlmError, in_short
 
@@ -155,17 +148,11 @@ class Prices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    date: str
+    date: datetime.date
     dollars_per_core_second: float = Field(ge=0)
     dollars_per_gib_second: float = Field(ge=0)
     free_dollars_per_month: float = Field(ge=0)
     gpus: tuple[GPU, ...] = Field(min_length=1)
-
-    @field_validator("date")
-    @classmethod
-    def _is_a_day(cls, date: str) -> str:
-        datetime.date.fromisoformat(date)
-        return date
 
     def find(self, name: str) -> GPU:
         """The GPU of that name, as Modal spells it.
@@ -173,14 +160,12 @@ class Prices(BaseModel):
         Raises:
             SlmError: The table has none.
         """
+        rows = {gpu.name: gpu for gpu in self.gpus}
         wanted = ALIASES.get(name.upper(), name.upper())
-        for gpu in self.gpus:
-            if gpu.name == wanted:
-                return gpu
-        known = ", ".join(gpu.name for gpu in self.gpus)
-        raise SlmError(
-            f"no price for GPU {name!r}; the table of {self.date} has {known}."
-        )
+        if wanted not in rows:
+            table = f"the table of {self.date} has {', '.join(rows)}"
+            raise SlmError(f"no price for GPU {name!r}; {table}.")
+        return rows[wanted]
 
 
 # %% [markdown]
@@ -188,11 +173,9 @@ class Prices(BaseModel):
 # NVIDIA prints one number, 4,000 TFLOPS "of AI", which is for products in 4 bits with
 # sparsity: without it half, in 8 bits half of that, in 16 bits half again.
 
-# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (28 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (26 lines)"} tags=["hide-input"]
 #| export
-_COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
-_COLUMNS += " memory_gb bfloat16 limit"
-
+# Each row holds the fields of a GPU in their order.
 # Products as measured: A100, H100, H200 and B200 in the table of achievable products of
 # github.com/stas00/ml-engineering, L4 by github.com/mag-/gpu_benchmark, and the T4,
 # under its power limit, in forums.developer.nvidia.com, thread 264462. Four fifths of
@@ -212,11 +195,11 @@ _GPUS = (
 
 MODAL = Prices(
     source="modal.com/pricing; peaks and memory from NVIDIA's data sheets, dense",
-    date="2026-07-01",
+    date=datetime.date(2026, 7, 1),
     dollars_per_core_second=0.0000131,
     dollars_per_gib_second=0.00000222,
     free_dollars_per_month=30,
-    gpus=tuple(GPU(**dict(zip(_COLUMNS.split(), row, strict=True))) for row in _GPUS),
+    gpus=tuple(GPU(**dict(zip(GPU.model_fields, row, strict=True))) for row in _GPUS),
 )
 
 # %%

@@ -15,7 +15,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +217,7 @@ def in_words(size: int) -> str:
     """A number of bytes: 12 MB, 3.40 GB, 2e+10 GB."""
     if size < 10**9:
         return f"{size / 1e6:.0f} MB"
-    gigabytes = Decimal(size) / 10**9  # of any size, as no float is
-    return f"{gigabytes:,.2f} GB" if size < 10**15 else f"{gigabytes:.0e} GB"
+    return f"{size / 1e9:,.2f} GB" if size < 10**15 else f"{size / 1e9:.0e} GB"
 
 
 def room(

@@ -163,10 +163,10 @@ def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
     return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
 
 
-def misfit(take_over: Callable[[], object]) -> str:
+def misfit(take_over: Callable[..., object], *state: Any) -> str:
     """Why a state that is taken over doesn't fit, in words; "" if it does."""
     try:
-        take_over()
+        take_over(*state)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's fault, not the file's
     except MISFITS as error:
@@ -321,10 +321,9 @@ class Checkpointer(Observer):
         """Save if it is time, and raise what went wrong with the one before."""
         if self._writing is not None and self._writing.done():
             self.finish()
-        due, loss = trainer.is_due(self.config.training.checkpoint_every), None
-        if due:
-            loss = trainer.val_loss  # of this step: a checkpoint is validated
-        if loss is not None and (self.best is None or loss < self.best[0]):
+        due = trainer.is_due(self.config.training.checkpoint_every)
+        loss = trainer.val_loss  # of this step if it is due: a checkpoint is validated
+        if due and loss is not None and (self.best is None or loss < self.best[0]):
             self.best = loss, trainer.step
         if due or trainer.stopping:
             self.save(trainer)
@@ -415,7 +414,7 @@ class Checkpointer(Observer):
         def mismatch(state: dict[str, Any]) -> str:
             foreign = config_mismatch(state, self.config)
             foreign = foreign or trainer_mismatch(state["trainer"], trainer)
-            return foreign or misfit(lambda: self._take_over(state, trainer))
+            return foreign or misfit(self._take_over, state, trainer)
 
         found = load_latest(self.folder, mismatch)
         steps = gather_from_ranks(found and trainer.step)
