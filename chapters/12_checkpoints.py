@@ -1025,8 +1025,9 @@ def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
         ValueError: Some are missing, are others, or have another shape.
     """
     known = AVERAGES[type(optimizer).__name__] if begun else ()
+    settings = optimizer.defaults.keys() - {"differentiable"}  # PyTorch adds it itself
     for group in optimizer.param_groups:
-        if missing := optimizer.defaults.keys() - group.keys():
+        if missing := settings - group.keys():
             raise ValueError(f"a group of weights has no {min(missing)}")
         for weight in group["params"]:
             kept = optimizer.state.get(weight, {})

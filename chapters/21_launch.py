@@ -206,7 +206,8 @@ def attempt(
         with meter.watching():
             several = config.modal.gpu_count > 1 and not modal.is_local()
             work = train_on_ranks if several else train_here
-            work(config, run_dir, on_checkpoint, meter.dollars_per_hour, steps=steps)
+            rest: dict[str, Any] = {"on_checkpoint": on_checkpoint, "steps": steps}
+            work(config, run_dir, dollars_per_hour=meter.dollars_per_hour, **rest)
         if meter.interrupted:
             meter.refuse_if_spent(meter.save()["dollars"])
     except SlmError as error:
