@@ -20,31 +20,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import modal
 
 import slm
+from slm.cloud import cost, price
 from slm.cloud.budget import TICK, Meter
 from slm.cloud.launch import Cloud
-from slm.cloud.price import (
-    CONTAINERS,
-    CORES,
-    DATA,
-    PART,
-    RETRIES,
-    STARTUP,
-    VOLUME,
-    WHOLE,
-)
 from slm.errors import SlmError
 from slm.files import check_run_name
+from slm.training.config import RunConfig, load_config
 from slm.training.folder import RunFolder, list_checkpoints, report
 
 # The image
-
-if TYPE_CHECKING:
-    from slm.training.config import RunConfig
 
 PACKAGES = [
     "torch==2.13.0",
@@ -65,17 +54,12 @@ HERE = Path(inspect.getfile(slm)).parents[1]
 image = (
     modal.Image.debian_slim(python_version="3.11")
     .uv_pip_install(*PACKAGES, uv_version="0.13.9")
-    .env(
-        {
-            "PYTHONUNBUFFERED": "1",
-            "WANDB_DIR": "/tmp",
-            "TIKTOKEN_CACHE_DIR": f"{DATA}/tiktoken",
-        }
-    )
+    .env({"PYTHONUNBUFFERED": "1", "WANDB_DIR": "/tmp"})
+    .env({"TIKTOKEN_CACHE_DIR": f"{price.DATA}/tiktoken"})
     .add_local_python_source("slm")
     .add_local_dir(HERE / "configs", "/root/configs")
 )
-volume = modal.Volume.from_name(VOLUME, create_if_missing=True)
+volume = modal.Volume.from_name(price.VOLUME, create_if_missing=True)
 app = modal.App("slm-training")
 
 # One attempt
@@ -87,7 +71,7 @@ def is_done(folder: RunFolder, steps: int | None) -> bool:
 
 
 def attempt(
-    config: "RunConfig", run_dir: str, meter: Meter, steps: int | None = None
+    config: RunConfig, run_dir: str, meter: Meter, steps: int | None = None
 ) -> str:
     """One attempt to train to the end, or to the step after which the launch stops.
 
@@ -96,7 +80,7 @@ def attempt(
     """
     from slm.training.run import train as train_here
 
-    def checkpoint_written() -> None:
+    def on_checkpoint() -> None:
         spent = meter.save()  # what was on this machine's disk is on the volume, too
         if not modal.is_local():
             hours, end = spent["seconds"] / 3600, meter.projected_dollars()
@@ -110,17 +94,10 @@ def attempt(
         if is_done(meter.folder, steps):  # an attempt before was lost as it ended
             return ""
         with meter.watching():
-            if config.modal.gpu_count > 1 and not modal.is_local():
-                price = meter.dollars_per_hour
-                train_on_ranks(config, run_dir, checkpoint_written, price, steps)
-            else:
-                train_here(
-                    config,
-                    run_dir=run_dir,
-                    on_checkpoint=checkpoint_written,
-                    dollars_per_hour=meter.dollars_per_hour,
-                    steps=steps,
-                )
+            several = config.modal.gpu_count > 1 and not modal.is_local()
+            work = train_on_ranks if several else train_here
+            rest: dict[str, Any] = {"on_checkpoint": on_checkpoint, "steps": steps}
+            work(config, run_dir, dollars_per_hour=meter.dollars_per_hour, **rest)
         if meter.interrupted:
             meter.refuse_if_spent(meter.save()["dollars"])
     except SlmError as error:
@@ -145,7 +122,7 @@ def unpack(config_text: str, name: str) -> Path:
 
 
 def train_on_ranks(
-    config: "RunConfig",
+    config: RunConfig,
     run_dir: str,
     on_checkpoint: Callable[[], None],
     dollars_per_hour: float,
@@ -166,7 +143,6 @@ def train_on_ranks(
     """
     path = unpack(config.to_yaml(), config.name)
     failure = path.with_name("failure.json")
-    failure.unlink(missing_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     ranks = f"--nproc_per_node={config.modal.gpu_count}"
     train = ["-m", "slm", "train", str(path), "--run-dir", run_dir]
@@ -221,9 +197,9 @@ def outcome(run_dir: str | Path, name: str, problem: str = "") -> dict[str, Any]
 
 @app.function(
     image=image,
-    volumes={DATA: volume},
+    volumes={price.DATA: volume},
     timeout=60 * 60,
-    startup_timeout=STARTUP,
+    startup_timeout=price.STARTUP,
     retries=modal.Retries(max_retries=10, initial_delay=0.0),
     single_use_containers=True,
 )
@@ -248,17 +224,14 @@ def train(
     Returns:
         What `report` says of the run; its "problem" is what no attempt can mend.
     """
-    from slm.cloud.cost import dollars_per_hour
-    from slm.training.config import load_config
-
     here, folder = modal.is_local(), RunFolder(Path(run_dir))
     try:
         name = check_run_name(folder.path.name)
-        if not here and folder.path.parent != Path(DATA, "runs"):
-            raise SlmError(f"{run_dir} is not {DATA}/runs/{name}")
+        if not here and folder.path.parent != Path(price.DATA, "runs"):
+            raise SlmError(f"{run_dir} is not {price.DATA}/runs/{name}")
         config = load_config(unpack(config_text, name))
         if rate is None:  # your own computer is not for rent, and has no volume
-            rate = 0.0 if here else dollars_per_hour(config)
+            rate = 0.0 if here else cost.dollars_per_hour(config)
         secure = (lambda: None) if here else volume.commit
         ids = modal.current_function_call_id() or "", app.app_id or ""
         meter = Meter(run_dir, rate, budget, config.training.max_steps, *ids, secure)
@@ -290,11 +263,11 @@ def train(
 FEW_FILES = 8  # a corpus of fewer is prepared in one container
 ON_CORES: dict[str, Any] = {
     "image": image,
-    "volumes": {DATA: volume},
-    "timeout": WHOLE,
-    "startup_timeout": STARTUP,
-    "cpu": CORES,
-    "retries": modal.Retries(max_retries=RETRIES, initial_delay=0.0),
+    "volumes": {price.DATA: volume},
+    "timeout": price.WHOLE,
+    "startup_timeout": price.STARTUP,
+    "cpu": price.CORES,
+    "retries": modal.Retries(max_retries=price.RETRIES, initial_delay=0.0),
 }
 
 
@@ -317,13 +290,12 @@ def problem_of(work: Callable[..., None]) -> Callable[..., str]:
     return told
 
 
-@app.function(**{**ON_CORES, "timeout": PART})
+@app.function(**{**ON_CORES, "timeout": price.PART})
 @problem_of
 def prepare_part(k: int, n: int, split: str, config_text: str) -> None:
     """Tokenise the k-th of n parts of a split; returns what is wrong with its text."""
     from slm.data.prepare import prepare_tokens
     from slm.data.tokenizer import get_tokenizer
-    from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
     prepare_tokens(data, split, get_tokenizer(data.tokenizer), part=(k, n))
@@ -335,17 +307,15 @@ def prepare(config_text: str) -> None:
     """Tokenise a config's text into the volume; returns what is wrong with it."""
     from slm.data.prepare import count_shards, join_tokens, prepare_tokens
     from slm.data.tokenizer import get_tokenizer
-    from slm.training.config import load_config
 
     data = load_config(unpack(config_text, "prepare")).data
     tokenizer = get_tokenizer(data.tokenizer)
     for split in (data.train_split, data.val_split):
-        here = modal.is_local()
-        shards = 1 if here else count_shards(data, split, tokenizer)
+        shards = 1 if modal.is_local() else count_shards(data, split, tokenizer)
         if shards < FEW_FILES:
             prepare_tokens(data, split, tokenizer)
             continue
-        n = min(shards, CONTAINERS)
+        n = min(shards, price.CONTAINERS)
         told = f"{shards} files in {n} parts, each in a container of its own"
         print(f"{data.dataset}, {split}: {told}")
         rest = {"n": n, "split": split, "config_text": config_text}
@@ -363,7 +333,7 @@ def prepare(config_text: str) -> None:
         join_tokens(data, split, tokenizer, n)
 
 
-@app.function(image=image, volumes={DATA: volume}, timeout=20 * 60, cpu=2.0)
+@app.function(image=image, volumes={price.DATA: volume}, timeout=20 * 60, cpu=2.0)
 def generate(
     run: str, prompt: str = "Once upon a time", max_tokens: int = 200, seed: int = 0
 ) -> str:
@@ -374,7 +344,7 @@ def generate(
     name = check_run_name(run)
     if not modal.is_local():
         volume.reload()  # this container may be older than what is on the volume
-    found = load_run(Path(DATA, "runs", name))
+    found = load_run(Path(price.DATA, "runs", name))
     text = continue_text(found.model, found.tokenizer, prompt, max_tokens, seed=seed)
     assert isinstance(text, str)  # one prompt, one text
     print(text)
@@ -414,8 +384,6 @@ def main(
     `--steps N` stops after step N, and the same command without it goes on from there;
     `--yes-spend` goes beyond the config's modal.max_dollars.
     """
-    from slm.training.config import load_config
-
     launched = cloud.launch(load_config(config), run, yes_spend, steps=steps)
     if (result := launched.result) is None:  # only the watching has ended
         sys.exit(130)

@@ -36,14 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from slm.errors import SlmError, in_short
 
@@ -64,10 +57,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from slm.data.corpus import DataConfig
-from slm.errors import SlmError, section, settings
+from slm.errors import SlmError, nearest, section, settings
 from slm.model.config import GPTConfig
 from slm.gpus import ALIASES, MODAL
 
@@ -124,18 +117,16 @@ class GPU(BaseModel):
 
     name: str
     dollars_per_second: PositiveFloat
-    peak_tflops: PositiveFloat = Field(
-        description="dense, in bfloat16, or in float16 where there is no bfloat16"
-    )
-    product_tflops: PositiveFloat = Field(
-        description="what large products of that type were measured to reach"
-    )
-    float32_tflops: PositiveFloat = Field(
-        description="outside the matrix units, which is where float32 is computed"
-    )
+    peak_tflops: PositiveFloat
+    """Dense, in bfloat16, or in float16 where there is no bfloat16."""
+    product_tflops: PositiveFloat
+    """What large products of that type were measured to reach."""
+    float32_tflops: PositiveFloat
+    """Outside the matrix units, which is where float32 is computed."""
     memory_gb: PositiveFloat
     bfloat16: bool = True
-    limit: int = Field(8, ge=1, description="how many one container can have")
+    limit: int = Field(8, ge=1)
+    """How many one container can have."""
 
 
 # %% [markdown]
@@ -157,17 +148,11 @@ class Prices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    date: str
+    date: datetime.date
     dollars_per_core_second: float = Field(ge=0)
     dollars_per_gib_second: float = Field(ge=0)
     free_dollars_per_month: float = Field(ge=0)
     gpus: tuple[GPU, ...] = Field(min_length=1)
-
-    @field_validator("date")
-    @classmethod
-    def _is_a_day(cls, date: str) -> str:
-        datetime.date.fromisoformat(date)
-        return date
 
     def find(self, name: str) -> GPU:
         """The GPU of that name, as Modal spells it.
@@ -175,14 +160,12 @@ class Prices(BaseModel):
         Raises:
             SlmError: The table has none.
         """
+        rows = {gpu.name: gpu for gpu in self.gpus}
         wanted = ALIASES.get(name.upper(), name.upper())
-        for gpu in self.gpus:
-            if gpu.name == wanted:
-                return gpu
-        known = ", ".join(gpu.name for gpu in self.gpus)
-        raise SlmError(
-            f"no price for GPU {name!r}; the table of {self.date} has {known}."
-        )
+        if wanted not in rows:
+            table = f"the table of {self.date} has {', '.join(rows)}"
+            raise SlmError(f"no price for GPU {name!r}; {table}.")
+        return rows[wanted]
 
 
 # %% [markdown]
@@ -190,11 +173,9 @@ class Prices(BaseModel):
 # NVIDIA prints one number, 4,000 TFLOPS "of AI", which is for products in 4 bits with
 # sparsity: without it half, in 8 bits half of that, in 16 bits half again.
 
-# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (28 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The table: ten GPUs, a row each (26 lines)"} tags=["hide-input"]
 #| export
-_COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
-_COLUMNS += " memory_gb bfloat16 limit"
-
+# Each row holds the fields of a GPU in their order.
 # Products as measured: A100, H100, H200 and B200 in the table of achievable products of
 # github.com/stas00/ml-engineering, L4 by github.com/mag-/gpu_benchmark, and the T4,
 # under its power limit, in forums.developer.nvidia.com, thread 264462. Four fifths of
@@ -214,11 +195,11 @@ _GPUS = (
 
 MODAL = Prices(
     source="modal.com/pricing; peaks and memory from NVIDIA's data sheets, dense",
-    date="2026-07-01",
+    date=datetime.date(2026, 7, 1),
     dollars_per_core_second=0.0000131,
     dollars_per_gib_second=0.00000222,
     free_dollars_per_month=30,
-    gpus=tuple(GPU(**dict(zip(_COLUMNS.split(), row, strict=True))) for row in _GPUS),
+    gpus=tuple(GPU(**dict(zip(GPU.model_fields, row, strict=True))) for row in _GPUS),
 )
 
 # %%
@@ -452,7 +433,7 @@ def _read_yaml(text: str, source: str) -> Any:
 # ## The sections
 #
 # A section of the file is a class, and a key of the section is a field: its type, its
-# default, its limits, and a few words on what it means.
+# default, its limits, and below it a few words on what it means.
 # [`settings`](#files/settings-that-check-themselves) makes such a class check itself
 # when it is called, so that nothing else in the package ever has to ask whether a batch
 # size is positive. Two sections stand elsewhere, where what they describe is built:
@@ -464,90 +445,71 @@ def _read_yaml(text: str, source: str) -> Any:
 # write a config of your own.
 
 
-# %% mystnb={"code_prompt_show": "The section training: its settings, each with what it means (79 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section training: its settings, each with what it means (60 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class TrainingConfig:
     """The section `training`, how weights are found. A step is one update of them."""
 
-    batch_size: int = Field(
-        default=16,
-        ge=1,
-        le=1_000_000,
-        description="sequences per micro-batch and process",
-    )
-    gradient_accumulation_steps: int = Field(
-        default=1, ge=1, le=100_000, description="micro-batches per step"
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="muon: for the blocks' matrices, AdamW for the rest",
-    )
-    learning_rate: float = Field(
-        default=6e-4, gt=0, description="the peak, after the warm-up"
-    )
-    min_learning_rate: float = Field(
-        default=0.0, ge=0, description="where the cosine ends"
-    )
-    warmup_steps: int = Field(default=100, ge=0, description="steps up to the peak")
-    max_steps: int = Field(
-        default=1000, ge=1, le=10**12, description="steps, warm-up included"
-    )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="of matrices, embeddings"
-    )
-    grad_clip: float = Field(
-        default=1.0, ge=0, description="largest norm; 0 does not clip"
-    )
-    adam_beta1: float = Field(
-        default=0.9, ge=0, lt=1, description="for the mean gradient"
-    )
-    adam_beta2: float = Field(
-        default=0.95, ge=0, lt=1, description="for its mean square"
-    )
-    adam_eps: float = Field(default=1e-8, gt=0, description="added to the root")
-    use_amp: bool = Field(default=True, description="16-bit products where they pay")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="type of the matrix products"
-    )
-    compile: bool = Field(
-        default=True, description="torch.compile on CUDA; elsewhere it does not pay"
-    )
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="of the CPU; null: PyTorch's choice"
-    )
-    log_every: int = Field(default=10, ge=1, description="steps between training rows")
-    eval_every: int = Field(default=250, ge=1, description="steps between validations")
-    eval_batches: int | None = Field(
-        default=100, ge=1, le=10**12, description="always the same; null takes all"
-    )
-    checkpoint_every: int = Field(
-        default=250, ge=1, description="steps between them; each has a validation too"
-    )
-    keep_checkpoints: int = Field(default=2, ge=1, description="newest, and the best")
-    sample_tokens: int = Field(
-        default=120, ge=0, le=10**6, description="of a sample; 0 writes none"
-    )
-    seed: int = Field(
-        default=0, ge=0, lt=2**32, description="of weights, order and dropout"
-    )
+    batch_size: int = Field(default=16, ge=1, le=1_000_000)
+    """Sequences per micro-batch and process."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=100_000)
+    """Micro-batches per step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` is for the blocks' matrices, with AdamW for the rest."""
+    learning_rate: float = Field(default=6e-4, gt=0)
+    """The peak, after the warm-up."""
+    min_learning_rate: float = Field(default=0.0, ge=0)
+    """Where the cosine ends."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps up to the peak."""
+    max_steps: int = Field(default=1000, ge=1, le=10**12)
+    """Steps, warm-up included."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Of matrices and embeddings."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """The largest norm of a gradient; 0 does not clip."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """For the mean gradient."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """For its mean square."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of that."""
+    use_amp: bool = True
+    """16-bit products where they pay."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the matrix products."""
+    compile: bool = True
+    """torch.compile on CUDA; elsewhere it does not pay."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Of the CPU; null takes PyTorch's choice."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between training rows."""
+    eval_every: int = Field(default=250, ge=1)
+    """Steps between validations."""
+    eval_batches: int | None = Field(default=100, ge=1, le=10**12)
+    """Of a validation, always the same; null takes all."""
+    checkpoint_every: int = Field(default=250, ge=1)
+    """Steps between checkpoints; each has a validation too."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest, and the best besides."""
+    sample_tokens: int = Field(default=120, ge=0, le=10**6)
+    """Of a sample; 0 writes none."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of weights, order and dropout."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "TrainingConfig":
-        least, peak = self.min_learning_rate, self.learning_rate
-        if least > peak:
-            raise ValueError(
-                f"min_learning_rate = {least} exceeds learning_rate = {peak}"
-            )
+    def __post_init__(self) -> None:
+        low, peak = self.min_learning_rate, self.learning_rate
+        if low > peak:
+            both = f"min_learning_rate = {low} exceeds learning_rate = {peak}"
+            raise ValueError(both)
         warmup, steps = self.warmup_steps, self.max_steps
         if warmup >= steps:
-            raise ValueError(
-                f"warmup_steps = {warmup} must be below max_steps = {steps}"
-            )
-        return self
+            both = f"warmup_steps = {warmup} must be below max_steps = {steps}"
+            raise ValueError(both)
 
 
-# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (45 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section wandb, and when it is used (42 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class WandbConfig:
@@ -556,19 +518,16 @@ class WandbConfig:
     "auto" uses it where there is a login or WANDB_MODE says so, and never prompts.
     """
 
-    enabled: Literal[True, False, "auto"] = Field(
-        default="auto", description="true without a login is an error"
-    )
-    project: str = Field(default="slm", description="project that the run appears in")
-    entity: str | None = Field(
-        default=None, description="user or team; null takes the login's own"
-    )
-    name: str | None = Field(
-        default=None, description="name of the run; null takes that of the config file"
-    )
-    tags: list[str] = Field(
-        default_factory=list, description="labels to find the run by"
-    )
+    enabled: Literal[True, False, "auto"] = "auto"
+    """True without a login is an error."""
+    project: str = "slm"
+    """The project that the run appears in."""
+    entity: str | None = None
+    """User or team; null takes the login's own."""
+    name: str | None = None
+    """The run's name; null takes that of the config file."""
+    tags: list[str] = Field(default_factory=list)
+    """Labels to find the run by."""
 
     @field_validator("project", "name")
     @classmethod
@@ -601,33 +560,22 @@ class WandbConfig:
 # stands in the table of GPUs:
 
 
-# %% mystnb={"code_prompt_show": "The section modal: the rented machine (48 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The section modal: the rented machine (37 lines)"} tags=["hide-input"]
 #| export training/config
 @settings
 class ModalConfig:
     """The section `modal`, the rented machine."""
 
-    gpu: str = Field(
-        default="T4",
-        description="a GPU that Modal rents, or several of one kind: 'H100:8'",
-    )
-    timeout: int = Field(
-        default=14_400, ge=1, le=86_400, description="seconds per attempt"
-    )
-    max_dollars: float = Field(
-        default=10.0,
-        gt=0,
-        description="no launch above this estimate; stop when it is spent",
-    )
-    cpu: float = Field(
-        default=2.0, gt=0, le=64, description="cores of the machine beside the GPU"
-    )
-    memory_mib: int = Field(
-        default=8_192,
-        ge=1_024,
-        le=344_064,
-        description="MiB of its memory, not the GPU's",
-    )
+    gpu: str = "T4"
+    """A GPU that Modal rents, or several of one kind: `H100:8`."""
+    timeout: int = Field(default=14_400, ge=1, le=86_400)
+    """Seconds per attempt."""
+    max_dollars: float = Field(default=10.0, gt=0)
+    """No launch above this estimate; stop when it is spent."""
+    cpu: float = Field(default=2.0, gt=0, le=64)
+    """Cores of the machine beside the GPU."""
+    memory_mib: int = Field(default=8_192, ge=1_024, le=344_064)
+    """MiB of its memory, not the GPU's."""
 
     @field_validator("gpu")
     @classmethod
@@ -678,8 +626,7 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """The sections as plain dictionaries, as `make_config` takes them."""
         order = ("model", "training", "data", "wandb", "modal")
-        sections = {name: getattr(self, name) for name in order}
-        return {name: dataclasses.asdict(each) for name, each in sections.items()}
+        return {name: dataclasses.asdict(getattr(self, name)) for name in order}
 
     def to_yaml(self) -> str:
         """The text of a config file that gives this config again."""
@@ -692,7 +639,9 @@ class RunConfig:
 # `make_config` builds the sections one after the other and collects what each finds
 # wrong. A misspelt key is answered with the nearest name, and the nearest name may
 # belong to another section: people remember that there is a `max_dollars` and forget
-# where. Similarity is measured by `difflib`, from the standard library.
+# where. So the hint looks in two places, among the section's own keys and among those
+# of all sections; without a likeness it lists what is allowed. Similarity is measured
+# by `difflib`, from the standard library.
 
 # %%
 #| export training/config
@@ -730,27 +679,11 @@ def make_config(
             problems.append(f"{source}: {key} is missing; it has no default")
     for key in sections:
         if key not in SECTIONS:
-            problems.append(f"{source}: {key} is not a key; {_hint(key, elsewhere)}")
+            hint = nearest(str(key), list(SECTIONS), elsewhere)
+            problems.append(f"{source}: {key} is not a key; {hint}")
     if problems:
         raise SlmError("\n".join(problems))
     return RunConfig(name=name, **made)
-
-
-# %% [markdown]
-# The hint looks in two places, among the names of sections and among the keys of all of
-# them; without a likeness it lists what is allowed.
-
-
-# %%
-#| export training/config
-def _hint(key: Any, elsewhere: Mapping[str, str]) -> str:
-    """What may have been meant by a section that does not exist."""
-    if not isinstance(key, str):
-        return "keys are texts"
-    near = difflib.get_close_matches(key, SECTIONS, 1)
-    near += [elsewhere[name] for name in difflib.get_close_matches(key, elsewhere, 1)]
-    allowed = f"allowed here are {', '.join(SECTIONS)}"
-    return f"did you mean {near[0]!r}?" if near else allowed
 
 
 # %% [markdown]

@@ -1259,13 +1259,15 @@ def train_step(
         stop: Whether this process was asked to stop; then all do, after this step.
     """
     rate = learning_rate(self.step, self.training)
-    for group in self.param_groups():
-        group["lr"] = rate
+    for optimizer in self.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     n = self.parts
     parts = [next(batches) for _ in range(n)]
     counts = [int((y != IGNORE).sum()) for _, y in parts]
     totals = [sum(counts), sum(x.numel() for x, _ in parts), int(stop)]
-    targets, tokens, stops = self.summed(totals)
+    summed = sum_over_ranks(torch.tensor(totals, dtype=torch.float64))
+    targets, tokens, stops = summed.tolist()
     self.tokens_seen += int(tokens)
     loss = torch.zeros((), device=self.device)
     for i, ((x, y), count) in enumerate(zip(parts, counts, strict=True)):
@@ -1292,8 +1294,9 @@ def train_step(
 def forward(self, x: Tensor, y: Tensor, last: bool) -> Tensor:
     """The mean loss of a micro-batch; after the last, gradients travel."""
     x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
-    alone = last or world_size() == 1
-    with contextlib.nullcontext() if alone else self.loss.no_sync(), self.autocast():
+    alone, half = last or world_size() == 1, self.dtype != torch.float32
+    sync = contextlib.nullcontext() if alone else self.loss.no_sync()
+    with sync, torch.autocast(self.device.type, self.dtype, enabled=half):
         loss: Tensor = self.loss(x, y)
     return loss
 
@@ -1322,29 +1325,6 @@ def update_weights(self) -> Tensor:
     self.scaler.update()
     self.skipped_steps += overflow
     return torch.zeros_like(norm) if overflow else norm
-
-
-# %% mystnb={"code_prompt_show": "Three helpers: groups, sums over processes, precision (19 lines)"} tags=["hide-input"]
-#| export training/trainer
-@course.add_to(Trainer)
-def param_groups(self) -> list[dict[str, Any]]:
-    """The groups of all optimizers."""
-    return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-
-@course.add_to(Trainer)
-def summed(self, counts: list[int]) -> list[float]:
-    """The counts, added up over all processes."""
-    totals = sum_over_ranks(torch.tensor(counts, dtype=torch.float64))
-    found: list[float] = totals.tolist()
-    return found
-
-
-@course.add_to(Trainer)
-def autocast(self) -> torch.autocast:
-    """Matrix products in the run's type while inside."""
-    half = self.dtype != torch.float32
-    return torch.autocast(self.device.type, self.dtype, enabled=half)
 
 
 # %% [markdown]
@@ -1395,7 +1375,8 @@ def validate(self) -> float:
     All of them, or those of the first `eval_batches` batches.
     """
     if self.val_loader is None:
-        raise ValueError("validate() needs a val_loader; this trainer was given None")
+        needed = "validate() needs a val_loader; this trainer was given None"
+        raise ValueError(needed)
     most = self.training.eval_batches
     batches: Iterator[Any] = itertools.islice(self.val_loader, most)
     if isinstance(self.val_loader, TokenLoader):
@@ -1601,7 +1582,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{row[key]:{form}}" for name, (key, form) in pairs if key in row}
 
 
-# %% mystnb={"code_prompt_show": "Three helpers: losses that are finite, the error if not, the clock (35 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Three helpers: losses that are finite, the error if not, the clock (33 lines)"} tags=["hide-input"]
 #| export training/trainer
 @course.add_to(Trainer)
 def finite_losses(self) -> list[list[float]]:
@@ -1613,12 +1594,10 @@ def finite_losses(self) -> list[list[float]]:
     pairs: list[list[float]] = []
     if self.pending:
         pairs = torch.stack(self.pending).tolist()
-    for i, (loss, norm) in enumerate(pairs):
-        if not math.isfinite(loss):
-            raise self.diverged(f"the loss became {loss}", self.step - len(pairs) + i)
-        if not math.isfinite(norm):
-            what = f"the gradient's norm became {norm}"
-            raise self.diverged(what, self.step - len(pairs) + i)
+    for step, pair in enumerate(pairs, self.step - len(pairs)):
+        for what, number in zip(("loss", "gradient's norm"), pair, strict=True):
+            if not math.isfinite(number):
+                raise self.diverged(f"the {what} became {number}", step)
     return pairs
 
 
@@ -1731,7 +1710,7 @@ def share(self, processes: int) -> None:
     self.began_with = processes
     self.parts = self.training.gradient_accumulation_steps  # of a step, in each
     if isinstance(self.train_loader, TokenLoader):
-        rows = self.batch_size * self.training.gradient_accumulation_steps * processes
+        rows = self.batch_size * self.parts * processes
         shares = share_rows(rows, world_size(), self.batch_size)
         if shares is None:
             few = f"{world_size()} processes can't share {rows} rows equally"

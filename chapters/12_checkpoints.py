@@ -37,7 +37,6 @@ import importlib.util
 import itertools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +82,23 @@ from slm.training.trainer import Trainer
 # folder, too: it is, when there is a `model/`.
 
 
-# %% mystnb={"code_prompt_show": "RunFolder: a property for each file and folder of a run (73 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "RunFolder: a name for each file and folder of a run (33 lines)"} tags=["hide-input"]
 #| export
-@dataclass(frozen=True)
 class RunFolder:
     """Where things lie in the folder of a run; none of them need be there."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The whole config, with every default."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """A row of JSON for each look at the run, see `read_metrics`."""
-        return self.path / "metrics.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the whole config, with every default
+        self.metrics = path / "metrics.jsonl"  # a row for each look at the run
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"  # texts that the model wrote on its way
+        self.environment = path / "environment.json"  # what it was computed with
+        self.model = path / "model"  # of a finished run; there is none before
+        self.unfinished_model = path / "model.part"  # while it is written
+        self.attempts = path / "attempts.json"  # what each in the cloud cost
+        self.launched = path / "launched.json"  # enough to find it in the cloud
+        self.lock = path / ".lock"  # held by the process that trains here
 
     @property
     def earlier_metrics(self) -> Path:
@@ -108,46 +107,6 @@ class RunFolder:
         later = (f"metrics.before.{n}.jsonl" for n in itertools.count(2))
         names = map(self.path.joinpath, itertools.chain(first, later))
         return next(path for path in names if not path.exists())
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints, see `list_checkpoints`."""
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """The folder of texts that the model wrote on its way."""
-        return self.path / "samples"
-
-    @property
-    def environment(self) -> Path:
-        """What the run was computed with: versions, device, a hash of the code."""
-        return self.path / "environment.json"
-
-    @property
-    def model(self) -> Path:
-        """The finished model; a folder of this name means that the run is finished."""
-        return self.path / "model"
-
-    @property
-    def unfinished_model(self) -> Path:
-        """The finished model while it is written."""
-        return self.path / "model.part"
-
-    @property
-    def attempts(self) -> Path:
-        """What each attempt in the cloud cost."""
-        return self.path / "attempts.json"
-
-    @property
-    def launched(self) -> Path:
-        """Where the run was launched from here: enough to find it in the cloud."""
-        return self.path / "launched.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains in this folder."""
-        return self.path / ".lock"
 
     @property
     def steps_done(self) -> int:
@@ -381,8 +340,8 @@ def modules_of_a_run() -> dict[str, bytes]:
 
     `train`'s own, and all that it imports, directly or through others.
     """
-    package = SlmError.__module__.partition(".")[0]
-    pending, sources = [f"{package}.training.run"], {}
+    root = SlmError.__module__.partition(".")[0]
+    pending, sources = [f"{root}.training.run"], {}
     while pending:
         name = pending.pop()
         spec = None
@@ -392,9 +351,7 @@ def modules_of_a_run() -> dict[str, bytes]:
             continue
         sources[name] = Path(spec.origin).read_bytes()
         for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "slm"
-            ):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(root):
                 inside = [f"{node.module}.{alias.name}" for alias in node.names]
                 pending += [str(node.module), *inside]
     return sources
@@ -722,10 +679,10 @@ def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
     return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
 
 
-def misfit(take_over: Callable[[], object]) -> str:
+def misfit(take_over: Callable[..., object], *state: Any) -> str:
     """Why a state that is taken over doesn't fit, in words; "" if it does."""
     try:
-        take_over()
+        take_over(*state)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's fault, not the file's
     except MISFITS as error:
@@ -768,12 +725,9 @@ def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
 
 def data_fingerprints(trainer: Trainer) -> dict[str, str]:
     """Hashes of tokenizer and texts, where the batches come from token files."""
-    found = {}
-    loaders = {
-        "training text": trainer.train_loader,
-        "validation text": trainer.val_loader,
-    }
-    for name, loader in loaders.items():
+    found, names = {}, ("training text", "validation text")
+    loaders = trainer.train_loader, trainer.val_loader
+    for name, loader in zip(names, loaders, strict=True):
         if about := getattr(getattr(loader, "dataset", None), "about", None):
             found["tokenizer"] = about["tokenizer"]["fingerprint"]
             found[name] = about["tokens_sha256"][:16]
@@ -954,10 +908,9 @@ class Checkpointer(Observer):
         """Save if it is time, and raise what went wrong with the one before."""
         if self._writing is not None and self._writing.done():
             self.finish()
-        due, loss = trainer.is_due(self.config.training.checkpoint_every), None
-        if due:
-            loss = trainer.val_loss  # of this step: a checkpoint is validated
-        if loss is not None and (self.best is None or loss < self.best[0]):
+        due = trainer.is_due(self.config.training.checkpoint_every)
+        loss = trainer.val_loss  # of this step if it is due: a checkpoint is validated
+        if due and loss is not None and (self.best is None or loss < self.best[0]):
             self.best = loss, trainer.step
         if due or trainer.stopping:
             self.save(trainer)
@@ -1051,14 +1004,16 @@ def on_end(self) -> None:
 # What an optimizer is given it takes without a look, and PyTorch's kernels trust what
 # they are given: an average that is missing is a traceback at the next step, one of
 # another shape is read beyond its end, and a weight without any begins anew in silence.
-# So we look. The names need not be written down, for any optimizer that there will ever
-# be: another one of its kind takes a step with a single number, and what it then keeps
-# of that number is what this one must keep of every weight. A checkpoint that fails is
-# named like any other, and the one before it is tried.
+# So we look: each weight must have the averages that its optimizer keeps, in its shape.
+# A checkpoint that fails is named like any other, and the one before it is tried.
 
 
 # %%
 #| export training/checkpoint
+# what each optimizer keeps of a weight: a count of steps, and averages in its shape
+AVERAGES = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+
+
 def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
     """Refuse averages that an optimizer would not have made of its weights itself.
 
@@ -1069,32 +1024,17 @@ def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
     Raises:
         ValueError: Some are missing, are others, or have another shape.
     """
+    known = AVERAGES[type(optimizer).__name__] if begun else ()
+    settings = optimizer.defaults.keys() - {"differentiable"}  # PyTorch adds it itself
     for group in optimizer.param_groups:
-        known = averages_of_one(optimizer, group, begun)
+        if missing := settings - group.keys():
+            raise ValueError(f"a group of weights has no {min(missing)}")
         for weight in group["params"]:
-            averages = optimizer.state.get(weight, {})
-            if averages.keys() != known.keys():
-                told = f"{sorted(averages)} instead of {sorted(known)}"
-                raise ValueError(f"the averages of a weight are {told}")
-            for name, each in averages.items():
-                wanted = weight.shape if known[name].dim() else torch.Size()
-                if getattr(each, "shape", None) != wanted:
-                    raise ValueError(f"an average of a weight is no {tuple(wanted)}")
-
-
-def averages_of_one(
-    optimizer: Any, group: Mapping[str, Any], begun: bool
-) -> dict[str, Any]:
-    """What an optimizer keeps of a weight, found by a step of another of its kind."""
-    weight = torch.ones(1, 1, device=group["params"][0].device, requires_grad=True)
-    weight.grad = torch.ones_like(weight)
-    other = type(optimizer)([weight], lr=0.0)
-    if missing := other.param_groups[0].keys() - group.keys():
-        raise ValueError(f"a group of weights has no {min(missing)}")
-    other.param_groups[0].update({k: group[k] for k in group if k != "params"})
-    if begun:
-        other.step()
-    return dict(other.state[weight])
+            kept = optimizer.state.get(weight, {})
+            found = {name: getattr(each, "shape", None) for name, each in kept.items()}
+            shapes = {name: () if name == "step" else weight.shape for name in known}
+            if found != shapes:
+                raise ValueError(f"the averages of a weight are {found}, not {shapes}")
 
 
 # %%
@@ -1152,7 +1092,7 @@ def resume(self, trainer: Trainer) -> Path | None:
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, self.config)
         foreign = foreign or trainer_mismatch(state["trainer"], trainer)
-        return foreign or misfit(lambda: self._take_over(state, trainer))
+        return foreign or misfit(self._take_over, state, trainer)
 
     found = load_latest(self.folder, mismatch)
     steps = gather_from_ranks(found and trainer.step)

@@ -160,9 +160,8 @@ def load_run(run_dir: str | Path) -> Run:
         none = f"{run_dir} holds no run (no {folder.config.name})"
         raise FileNotFoundError(f"{none}; `slm train CONFIG` makes one in runs/")
     config = dataclasses.replace(load_config(folder.config), name=folder.path.name)
-    place = folder.model if folder.finished else config.data.tokenizer
-    tokenizer = get_tokenizer(place)
-    refuse_other_tokenizer(folder, tokenizer, str(place))
+    place = str(folder.model) if folder.finished else config.data.tokenizer
+    tokenizer = fitting_tokenizer(place, config, folder)
     weights = 4 * count_parameters(config.model)  # bytes
     smaller = "free some, or take a smaller model"
     with room(torch.device("cpu"), weights, f"the model in {run_dir}", smaller):
@@ -170,9 +169,6 @@ def load_run(run_dir: str | Path) -> Run:
             model = GPT.from_pretrained(folder.model)
         else:
             model = _unfinished_model(folder, config, tokenizer)
-    if tokenizer.n_vocab > model.config.vocab_size:
-        more = f"{tokenizer.n_vocab} ids, its model {model.config.vocab_size}"
-        raise SlmError(f"the tokenizer at {place} does not belong there: it has {more}")
     rows = read_metrics(folder.path)
     return Run(folder.path, model.eval(), tokenizer, rows, config, folder.finished)
 
@@ -180,21 +176,29 @@ def load_run(run_dir: str | Path) -> Run:
 # %% [markdown]
 # A tokenizer that was put in the place of another is the one change that nothing else
 # would show: ids that were learned as one text and are written as another give garbage,
-# and no error.
+# and no error. And its ids index the model's tables: one beyond the last row would fail
+# at the first batch that happens to hold it.
 
 
 # %%
 #| export
-def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> None:
-    """Refuse a tokenizer whose ids are not those that the run's model has learned.
+def fitting_tokenizer(place: str, config: RunConfig, folder: RunFolder) -> Tokenizer:
+    """The tokenizer at a place, if its ids are those of the run's model.
 
     Raises:
-        SlmError: The run folder says that it was trained with another one.
+        SlmError: It cannot be had, the run was trained with another one, or the model's
+            tables do not hold its ids.
     """
-    if (before := read_tokenizer(folder.path)) not in (None, now.fingerprint):
+    tokenizer = get_tokenizer(place)
+    now, n_ids = tokenizer.fingerprint, tokenizer.n_vocab
+    if (before := read_tokenizer(folder.path)) not in (None, now):
         trained = f"{folder.path} was trained with the tokenizer {before}"
         cure = "put that one back, or choose another folder"
-        raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
+        raise SlmError(f"{trained}, but {place} is now {now}: {cure}")
+    if n_ids > config.model.vocab_size:
+        small = f"model.vocab_size = {config.model.vocab_size} is too small"
+        raise SlmError(f"{small} for tokenizer {place!r}, which has {n_ids} ids")
+    return tokenizer
 
 
 # %% [markdown]
@@ -212,9 +216,7 @@ def _unfinished_model(
     def mismatch(state: dict[str, Any]) -> str:
         foreign = config_mismatch(state, config)
         foreign = foreign or data_mismatch(state["trainer"], here)
-        return foreign or misfit(
-            lambda: model.load_state_dict(state["trainer"]["model"])
-        )
+        return foreign or misfit(model.load_state_dict, state["trainer"]["model"])
 
     if load_latest(folder.checkpoints, mismatch) is None:
         first = f"the first is written at step {config.training.checkpoint_every}"
@@ -275,16 +277,13 @@ def only_process(run_dir: Path) -> Iterator[None]:
         SlmError: Another process is training there.
     """
     make_folder(run_dir)
-    lock = filelock.FileLock(RunFolder(run_dir).lock, timeout=0)
     try:
-        lock.acquire()
+        held = filelock.FileLock(RunFolder(run_dir).lock).acquire(timeout=0)
     except filelock.Timeout:
         busy = f"another process is training in {run_dir}"
         raise SlmError(f"{busy}; wait for it, or choose another --run-dir") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 # %% [markdown]
@@ -376,25 +375,18 @@ def failure_file() -> Iterator[None]:
 
     It holds `{"error": a sentence, "retry": whether another attempt may succeed}`. Of
     several processes, the first that fails is the cause, and the others its victims.
-
     """
     try:
         yield
     except Exception as error:
-        note_failure(error)
+        known = isinstance(error, SlmError | OSError)
+        told = str(error) if known else f"{type(error).__name__}: {error}"
+        retry = error.retry if isinstance(error, SlmError) else True
+        # of several processes one makes the file; what fails here hides no cause
+        with contextlib.suppress(KeyError, OSError):
+            with open(os.environ["SLM_FAILURE_FILE"], "x", encoding="utf-8") as file:
+                file.write(json.dumps({"error": told, "retry": retry}))
         raise
-
-
-def note_failure(error: Exception) -> None:
-    """Write an error to the file that SLM_FAILURE_FILE names, if there is none yet."""
-    if not (path := os.environ.get("SLM_FAILURE_FILE")):
-        return
-    known = isinstance(error, SlmError | OSError)
-    told = str(error) if known else f"{type(error).__name__}: {error}"
-    retry = error.retry if isinstance(error, SlmError) else True
-    # of several processes one makes the file; what fails here is not to hide the cause
-    with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
-        file.write(json.dumps({"error": told, "retry": retry}))
 
 
 # %% tags=["nbval-check-output"]
@@ -508,9 +500,7 @@ with tempfile.TemporaryDirectory() as home:
 #
 # Before anything is built: [is there room](#trainer/is-there-room) for the run? A text
 # that took an hour to prepare is a high price for the news that the first step fails.
-# And does the tokenizer fit? Its ids index the model's tables, and an id beyond the
-# last row would fail at the first batch that happens to hold it. Then the batches of
-# both texts. With several processes, whichever comes first prepares the tokens and the
+# And does the tokenizer fit? Then the batches of both texts. With several processes, whichever comes first prepares the tokens and the
 # others wait; that happens *before* they join hands, because a process that waits in an
 # exchange gives up after a while, and a large corpus takes longer.
 #
@@ -521,21 +511,6 @@ with tempfile.TemporaryDirectory() as home:
 
 # %%
 #| export
-def fitting_tokenizer(config: RunConfig, folder: RunFolder) -> Tokenizer:
-    """The run's tokenizer, whose ids the model's tables must hold.
-
-    Raises:
-        SlmError: They do not, or it cannot be had, or was another one before.
-    """
-    tokenizer = get_tokenizer(config.data.tokenizer)
-    if tokenizer.n_vocab > config.model.vocab_size:
-        small = f"model.vocab_size = {config.model.vocab_size} is too small"
-        has = f"which has {tokenizer.n_vocab} ids"
-        raise SlmError(f"{small} for tokenizer {config.data.tokenizer!r}, {has}")
-    refuse_other_tokenizer(folder, tokenizer, config.data.tokenizer)
-    return tokenizer
-
-
 def make_observers(
     config: RunConfig,
     folder: RunFolder,
@@ -697,7 +672,7 @@ def train(
         raise SlmError(f"--run-dir is empty; {cure}")
     name = make_run_name(config.name)
     folder = RunFolder(Path("runs", name) if run_dir is None else user_path(run_dir))
-    tells = verbose and rank() == 0
+    first, tells = rank() == 0, verbose and rank() == 0
     if tells and run_dir is None and name != config.name:
         print(f"{config.name!r} cannot name a run, so it is called {name}")
     with failure_file():
@@ -708,7 +683,7 @@ def train(
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         enough = room_for_run(config)  # refuses what the memory cannot hold
-        tokenizer, first = fitting_tokenizer(config, folder), rank() == 0
+        tokenizer = fitting_tokenizer(config.data.tokenizer, config, folder)
         # whichever process comes first tokenises, the others wait for it
         t, context_length = config.training, config.model.context_length
         order = (t.batch_size, t.seed, rank(), world_size())

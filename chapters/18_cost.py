@@ -259,9 +259,8 @@ def fit_step(steps: Sequence[TrainingStep] = STEPS) -> tuple[float, float]:
         product's speed at which the work is done.
     """
     ours = [step for step in steps if step.code == "slm" and step.compiled]
-    line = statistics.linear_regression(
-        [work(step) for step in ours], [step.milliseconds / 1000 for step in ours]
-    )
+    seconds = [step.milliseconds / 1000 for step in ours]
+    line = statistics.linear_regression([work(step) for step in ours], seconds)
     return line.intercept / MEASURED.n_layers, 1 / line.slope
 
 
@@ -556,10 +555,8 @@ def estimate(
     row = prices.find(gpu or config.modal.gpu_name)
     steps, tokens = seconds_per_step(config, row), tokens_per_step(config)
     training = [config.training.max_steps * step * (1 + OVERHEAD) for step in steps]
-    fast, slow = (
-        (start_up + seconds) / 3600
-        for start_up, seconds in zip(START_UP, training, strict=True)
-    )
+    both = zip(START_UP, training, strict=True)
+    fast, slow = ((start_up + seconds) / 3600 for start_up, seconds in both)
     rate = dollars_per_hour(config, prices, row.name)
     peak = row.peak_tflops if _in_matrix_units(config, row) else row.float32_tflops
     flops = tokens * count_flops_per_token(config.model) / config.modal.gpu_count
@@ -613,6 +610,12 @@ print(f"{unbounded:.0f} by its FLOPs alone, {bounded:.1f} with LAUNCH")
 
 # %%
 #| export
+def _with(config: RunConfig, **training: Any) -> RunConfig:
+    """The config with other values in its section `training`."""
+    changed = dataclasses.replace(config.training, **training)
+    return dataclasses.replace(config, training=changed)
+
+
 def cheapest_batch(
     config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
 ) -> RunConfig:
@@ -625,10 +628,8 @@ def cheapest_batch(
     rows = training.batch_size * training.gradient_accumulation_steps
     for size in range(rows, training.batch_size, -1):
         if rows % size == 0:
-            changed = dataclasses.replace(
-                training, batch_size=size, gradient_accumulation_steps=rows // size
-            )
-            other = dataclasses.replace(config, training=changed)
+            parts = rows // size
+            other = _with(config, batch_size=size, gradient_accumulation_steps=parts)
             if step_memory(other, row).peak <= (1 - HEADROOM) * row.memory_gb * 1e9:
                 return other
     return config
@@ -722,17 +723,13 @@ def _remedy(config: RunConfig, prices: Prices) -> str:
         changes["batch_size"] = found.largest_batch
     if not all(changes.values()):
         return ""
-    config = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, **changes)
-    )
-    if not _fits(config, estimate(config, prices)):
-        changes["max_steps"] = max_steps_that_fit(config, prices)
+    smaller = _with(config, **changes)
+    if not _fits(smaller, estimate(smaller, prices)):
+        changes["max_steps"] = max_steps_that_fit(smaller, prices)
         if changes["max_steps"] <= config.training.warmup_steps:
             return ""
-        config = dataclasses.replace(
-            config, training=dataclasses.replace(config.training, **changes)
-        )
-    if not _fits(config, estimate(config, prices)):
+        smaller = _with(config, **changes)
+    if not _fits(smaller, estimate(smaller, prices)):
         return ""
     return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
 
@@ -927,7 +924,7 @@ def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
         "steps": steps,
         "tokens": steps * tokens_per_step(config),
         "flops_per_token": count_flops_per_token(config.model),
-        "prices": {"date": prices.date, "source": prices.source},
+        "prices": {"date": str(prices.date), "source": prices.source},
         "free_dollars_per_month": prices.free_dollars_per_month,
         "gpu": estimate(config, prices).name,
         "memory_bytes": asdict(step_memory(config, gpu)),
@@ -1233,9 +1230,7 @@ def _draft(shape: Shape, gpu: str, dollars: float) -> RunConfig:
     """The shortest run of a shape on that machine, with micro-batches of one row."""
     count = ModalConfig(gpu=gpu).gpu_count
     layers, width, rows, rate = shape
-    model = GPTConfig(
-        VOCABULARY, CONTEXT, layers, width // 64, d_model=width, d_ff=4 * width
-    )
+    model = GPTConfig(VOCABULARY, CONTEXT, layers, width // 64, width, 4 * width)
     parameters = count_parameters(model)
     memory = 4096 * count + 12 * parameters // 2**20  # MiB; a checkpoint is on its way
     sections = {
@@ -1365,8 +1360,9 @@ def _spend(config: RunConfig, dollars: float, prices: Prices) -> Plan | None:
         return None
     tokens = steps * step
     corpus = next(name for name, n in CORPORA.items() if tokens <= PASSES * n)
+    warmup = min(500, steps // 20)
     training = dataclasses.replace(
-        config.training, max_steps=steps, warmup_steps=min(500, steps // 20)
+        config.training, max_steps=steps, warmup_steps=warmup
     )
     data = dataclasses.replace(config.data, dataset=corpus, val_fraction=0.01)
     config = dataclasses.replace(config, training=training, data=data)
@@ -1400,14 +1396,11 @@ def plan(dollars: float, gpu: str | None = None, prices: Prices = MODAL) -> Plan
     plans = [found for draft in drafts if (found := _spend(draft, dollars, prices))]
     if plans:
         return min(plans, key=lambda found: (found.loss, found.estimate.dollars[1]))
-    least = min(
-        (estimate(draft, prices) for draft in drafts), key=lambda row: row.dollars[1]
-    )
+    costs = (estimate(draft, prices) for draft in drafts)
+    least = min(costs, key=lambda row: row.dollars[1])
     cents = math.ceil(100 * least.dollars[1])
-    raise SlmError(
-        f"${dollars:g} is too little: {LEAST_STEPS} steps of the smallest model cost "
-        f"up to ${cents / 100:.2f} on {least.name}."
-    )
+    few = f"{LEAST_STEPS} steps of the smallest model cost up to ${cents / 100:.2f}"
+    raise SlmError(f"${dollars:g} is too little: {few} on {least.name}.")
 
 
 # %% [markdown]

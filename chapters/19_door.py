@@ -125,30 +125,21 @@ def _train(arguments: argparse.Namespace) -> int:
 # %%
 #| export
 def _add_train(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a model from a config file, or go on where a run was stopped",
-    )
+    about = "train a model from a config file, or go on where a run was stopped"
+    parser = commands.add_parser("train", help=about)
+    add = parser.add_argument
     config = "a YAML file, or a name that `slm configs` lists"
-    parser.add_argument("config", metavar="CONFIG", help=config)
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="section.key=value",
-        help="change single settings",
-    )
+    add("config", metavar="CONFIG", help=config)
+    change = "change single settings"
+    add("overrides", nargs="*", default=[], metavar="section.key=value", help=change)
     folder = "the run's folder (runs/<name of the config> if not given)"
-    parser.add_argument("--run-dir", metavar="DIR", help=folder)
+    add("--run-dir", metavar="DIR", help=folder)
     price = "price of the machine, for the metric cost/usd"
-    parser.add_argument("--dollars-per-hour", type=float, metavar="PRICE", help=price)
+    add("--dollars-per-hour", type=float, metavar="PRICE", help=price)
     stop = "stop after step N of the run; without it, the same command goes on"
-    parser.add_argument("--steps", type=int, metavar="N", help=stop)
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print the config with its defaults; train nothing",
-    )
+    add("--steps", type=int, metavar="N", help=stop)
+    only = "print the config with its defaults; train nothing"
+    add("--print-config", action="store_true", help=only)
     parser.set_defaults(command=_train, more="overrides")
 
 
@@ -175,17 +166,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     from slm.training.run import load_run
 
     run = load_run(arguments.run)
-    pieces = stream(
-        run.model,
-        run.tokenizer,
-        arguments.prompt,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        overflow=arguments.overflow,
-    )
+    names = ("max_tokens", "temperature", "top_k", "top_p", "seed", "overflow")
+    options = {name: getattr(arguments, name) for name in names}
+    pieces = stream(run.model, run.tokenizer, arguments.prompt, **options)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for piece in pieces:
@@ -260,6 +243,9 @@ def _add_configs(commands: Any) -> None:
 
 # %%
 #| export
+PRICES = "a YAML price table instead of the built-in one"
+
+
 def _is_override(word: str) -> bool:
     """Whether a word is a section.key=value; a file can be written ./a=b.yaml."""
     return "=" in word.partition("/")[0]
@@ -294,20 +280,14 @@ def _cost(arguments: argparse.Namespace) -> int:
 # %%
 #| export
 def _add_cost(commands: Any) -> None:
-    parser = commands.add_parser(
-        "cost", help="what training would cost on each GPU, before it starts"
-    )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="files, or names")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="section.key=value",
-        help="change single settings, in all the files",
-    )
-    table = "a YAML price table instead of the built-in one"
-    parser.add_argument("--prices", metavar="FILE", help=table)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    about = "what training would cost on each GPU, before it starts"
+    parser = commands.add_parser("cost", help=about)
+    add = parser.add_argument
+    add("configs", nargs="+", metavar="CONFIG", help="files, or names")
+    change = "change single settings, in all the files"
+    add("overrides", nargs="*", default=[], metavar="section.key=value", help=change)
+    add("--prices", metavar="FILE", help=PRICES)
+    add("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_cost, more="configs")
 
 
@@ -336,13 +316,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _add_plan(commands: Any) -> None:
     about = "the run with the lowest predicted loss for so many dollars"
     parser = commands.add_parser("plan", help=about)
-    budget = "to be spent at most"
-    parser.add_argument("dollars", type=float, metavar="DOLLARS", help=budget)
+    add = parser.add_argument
+    add("dollars", type=float, metavar="DOLLARS", help="to be spent at most")
     kind = "a kind of GPU, or several: H100:8 (default: the best of all)"
-    parser.add_argument("--gpu", help=kind)
-    table = "a YAML price table instead of the built-in one"
-    parser.add_argument("--prices", metavar="FILE", help=table)
-    parser.add_argument("--out", metavar="FILE", help="write its config there")
+    add("--gpu", help=kind)
+    add("--prices", metavar="FILE", help=PRICES)
+    add("--out", metavar="FILE", help="write its config there")
     parser.set_defaults(command=_plan, more="")
 
 
@@ -409,9 +388,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     names = "train | generate | cost | plan | configs | data"
     commands = parser.add_subparsers(required=True, metavar=names)
-    for add in (_add_train, _add_generate, _add_cost, _add_plan):
-        add(commands)
-    for add in (_add_configs, _add_data):
+    blocks = (_add_train, _add_generate, _add_cost, _add_plan, _add_configs, _add_data)
+    for add in blocks:
         add(commands)
     return parser
 

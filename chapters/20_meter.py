@@ -152,9 +152,7 @@ def count(self) -> dict[str, float]:
     dollars = seconds * self.dollars_per_hour / 3600
     self.entry |= {"seconds": seconds, "dollars": dollars}
     attempts = [*self.earlier, self.entry]
-    seconds, dollars = (
-        sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
-    )
+    seconds, dollars = (sum(a[key] for a in attempts) for key in ("seconds", "dollars"))
     return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
 
 
@@ -252,10 +250,8 @@ def dollars_before(self) -> float:
 @course.add_to(Meter)
 def projected_dollars(self) -> float:
     """What the run will have cost, if all steps take as long as in this attempt."""
-    first, now = (
-        step_of(names[0]) if names else 0
-        for names in (self.entry["from"], self.entry["to"])
-    )
+    # a name of a checkpoint, or none
+    first, now = (sum(map(step_of, self.entry[key])) for key in ("from", "to"))
     each = self.entry["dollars"] / max(1, now - first)
     left = each * (self.max_steps - now)
     return self.dollars_before() + self.entry["dollars"] + left
@@ -276,7 +272,7 @@ def stall_reason(self) -> str:
     mine = [each for each in self.earlier if call and each.get("call") == call]
     if self.entry["error"]:
         mine.append(self.entry)
-    row = itertools.takewhile(lambda each: each["from"] == each["to"], reversed(mine))
+    row = itertools.takewhile(lambda a: a["from"] == a["to"], reversed(mine))
     # a machine that was taken away is nobody's fault
     idle = [each for each in row if not each.get("interrupted")]
     if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
@@ -285,7 +281,7 @@ def stall_reason(self) -> str:
     if len(idle) > 2:
         told = "three attempts in a row came to no new checkpoint"
         cure = "set a longer modal.timeout, a smaller training.checkpoint_every"
-        errors = [f"; an error was {each['error']}" for each in idle if each["error"]]
+        errors = [f"; an error was {a['error']}" for a in idle if a["error"]]
         return f"{told}; {cure}, or more modal.memory_mib{''.join(errors[:1])}"
     return ""
 
@@ -572,9 +568,8 @@ def measured(config: RunConfig, before: dict[str, Any]) -> str:
         return ""
     slow, fast = before["tokens_per_s"]
     rest, spent = remaining(config, before), before["dollars"]
-    hours, dollars = (
-        f"{low:.2f} to {high:.2f}" for low, high in (rest.hours, rest.dollars)
-    )
+    both = rest.hours, rest.dollars
+    hours, dollars = (f"{low:.2f} to {high:.2f}" for low, high in both)
     first, last = before["checkpoint"] + 1, config.training.max_steps
     whole = f"{spent + rest.dollars[0]:.2f} to {spent + rest.dollars[1]:.2f}"
     told = f"measured  {slow:,.0f} to {fast:,.0f} tokens/s on {rest.name}, so steps "
@@ -614,10 +609,9 @@ def check(
     if most > allowed and not yes_spend:
         needs = verdict(config)[1]
         if steps or before["checkpoint"]:
+            spent = f"${before['dollars']:.2f} spent; the config allows ${allowed:.2f}."
             needs = f"Needs up to ${expected.dollars[1]:.2f} on {expected.name}, after "
-            needs += (
-                f"${before['dollars']:.2f} spent; the config allows ${allowed:.2f}."
-            )
+            needs += spent
         all_the_same = f"To spend up to ${most:.2f} all the same, say --yes-spend."
         raise SlmError(f"{needs} {all_the_same}")
     return expected
@@ -730,9 +724,7 @@ def terms(
     again = STARTUP / 3600 * expected.dollars_per_hour
     most = f"at most   ${sum(parts.values()):.2f}: {told}; each time the machine is "
     most += f"taken away, ${again:.2f} more"
-    lines = [
-        textwrap.fill(each, 88, subsequent_indent=" " * 10) for each in (will, most)
-    ]
+    lines = [textwrap.fill(one, 88, subsequent_indent=" " * 10) for one in (will, most)]
     return "\n".join(filter(None, [measured(config, before), *lines]))
 
 
@@ -816,9 +808,8 @@ def reconcile(
     problem = f": {result['problem']}" if result.get("problem") else ""
     loss = "none" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
     told = f"{state} at step {result['step']}, validation loss {loss}"
-    hours, dollars = (
-        f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
-    )
+    both = expected.hours, expected.dollars
+    hours, dollars = (f"{fast:.3g} to {slow:.3g}" for fast, slow in both)
     keys = ("seconds", "dollars", "attempts")
     seconds, spent, n = (max(0, result[key] - before[key]) for key in keys)
     tries = f"in {n} attempt{'s' * (n > 1)}"
@@ -855,9 +846,7 @@ def refuse_other(run: str, begun: RunConfig, config: RunConfig, steps: int) -> N
         SlmError: Settings differ that would make another run, or the precision does.
     """
     changed = changed_keys(begun.as_dict(), config.as_dict())
-    old, new = (
-        run_dtype(each, MODAL.find(each.modal.gpu_name)) for each in (begun, config)
-    )
+    old, new = (run_dtype(c, MODAL.find(c.modal.gpu_name)) for c in (begun, config))
     if steps and old != new:
         gpus = f"{begun.modal.gpu} computes in {old} and {config.modal.gpu} in {new}"
         changed.append(f"the precision changes, because {gpus}")
@@ -905,19 +894,7 @@ import modal
 
 from slm.training.folder import RunFolder, parse_attempts, read_launched, report
 from slm.cloud.cost import Estimate, cost_table
-from slm.cloud.price import (
-    DATA,
-    NEW,
-    VOLUME,
-    budget,
-    check,
-    measured,
-    most_attempts,
-    reconcile,
-    refuse_other,
-    refuse_unseen,
-    terms,
-)
+from slm.cloud import price
 from slm.training.config import RunConfig, load_config
 from slm.errors import SlmError
 from slm.files import check_run_name, make_run_name, write_text, writing
@@ -951,10 +928,9 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
     try:
         secret.hydrate()
     except modal.exception.NotFoundError as error:
-        raise SlmError(
-            f"the config asks for Weights & Biases, but: {error}. Create it with "
-            "`modal secret create wandb WANDB_API_KEY=…`, or set wandb.enabled: false"
-        ) from None
+        made = "Create it with `modal secret create wandb WANDB_API_KEY=…`"
+        told = f"the config asks for Weights & Biases, but: {error}. {made}"
+        raise SlmError(f"{told}, or set wandb.enabled: false") from None
     except UNANSWERED as error:
         raise no_answer("the secret wandb", error) from None
     return [secret]
@@ -1042,12 +1018,9 @@ class Launched:
             self.call.get(timeout=0)
         except TimeoutError:
             return True
-        except ENDED:
-            return False
-        except UNANSWERED as error:
-            raise unknown(self.run, error) from None
-        except Exception:  # the function's own
-            return False
+        except Exception as error:  # it has ended, with the function's own, if not so
+            if isinstance(error, UNANSWERED) and not isinstance(error, ENDED):
+                raise unknown(self.run, error) from None
         return False
 
     def __str__(self) -> str:
@@ -1096,9 +1069,9 @@ def _tell_end(
 ) -> None:
     """Say what a launch that was waited for came to, and what is left to do."""
     if result := launched.result:
-        print(reconcile(expected, result, before))
+        print(price.reconcile(expected, result, before))
         if not result["finished"] and result["checkpoint"]:
-            print(measured(config, result) or "too few steps to measure a speed")
+            print(price.measured(config, result) or "too few steps to measure a speed")
     else:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
@@ -1139,7 +1112,7 @@ class Cloud:
 
     Args:
         app: The app that the functions belong to.
-        volume: The folder that outlives every container, mounted at DATA.
+        volume: The folder that outlives every container, mounted at `price.DATA`.
         train: The function that trains: config text, run folder, budget, price of an
             hour, and the step after which it stops.
         prepare: The function that tokenises: config text; it returns what is wrong.
@@ -1191,11 +1164,8 @@ def launches(self, run: str) -> list[Launched]:
         attempts = []
     except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read
         raise unknown(run, error) from None
-    begun = [
-        Launched(each.get("app", ""), each["call"], run)
-        for each in attempts
-        if each.get("call")
-    ]
+    called = [each for each in attempts if each.get("call")]
+    begun = [Launched(each.get("app", ""), each["call"], run) for each in called]
     # a note of which no attempt has begun is the newest: it waits, or has ended so
     waits = noted and noted[0].call_id not in [each.call_id for each in begun]
     both = begun[-1:] + noted if waits else noted + begun[-1:]
@@ -1264,7 +1234,7 @@ def refuse_twice(self, run: str, own: str | None = None) -> None:
 #| export cloud/launch
 @course.add_to(Cloud)
 def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
-    """What `report` says of the run that a launch goes on with; NEW without one.
+    """What `report` says of the run that a launch goes on with; `NEW` without.
 
     Raises:
         SlmError: It is finished, or was begun with another config.
@@ -1274,7 +1244,7 @@ def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
         try:
             self.download(run, folder.path, skip=LARGE)
         except NothingYet:
-            return NEW
+            return price.NEW
         if folder.finished:
             fetch = f"`modal run modal_app.py::fetch --run {run}` brings it here"
             another = "--run NAME trains this config as another run"
@@ -1282,7 +1252,7 @@ def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
         found = report(folder.path)
         if folder.config.is_file():
             begun = load_config(folder.config)
-            refuse_other(run, begun, config, found["checkpoint"])
+            price.refuse_other(run, begun, config, found["checkpoint"])
             if begun.modal.gpu != config.modal.gpu:
                 found["tokens_per_s"] = None
         return found
@@ -1300,13 +1270,13 @@ def quote(
     Raises:
         SlmError: With the reason for the refusal.
     """
-    refuse_unseen(config)
+    price.refuse_unseen(config)
     self.refuse_twice(run)
     before = self.so_far(run, config)
     print(cost_table(config))
-    expected = check(config, yes_spend, before, steps)
-    limit = budget(config, expected, yes_spend, before, steps)
-    print(terms(config, expected, limit, before), flush=True)
+    expected = price.check(config, yes_spend, before, steps)
+    limit = price.budget(config, expected, yes_spend, before, steps)
+    print(price.terms(config, expected, limit, before), flush=True)
     return expected, limit, before
 
 
@@ -1343,10 +1313,10 @@ def launch(
     """
     run = check_run_name(run) if run else _name_of(config)
     expected, limit, before = self.quote(config, run, yes_spend, steps)
-    machine = _machine(config, secrets(config), most_attempts(config, expected))
-    data = replace(config.data, cache_dir=f"{DATA}/tokens")
+    machine = _machine(config, secrets(config), price.most_attempts(config, expected))
+    data = replace(config.data, cache_dir=f"{price.DATA}/tokens")
     text = replace(config, data=data).to_yaml()
-    sent = (text, f"{DATA}/runs/{run}", limit, None, steps)
+    sent = (text, f"{price.DATA}/runs/{run}", limit, None, steps)
     begun: list[tuple[Launched, modal.FunctionCall]] = []
     prepared, result = config.data.dataset == "stories", None  # it takes seconds
     with self.app.run(name=self.app_name(run), detach=True):
@@ -1464,8 +1434,8 @@ def download(
     try:
         entries = self.volume.listdir(source)
     except modal.exception.NotFoundError:
-        listed = f"`modal volume ls {VOLUME} runs` lists them"
-        told = f"the volume {VOLUME} has no run {run!r} yet; {listed}"
+        listed = f"`modal volume ls {price.VOLUME} runs` lists them"
+        told = f"the volume {price.VOLUME} has no run {run!r} yet; {listed}"
         raise NothingYet(told) from None
     except UNANSWERED as error:
         raise unknown(run, error) from None

@@ -75,7 +75,7 @@ def _sentence(found: Any, known: list[str], where: str, elsewhere: Names) -> str
         return f"{where} takes at most {len(known)} values: {', '.join(known)}"
     key = path[0] if isinstance(path[0], str) else known[path[0]]
     if kind == "unexpected_keyword_argument":
-        return f"{where}.{key} is not a key; {_nearest(key, known, elsewhere)}"
+        return f"{where}.{key} is not a key; {nearest(key, known, elsewhere)}"
     if kind in ("missing", "missing_argument"):
         return f"{where}.{key} is missing; it has no default"
     given = in_short(found["input"])  # now a value of the file, not all of them
@@ -87,7 +87,7 @@ def _sentence(found: Any, known: list[str], where: str, elsewhere: Names) -> str
     return f"{where}.{key} = {given} is not allowed; it must be {allowed}"
 
 
-def _nearest(key: str, known: list[str], elsewhere: Names) -> str:
+def nearest(key: str, known: list[str], elsewhere: Names) -> str:
     """A hint for a key that is none; a whole key of another section is found there."""
     near = [] if key in elsewhere else difflib.get_close_matches(key, known, 1)
     others = difflib.get_close_matches(key, elsewhere, 1)

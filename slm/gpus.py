@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from slm.errors import SlmError, in_short
 
@@ -31,18 +24,16 @@ class GPU(BaseModel):
 
     name: str
     dollars_per_second: PositiveFloat
-    peak_tflops: PositiveFloat = Field(
-        description="dense, in bfloat16, or in float16 where there is no bfloat16"
-    )
-    product_tflops: PositiveFloat = Field(
-        description="what large products of that type were measured to reach"
-    )
-    float32_tflops: PositiveFloat = Field(
-        description="outside the matrix units, which is where float32 is computed"
-    )
+    peak_tflops: PositiveFloat
+    """Dense, in bfloat16, or in float16 where there is no bfloat16."""
+    product_tflops: PositiveFloat
+    """What large products of that type were measured to reach."""
+    float32_tflops: PositiveFloat
+    """Outside the matrix units, which is where float32 is computed."""
     memory_gb: PositiveFloat
     bfloat16: bool = True
-    limit: int = Field(8, ge=1, description="how many one container can have")
+    limit: int = Field(8, ge=1)
+    """How many one container can have."""
 
 
 # Other names that Modal takes. "H100!" is an H100 and never a free upgrade to an H200,
@@ -56,17 +47,11 @@ class Prices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    date: str
+    date: datetime.date
     dollars_per_core_second: float = Field(ge=0)
     dollars_per_gib_second: float = Field(ge=0)
     free_dollars_per_month: float = Field(ge=0)
     gpus: tuple[GPU, ...] = Field(min_length=1)
-
-    @field_validator("date")
-    @classmethod
-    def _is_a_day(cls, date: str) -> str:
-        datetime.date.fromisoformat(date)
-        return date
 
     def find(self, name: str) -> GPU:
         """The GPU of that name, as Modal spells it.
@@ -74,19 +59,15 @@ class Prices(BaseModel):
         Raises:
             SlmError: The table has none.
         """
+        rows = {gpu.name: gpu for gpu in self.gpus}
         wanted = ALIASES.get(name.upper(), name.upper())
-        for gpu in self.gpus:
-            if gpu.name == wanted:
-                return gpu
-        known = ", ".join(gpu.name for gpu in self.gpus)
-        raise SlmError(
-            f"no price for GPU {name!r}; the table of {self.date} has {known}."
-        )
+        if wanted not in rows:
+            table = f"the table of {self.date} has {', '.join(rows)}"
+            raise SlmError(f"no price for GPU {name!r}; {table}.")
+        return rows[wanted]
 
 
-_COLUMNS = "name dollars_per_second peak_tflops product_tflops float32_tflops"
-_COLUMNS += " memory_gb bfloat16 limit"
-
+# Each row holds the fields of a GPU in their order.
 # Products as measured: A100, H100, H200 and B200 in the table of achievable products of
 # github.com/stas00/ml-engineering, L4 by github.com/mag-/gpu_benchmark, and the T4,
 # under its power limit, in forums.developer.nvidia.com, thread 264462. Four fifths of
@@ -106,11 +87,11 @@ _GPUS = (
 
 MODAL = Prices(
     source="modal.com/pricing; peaks and memory from NVIDIA's data sheets, dense",
-    date="2026-07-01",
+    date=datetime.date(2026, 7, 1),
     dollars_per_core_second=0.0000131,
     dollars_per_gib_second=0.00000222,
     free_dollars_per_month=30,
-    gpus=tuple(GPU(**dict(zip(_COLUMNS.split(), row, strict=True))) for row in _GPUS),
+    gpus=tuple(GPU(**dict(zip(GPU.model_fields, row, strict=True))) for row in _GPUS),
 )
 
 

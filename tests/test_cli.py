@@ -383,7 +383,7 @@ def test_cost_prints_a_table_and_its_assumptions(config, capsys):
     assert cli.main(["cost", config]) == 0
     out = capsys.readouterr().out
     assert cost.cost_table(slm.load_config(config)) in out
-    assert cost.MODAL.date in out and cost.ASSUMPTIONS in out
+    assert str(cost.MODAL.date) in out and cost.ASSUMPTIONS in out
 
 
 def test_cost_as_json_and_with_other_prices(config, capsys, tmp_path):

@@ -60,7 +60,7 @@ def test_prices_from_a_file(tmp_path):
         del gpu["limit"]  # which says nothing of a price
     path.write_text(yaml.safe_dump(table))
     prices = load_prices(path)
-    assert prices.date == "2030-01-01"
+    assert str(prices.date) == "2030-01-01"
     twice = 2 * MODAL.find("T4").dollars_per_second
     assert prices.find("T4").dollars_per_second == twice
 

@@ -301,10 +301,10 @@ def test_ranks_are_told_the_price_and_the_steps(
 ):
     told = []
     monkeypatch.setattr(
-        modal_app, "train_on_ranks", lambda *values: told.append(values)
+        modal_app, "train_on_ranks", lambda *_, **rest: told.append(rest)
     )
     config = load_config(modal_app.unpack(text.replace("T4", "H100:2"), "tiny"))
     meter = budget.Meter(tmp_path, 31.6)
     with contextlib.suppress(KeyboardInterrupt):
         modal_app.attempt(config, str(tmp_path), meter, 5)
-    assert told[0][-2:] == (31.6, 5)
+    assert (told[0]["dollars_per_hour"], told[0]["steps"]) == (31.6, 5)

@@ -75,7 +75,7 @@ class Meter:
         self.entry |= {"seconds": seconds, "dollars": dollars}
         attempts = [*self.earlier, self.entry]
         seconds, dollars = (
-            sum(attempt[key] for attempt in attempts) for key in ("seconds", "dollars")
+            sum(a[key] for a in attempts) for key in ("seconds", "dollars")
         )
         return {"attempts": len(attempts), "seconds": seconds, "dollars": dollars}
 
@@ -120,10 +120,8 @@ class Meter:
 
     def projected_dollars(self) -> float:
         """What the run will have cost, if all steps take as long as in this attempt."""
-        first, now = (
-            step_of(names[0]) if names else 0
-            for names in (self.entry["from"], self.entry["to"])
-        )
+        # a name of a checkpoint, or none
+        first, now = (sum(map(step_of, self.entry[key])) for key in ("from", "to"))
         each = self.entry["dollars"] / max(1, now - first)
         left = each * (self.max_steps - now)
         return self.dollars_before() + self.entry["dollars"] + left
@@ -134,9 +132,7 @@ class Meter:
         mine = [each for each in self.earlier if call and each.get("call") == call]
         if self.entry["error"]:
             mine.append(self.entry)
-        row = itertools.takewhile(
-            lambda each: each["from"] == each["to"], reversed(mine)
-        )
+        row = itertools.takewhile(lambda a: a["from"] == a["to"], reversed(mine))
         # a machine that was taken away is nobody's fault
         idle = [each for each in row if not each.get("interrupted")]
         if len(idle) > 1 and idle[0]["error"] and idle[1]["error"]:
@@ -145,9 +141,7 @@ class Meter:
         if len(idle) > 2:
             told = "three attempts in a row came to no new checkpoint"
             cure = "set a longer modal.timeout, a smaller training.checkpoint_every"
-            errors = [
-                f"; an error was {each['error']}" for each in idle if each["error"]
-            ]
+            errors = [f"; an error was {a['error']}" for a in idle if a["error"]]
             return f"{told}; {cure}, or more modal.memory_mib{''.join(errors[:1])}"
         return ""
 

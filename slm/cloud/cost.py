@@ -46,9 +46,8 @@ def fit_step(steps: Sequence[TrainingStep] = STEPS) -> tuple[float, float]:
         product's speed at which the work is done.
     """
     ours = [step for step in steps if step.code == "slm" and step.compiled]
-    line = statistics.linear_regression(
-        [work(step) for step in ours], [step.milliseconds / 1000 for step in ours]
-    )
+    seconds = [step.milliseconds / 1000 for step in ours]
+    line = statistics.linear_regression([work(step) for step in ours], seconds)
     return line.intercept / MEASURED.n_layers, 1 / line.slope
 
 
@@ -202,10 +201,8 @@ def estimate(
     row = prices.find(gpu or config.modal.gpu_name)
     steps, tokens = seconds_per_step(config, row), tokens_per_step(config)
     training = [config.training.max_steps * step * (1 + OVERHEAD) for step in steps]
-    fast, slow = (
-        (start_up + seconds) / 3600
-        for start_up, seconds in zip(START_UP, training, strict=True)
-    )
+    both = zip(START_UP, training, strict=True)
+    fast, slow = ((start_up + seconds) / 3600 for start_up, seconds in both)
     rate = dollars_per_hour(config, prices, row.name)
     peak = row.peak_tflops if _in_matrix_units(config, row) else row.float32_tflops
     flops = tokens * count_flops_per_token(config.model) / config.modal.gpu_count
@@ -238,6 +235,12 @@ def estimate_all(config: RunConfig, prices: Prices = MODAL) -> list[Estimate]:
     return [estimate(config, prices, gpu.name) for gpu in enough]
 
 
+def _with(config: RunConfig, **training: Any) -> RunConfig:
+    """The config with other values in its section `training`."""
+    changed = dataclasses.replace(config.training, **training)
+    return dataclasses.replace(config, training=changed)
+
+
 def cheapest_batch(
     config: RunConfig, prices: Prices = MODAL, gpu: str | None = None
 ) -> RunConfig:
@@ -250,10 +253,8 @@ def cheapest_batch(
     rows = training.batch_size * training.gradient_accumulation_steps
     for size in range(rows, training.batch_size, -1):
         if rows % size == 0:
-            changed = dataclasses.replace(
-                training, batch_size=size, gradient_accumulation_steps=rows // size
-            )
-            other = dataclasses.replace(config, training=changed)
+            parts = rows // size
+            other = _with(config, batch_size=size, gradient_accumulation_steps=parts)
             if step_memory(other, row).peak <= (1 - HEADROOM) * row.memory_gb * 1e9:
                 return other
     return config
@@ -289,17 +290,13 @@ def _remedy(config: RunConfig, prices: Prices) -> str:
         changes["batch_size"] = found.largest_batch
     if not all(changes.values()):
         return ""
-    config = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, **changes)
-    )
-    if not _fits(config, estimate(config, prices)):
-        changes["max_steps"] = max_steps_that_fit(config, prices)
+    smaller = _with(config, **changes)
+    if not _fits(smaller, estimate(smaller, prices)):
+        changes["max_steps"] = max_steps_that_fit(smaller, prices)
         if changes["max_steps"] <= config.training.warmup_steps:
             return ""
-        config = dataclasses.replace(
-            config, training=dataclasses.replace(config.training, **changes)
-        )
-    if not _fits(config, estimate(config, prices)):
+        smaller = _with(config, **changes)
+    if not _fits(smaller, estimate(smaller, prices)):
         return ""
     return " and ".join(f"{name} ≤ {value:,}" for name, value in changes.items())
 
@@ -421,7 +418,7 @@ def report(config: RunConfig, prices: Prices = MODAL) -> dict[str, object]:
         "steps": steps,
         "tokens": steps * tokens_per_step(config),
         "flops_per_token": count_flops_per_token(config.model),
-        "prices": {"date": prices.date, "source": prices.source},
+        "prices": {"date": str(prices.date), "source": prices.source},
         "free_dollars_per_month": prices.free_dollars_per_month,
         "gpu": estimate(config, prices).name,
         "memory_bytes": asdict(step_memory(config, gpu)),

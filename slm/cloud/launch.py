@@ -16,20 +16,8 @@ from typing import Any
 
 import modal
 
+from slm.cloud import price
 from slm.cloud.cost import Estimate, cost_table
-from slm.cloud.price import (
-    DATA,
-    NEW,
-    VOLUME,
-    budget,
-    check,
-    measured,
-    most_attempts,
-    reconcile,
-    refuse_other,
-    refuse_unseen,
-    terms,
-)
 from slm.errors import SlmError
 from slm.files import check_run_name, make_run_name, write_text, writing
 from slm.training.config import RunConfig, load_config
@@ -57,10 +45,9 @@ def secrets(config: RunConfig) -> list[modal.Secret]:
     try:
         secret.hydrate()
     except modal.exception.NotFoundError as error:
-        raise SlmError(
-            f"the config asks for Weights & Biases, but: {error}. Create it with "
-            "`modal secret create wandb WANDB_API_KEY=…`, or set wandb.enabled: false"
-        ) from None
+        made = "Create it with `modal secret create wandb WANDB_API_KEY=…`"
+        told = f"the config asks for Weights & Biases, but: {error}. {made}"
+        raise SlmError(f"{told}, or set wandb.enabled: false") from None
     except UNANSWERED as error:
         raise no_answer("the secret wandb", error) from None
     return [secret]
@@ -129,12 +116,9 @@ class Launched:
             self.call.get(timeout=0)
         except TimeoutError:
             return True
-        except ENDED:
-            return False
-        except UNANSWERED as error:
-            raise unknown(self.run, error) from None
-        except Exception:  # the function's own
-            return False
+        except Exception as error:  # it has ended, with the function's own, if not so
+            if isinstance(error, UNANSWERED) and not isinstance(error, ENDED):
+                raise unknown(self.run, error) from None
         return False
 
     def __str__(self) -> str:
@@ -176,9 +160,9 @@ def _tell_end(
 ) -> None:
     """Say what a launch that was waited for came to, and what is left to do."""
     if result := launched.result:
-        print(reconcile(expected, result, before))
+        print(price.reconcile(expected, result, before))
         if not result["finished"] and result["checkpoint"]:
-            print(measured(config, result) or "too few steps to measure a speed")
+            print(price.measured(config, result) or "too few steps to measure a speed")
     else:
         print(f"Only the watching has stopped; the run and its bill go on:\n{launched}")
 
@@ -197,7 +181,7 @@ class Cloud:
 
     Args:
         app: The app that the functions belong to.
-        volume: The folder that outlives every container, mounted at DATA.
+        volume: The folder that outlives every container, mounted at `price.DATA`.
         train: The function that trains: config text, run folder, budget, price of an
             hour, and the step after which it stops.
         prepare: The function that tokenises: config text; it returns what is wrong.
@@ -241,11 +225,8 @@ class Cloud:
             attempts = []
         except (*UNANSWERED, ValueError) as error:  # or it is replaced as we read
             raise unknown(run, error) from None
-        begun = [
-            Launched(each.get("app", ""), each["call"], run)
-            for each in attempts
-            if each.get("call")
-        ]
+        called = [each for each in attempts if each.get("call")]
+        begun = [Launched(each.get("app", ""), each["call"], run) for each in called]
         # a note of which no attempt has begun is the newest: it waits, or has ended so
         waits = noted and noted[0].call_id not in [each.call_id for each in begun]
         both = begun[-1:] + noted if waits else noted + begun[-1:]
@@ -276,7 +257,7 @@ class Cloud:
             raise SlmError(f"{twice}. To follow, stop or fetch it:\n{running[0]}")
 
     def so_far(self, run: str, config: RunConfig) -> dict[str, Any]:
-        """What `report` says of the run that a launch goes on with; NEW without one.
+        """What `report` says of the run that a launch goes on with; `NEW` without.
 
         Raises:
             SlmError: It is finished, or was begun with another config.
@@ -286,7 +267,7 @@ class Cloud:
             try:
                 self.download(run, folder.path, skip=LARGE)
             except NothingYet:
-                return NEW
+                return price.NEW
             if folder.finished:
                 fetch = f"`modal run modal_app.py::fetch --run {run}` brings it here"
                 another = "--run NAME trains this config as another run"
@@ -294,7 +275,7 @@ class Cloud:
             found = report(folder.path)
             if folder.config.is_file():
                 begun = load_config(folder.config)
-                refuse_other(run, begun, config, found["checkpoint"])
+                price.refuse_other(run, begun, config, found["checkpoint"])
                 if begun.modal.gpu != config.modal.gpu:
                     found["tokens_per_s"] = None
             return found
@@ -310,13 +291,13 @@ class Cloud:
         Raises:
             SlmError: With the reason for the refusal.
         """
-        refuse_unseen(config)
+        price.refuse_unseen(config)
         self.refuse_twice(run)
         before = self.so_far(run, config)
         print(cost_table(config))
-        expected = check(config, yes_spend, before, steps)
-        limit = budget(config, expected, yes_spend, before, steps)
-        print(terms(config, expected, limit, before), flush=True)
+        expected = price.check(config, yes_spend, before, steps)
+        limit = price.budget(config, expected, yes_spend, before, steps)
+        print(price.terms(config, expected, limit, before), flush=True)
         return expected, limit, before
 
     def launch(
@@ -342,10 +323,12 @@ class Cloud:
         """
         run = check_run_name(run) if run else _name_of(config)
         expected, limit, before = self.quote(config, run, yes_spend, steps)
-        machine = _machine(config, secrets(config), most_attempts(config, expected))
-        data = replace(config.data, cache_dir=f"{DATA}/tokens")
+        machine = _machine(
+            config, secrets(config), price.most_attempts(config, expected)
+        )
+        data = replace(config.data, cache_dir=f"{price.DATA}/tokens")
         text = replace(config, data=data).to_yaml()
-        sent = (text, f"{DATA}/runs/{run}", limit, None, steps)
+        sent = (text, f"{price.DATA}/runs/{run}", limit, None, steps)
         begun: list[tuple[Launched, modal.FunctionCall]] = []
         prepared, result = config.data.dataset == "stories", None  # it takes seconds
         with self.app.run(name=self.app_name(run), detach=True):
@@ -402,8 +385,8 @@ class Cloud:
         try:
             entries = self.volume.listdir(source)
         except modal.exception.NotFoundError:
-            listed = f"`modal volume ls {VOLUME} runs` lists them"
-            told = f"the volume {VOLUME} has no run {run!r} yet; {listed}"
+            listed = f"`modal volume ls {price.VOLUME} runs` lists them"
+            told = f"the volume {price.VOLUME} has no run {run!r} yet; {listed}"
             raise NothingYet(told) from None
         except UNANSWERED as error:
             raise unknown(run, error) from None

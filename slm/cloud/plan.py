@@ -85,9 +85,7 @@ def _draft(shape: Shape, gpu: str, dollars: float) -> RunConfig:
     """The shortest run of a shape on that machine, with micro-batches of one row."""
     count = ModalConfig(gpu=gpu).gpu_count
     layers, width, rows, rate = shape
-    model = GPTConfig(
-        VOCABULARY, CONTEXT, layers, width // 64, d_model=width, d_ff=4 * width
-    )
+    model = GPTConfig(VOCABULARY, CONTEXT, layers, width // 64, width, 4 * width)
     parameters = count_parameters(model)
     memory = 4096 * count + 12 * parameters // 2**20  # MiB; a checkpoint is on its way
     sections = {
@@ -199,8 +197,9 @@ def _spend(config: RunConfig, dollars: float, prices: Prices) -> Plan | None:
         return None
     tokens = steps * step
     corpus = next(name for name, n in CORPORA.items() if tokens <= PASSES * n)
+    warmup = min(500, steps // 20)
     training = dataclasses.replace(
-        config.training, max_steps=steps, warmup_steps=min(500, steps // 20)
+        config.training, max_steps=steps, warmup_steps=warmup
     )
     data = dataclasses.replace(config.data, dataset=corpus, val_fraction=0.01)
     config = dataclasses.replace(config, training=training, data=data)
@@ -227,11 +226,8 @@ def plan(dollars: float, gpu: str | None = None, prices: Prices = MODAL) -> Plan
     plans = [found for draft in drafts if (found := _spend(draft, dollars, prices))]
     if plans:
         return min(plans, key=lambda found: (found.loss, found.estimate.dollars[1]))
-    least = min(
-        (estimate(draft, prices) for draft in drafts), key=lambda row: row.dollars[1]
-    )
+    costs = (estimate(draft, prices) for draft in drafts)
+    least = min(costs, key=lambda row: row.dollars[1])
     cents = math.ceil(100 * least.dollars[1])
-    raise SlmError(
-        f"${dollars:g} is too little: {LEAST_STEPS} steps of the smallest model cost "
-        f"up to ${cents / 100:.2f} on {least.name}."
-    )
+    few = f"{LEAST_STEPS} steps of the smallest model cost up to ${cents / 100:.2f}"
+    raise SlmError(f"${dollars:g} is too little: {few} on {least.name}.")

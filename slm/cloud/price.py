@@ -109,9 +109,8 @@ def measured(config: RunConfig, before: dict[str, Any]) -> str:
         return ""
     slow, fast = before["tokens_per_s"]
     rest, spent = remaining(config, before), before["dollars"]
-    hours, dollars = (
-        f"{low:.2f} to {high:.2f}" for low, high in (rest.hours, rest.dollars)
-    )
+    both = rest.hours, rest.dollars
+    hours, dollars = (f"{low:.2f} to {high:.2f}" for low, high in both)
     first, last = before["checkpoint"] + 1, config.training.max_steps
     whole = f"{spent + rest.dollars[0]:.2f} to {spent + rest.dollars[1]:.2f}"
     told = f"measured  {slow:,.0f} to {fast:,.0f} tokens/s on {rest.name}, so steps "
@@ -141,10 +140,9 @@ def check(
     if most > allowed and not yes_spend:
         needs = verdict(config)[1]
         if steps or before["checkpoint"]:
+            spent = f"${before['dollars']:.2f} spent; the config allows ${allowed:.2f}."
             needs = f"Needs up to ${expected.dollars[1]:.2f} on {expected.name}, after "
-            needs += (
-                f"${before['dollars']:.2f} spent; the config allows ${allowed:.2f}."
-            )
+            needs += spent
         all_the_same = f"To spend up to ${most:.2f} all the same, say --yes-spend."
         raise SlmError(f"{needs} {all_the_same}")
     return expected
@@ -227,9 +225,7 @@ def terms(
     again = STARTUP / 3600 * expected.dollars_per_hour
     most = f"at most   ${sum(parts.values()):.2f}: {told}; each time the machine is "
     most += f"taken away, ${again:.2f} more"
-    lines = [
-        textwrap.fill(each, 88, subsequent_indent=" " * 10) for each in (will, most)
-    ]
+    lines = [textwrap.fill(one, 88, subsequent_indent=" " * 10) for one in (will, most)]
     return "\n".join(filter(None, [measured(config, before), *lines]))
 
 
@@ -247,9 +243,8 @@ def reconcile(
     problem = f": {result['problem']}" if result.get("problem") else ""
     loss = "none" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
     told = f"{state} at step {result['step']}, validation loss {loss}"
-    hours, dollars = (
-        f"{fast:.3g} to {slow:.3g}" for fast, slow in (expected.hours, expected.dollars)
-    )
+    both = expected.hours, expected.dollars
+    hours, dollars = (f"{fast:.3g} to {slow:.3g}" for fast, slow in both)
     keys = ("seconds", "dollars", "attempts")
     seconds, spent, n = (max(0, result[key] - before[key]) for key in keys)
     tries = f"in {n} attempt{'s' * (n > 1)}"
@@ -277,9 +272,7 @@ def refuse_other(run: str, begun: RunConfig, config: RunConfig, steps: int) -> N
         SlmError: Settings differ that would make another run, or the precision does.
     """
     changed = changed_keys(begun.as_dict(), config.as_dict())
-    old, new = (
-        run_dtype(each, MODAL.find(each.modal.gpu_name)) for each in (begun, config)
-    )
+    old, new = (run_dtype(c, MODAL.find(c.modal.gpu_name)) for c in (begun, config))
     if steps and old != new:
         gpus = f"{begun.modal.gpu} computes in {old} and {config.modal.gpu} in {new}"
         changed.append(f"the precision changes, because {gpus}")

@@ -29,27 +29,20 @@ class GPTConfig:
             or `dropout` is out of range.
     """
 
-    vocab_size: int = Field(
-        ge=1,
-        le=MOST,
-        description="ids that the tables hold (V); at least the tokenizer's",
-    )
-    context_length: int = Field(
-        ge=1, le=MOST, description="tokens that the model can look back on (T)"
-    )
-    n_layers: int = Field(ge=1, le=MOST, description="blocks")
-    n_heads: int = Field(
-        ge=1, le=MOST, description="attention heads of each block (H); divides d_model"
-    )
-    d_model: int = Field(
-        ge=1, le=MOST, description="channels of the residual stream (D)"
-    )
-    d_ff: int = Field(
-        ge=1, le=MOST, description="channels inside the feed-forward network"
-    )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of channels and weights dropped"
-    )
+    vocab_size: int = Field(ge=1, le=MOST)
+    """Ids that the tables hold (V); at least the tokenizer's."""
+    context_length: int = Field(ge=1, le=MOST)
+    """Tokens that the model can look back on (T)."""
+    n_layers: int = Field(ge=1, le=MOST)
+    """Blocks."""
+    n_heads: int = Field(ge=1, le=MOST)
+    """Attention heads of each block (H); divides d_model."""
+    d_model: int = Field(ge=1, le=MOST)
+    """Channels of the residual stream (D)."""
+    d_ff: int = Field(ge=1, le=MOST)
+    """Channels inside the feed-forward network."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of channels and weights dropped."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads:

@@ -163,10 +163,10 @@ def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
     return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
 
 
-def misfit(take_over: Callable[[], object]) -> str:
+def misfit(take_over: Callable[..., object], *state: Any) -> str:
     """Why a state that is taken over doesn't fit, in words; "" if it does."""
     try:
-        take_over()
+        take_over(*state)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's fault, not the file's
     except MISFITS as error:
@@ -200,12 +200,9 @@ def data_mismatch(state: Mapping[str, Any], here: Mapping[str, str]) -> str:
 
 def data_fingerprints(trainer: Trainer) -> dict[str, str]:
     """Hashes of tokenizer and texts, where the batches come from token files."""
-    found = {}
-    loaders = {
-        "training text": trainer.train_loader,
-        "validation text": trainer.val_loader,
-    }
-    for name, loader in loaders.items():
+    found, names = {}, ("training text", "validation text")
+    loaders = trainer.train_loader, trainer.val_loader
+    for name, loader in zip(names, loaders, strict=True):
         if about := getattr(getattr(loader, "dataset", None), "about", None):
             found["tokenizer"] = about["tokenizer"]["fingerprint"]
             found[name] = about["tokens_sha256"][:16]
@@ -324,10 +321,9 @@ class Checkpointer(Observer):
         """Save if it is time, and raise what went wrong with the one before."""
         if self._writing is not None and self._writing.done():
             self.finish()
-        due, loss = trainer.is_due(self.config.training.checkpoint_every), None
-        if due:
-            loss = trainer.val_loss  # of this step: a checkpoint is validated
-        if loss is not None and (self.best is None or loss < self.best[0]):
+        due = trainer.is_due(self.config.training.checkpoint_every)
+        loss = trainer.val_loss  # of this step if it is due: a checkpoint is validated
+        if due and loss is not None and (self.best is None or loss < self.best[0]):
             self.best = loss, trainer.step
         if due or trainer.stopping:
             self.save(trainer)
@@ -418,7 +414,7 @@ class Checkpointer(Observer):
         def mismatch(state: dict[str, Any]) -> str:
             foreign = config_mismatch(state, self.config)
             foreign = foreign or trainer_mismatch(state["trainer"], trainer)
-            return foreign or misfit(lambda: self._take_over(state, trainer))
+            return foreign or misfit(self._take_over, state, trainer)
 
         found = load_latest(self.folder, mismatch)
         steps = gather_from_ranks(found and trainer.step)
@@ -450,6 +446,10 @@ class Checkpointer(Observer):
                 observer.load_state_dict(state["observers"][name])
 
 
+# what each optimizer keeps of a weight: a count of steps, and averages in its shape
+AVERAGES = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+
+
 def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
     """Refuse averages that an optimizer would not have made of its weights itself.
 
@@ -460,29 +460,14 @@ def check_averages(optimizer: torch.optim.Optimizer, begun: bool) -> None:
     Raises:
         ValueError: Some are missing, are others, or have another shape.
     """
+    known = AVERAGES[type(optimizer).__name__] if begun else ()
+    settings = optimizer.defaults.keys() - {"differentiable"}  # PyTorch adds it itself
     for group in optimizer.param_groups:
-        known = averages_of_one(optimizer, group, begun)
+        if missing := settings - group.keys():
+            raise ValueError(f"a group of weights has no {min(missing)}")
         for weight in group["params"]:
-            averages = optimizer.state.get(weight, {})
-            if averages.keys() != known.keys():
-                told = f"{sorted(averages)} instead of {sorted(known)}"
-                raise ValueError(f"the averages of a weight are {told}")
-            for name, each in averages.items():
-                wanted = weight.shape if known[name].dim() else torch.Size()
-                if getattr(each, "shape", None) != wanted:
-                    raise ValueError(f"an average of a weight is no {tuple(wanted)}")
-
-
-def averages_of_one(
-    optimizer: Any, group: Mapping[str, Any], begun: bool
-) -> dict[str, Any]:
-    """What an optimizer keeps of a weight, found by a step of another of its kind."""
-    weight = torch.ones(1, 1, device=group["params"][0].device, requires_grad=True)
-    weight.grad = torch.ones_like(weight)
-    other = type(optimizer)([weight], lr=0.0)
-    if missing := other.param_groups[0].keys() - group.keys():
-        raise ValueError(f"a group of weights has no {min(missing)}")
-    other.param_groups[0].update({k: group[k] for k in group if k != "params"})
-    if begun:
-        other.step()
-    return dict(other.state[weight])
+            kept = optimizer.state.get(weight, {})
+            found = {name: getattr(each, "shape", None) for name, each in kept.items()}
+            shapes = {name: () if name == "step" else weight.shape for name in known}
+            if found != shapes:
+                raise ValueError(f"the averages of a weight are {found}, not {shapes}")

@@ -12,7 +12,6 @@ import importlib.util
 import itertools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,21 @@ from slm.errors import SlmError
 # A folder that explains itself
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Where things lie in the folder of a run; none of them need be there."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The whole config, with every default."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """A row of JSON for each look at the run, see `read_metrics`."""
-        return self.path / "metrics.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the whole config, with every default
+        self.metrics = path / "metrics.jsonl"  # a row for each look at the run
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"  # texts that the model wrote on its way
+        self.environment = path / "environment.json"  # what it was computed with
+        self.model = path / "model"  # of a finished run; there is none before
+        self.unfinished_model = path / "model.part"  # while it is written
+        self.attempts = path / "attempts.json"  # what each in the cloud cost
+        self.launched = path / "launched.json"  # enough to find it in the cloud
+        self.lock = path / ".lock"  # held by the process that trains here
 
     @property
     def earlier_metrics(self) -> Path:
@@ -44,46 +43,6 @@ class RunFolder:
         later = (f"metrics.before.{n}.jsonl" for n in itertools.count(2))
         names = map(self.path.joinpath, itertools.chain(first, later))
         return next(path for path in names if not path.exists())
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints, see `list_checkpoints`."""
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """The folder of texts that the model wrote on its way."""
-        return self.path / "samples"
-
-    @property
-    def environment(self) -> Path:
-        """What the run was computed with: versions, device, a hash of the code."""
-        return self.path / "environment.json"
-
-    @property
-    def model(self) -> Path:
-        """The finished model; a folder of this name means that the run is finished."""
-        return self.path / "model"
-
-    @property
-    def unfinished_model(self) -> Path:
-        """The finished model while it is written."""
-        return self.path / "model.part"
-
-    @property
-    def attempts(self) -> Path:
-        """What each attempt in the cloud cost."""
-        return self.path / "attempts.json"
-
-    @property
-    def launched(self) -> Path:
-        """Where the run was launched from here: enough to find it in the cloud."""
-        return self.path / "launched.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains in this folder."""
-        return self.path / ".lock"
 
     @property
     def steps_done(self) -> int:
@@ -254,8 +213,8 @@ def modules_of_a_run() -> dict[str, bytes]:
 
     `train`'s own, and all that it imports, directly or through others.
     """
-    package = SlmError.__module__.partition(".")[0]
-    pending, sources = [f"{package}.training.run"], {}
+    root = SlmError.__module__.partition(".")[0]
+    pending, sources = [f"{root}.training.run"], {}
     while pending:
         name = pending.pop()
         spec = None
@@ -265,9 +224,7 @@ def modules_of_a_run() -> dict[str, bytes]:
             continue
         sources[name] = Path(spec.origin).read_bytes()
         for node in ast.walk(ast.parse(sources[name])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "slm"
-            ):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(root):
                 inside = [f"{node.module}.{alias.name}" for alias in node.names]
                 pending += [str(node.module), *inside]
     return sources

@@ -131,13 +131,15 @@ class Trainer:
             stop: Whether this process was asked to stop; then all do, after this step.
         """
         rate = learning_rate(self.step, self.training)
-        for group in self.param_groups():
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         n = self.parts
         parts = [next(batches) for _ in range(n)]
         counts = [int((y != IGNORE).sum()) for _, y in parts]
         totals = [sum(counts), sum(x.numel() for x, _ in parts), int(stop)]
-        targets, tokens, stops = self.summed(totals)
+        summed = sum_over_ranks(torch.tensor(totals, dtype=torch.float64))
+        targets, tokens, stops = summed.tolist()
         self.tokens_seen += int(tokens)
         loss = torch.zeros((), device=self.device)
         for i, ((x, y), count) in enumerate(zip(parts, counts, strict=True)):
@@ -152,11 +154,9 @@ class Trainer:
     def forward(self, x: Tensor, y: Tensor, last: bool) -> Tensor:
         """The mean loss of a micro-batch; after the last, gradients travel."""
         x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
-        alone = last or world_size() == 1
-        with (
-            contextlib.nullcontext() if alone else self.loss.no_sync(),
-            self.autocast(),
-        ):
+        alone, half = last or world_size() == 1, self.dtype != torch.float32
+        sync = contextlib.nullcontext() if alone else self.loss.no_sync()
+        with sync, torch.autocast(self.device.type, self.dtype, enabled=half):
             loss: Tensor = self.loss(x, y)
         return loss
 
@@ -184,32 +184,14 @@ class Trainer:
         self.skipped_steps += overflow
         return torch.zeros_like(norm) if overflow else norm
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all optimizers."""
-        return [
-            group for optimizer in self.optimizers for group in optimizer.param_groups
-        ]
-
-    def summed(self, counts: list[int]) -> list[float]:
-        """The counts, added up over all processes."""
-        totals = sum_over_ranks(torch.tensor(counts, dtype=torch.float64))
-        found: list[float] = totals.tolist()
-        return found
-
-    def autocast(self) -> torch.autocast:
-        """Matrix products in the run's type while inside."""
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=half)
-
     def validate(self) -> float:
         """Mean loss in nats over the validation targets.
 
         All of them, or those of the first `eval_batches` batches.
         """
         if self.val_loader is None:
-            raise ValueError(
-                "validate() needs a val_loader; this trainer was given None"
-            )
+            needed = "validate() needs a val_loader; this trainer was given None"
+            raise ValueError(needed)
         most = self.training.eval_batches
         batches: Iterator[Any] = itertools.islice(self.val_loader, most)
         if isinstance(self.val_loader, TokenLoader):
@@ -339,14 +321,10 @@ class Trainer:
         pairs: list[list[float]] = []
         if self.pending:
             pairs = torch.stack(self.pending).tolist()
-        for i, (loss, norm) in enumerate(pairs):
-            if not math.isfinite(loss):
-                raise self.diverged(
-                    f"the loss became {loss}", self.step - len(pairs) + i
-                )
-            if not math.isfinite(norm):
-                what = f"the gradient's norm became {norm}"
-                raise self.diverged(what, self.step - len(pairs) + i)
+        for step, pair in enumerate(pairs, self.step - len(pairs)):
+            for what, number in zip(("loss", "gradient's norm"), pair, strict=True):
+                if not math.isfinite(number):
+                    raise self.diverged(f"the {what} became {number}", step)
         return pairs
 
     def diverged(self, what: str, step: int) -> SlmError:
@@ -412,9 +390,7 @@ class Trainer:
         self.began_with = processes
         self.parts = self.training.gradient_accumulation_steps  # of a step, in each
         if isinstance(self.train_loader, TokenLoader):
-            rows = (
-                self.batch_size * self.training.gradient_accumulation_steps * processes
-            )
+            rows = self.batch_size * self.parts * processes
             shares = share_rows(rows, world_size(), self.batch_size)
             if shares is None:
                 few = f"{world_size()} processes can't share {rows} rows equally"

@@ -470,4 +470,4 @@ def test_report_is_what_the_functions_say():
     assert found["parameters"] == 124_439_808 and found["free_dollars_per_month"] == 30
     peak = cost.Memory(**found["memory_bytes"]).peak
     assert peak / 1e9 == cost.estimate(config).memory_gb
-    assert found["prices"]["date"] == cost.MODAL.date
+    assert found["prices"]["date"] == str(cost.MODAL.date)

@@ -179,7 +179,9 @@ def test_the_command_writes_what_cost_accepts_and_overwrites_nothing(capsys, tmp
     told = capsys.readouterr().out
     found = plan.plan(5.0, "H200")
     assert (
-        found.report() in told and MODAL.date in told and f"{path} is written" in told
+        found.report() in told
+        and str(MODAL.date) in told
+        and f"{path} is written" in told
     )
     command = re.search("`(slm cost .*)`", told)[1]  # as a shell reads it
     assert shlex.split(command) == ["slm", "cost", str(path)]

@@ -26,7 +26,6 @@ from slm.training.run import (
     code_fingerprint,
     failure_file,
     load_run,
-    note_failure,
     stop_signals,
     train,
 )
@@ -488,7 +487,8 @@ def test_of_failures_at_the_same_moment_one_is_told(tmp_path, monkeypatch):
         return '"this one"'
 
     monkeypatch.setattr(slm.training.run, "json", SimpleNamespace(dumps=dumps))
-    note_failure(SlmError("it diverged"))
+    with pytest.raises(SlmError), failure_file():
+        raise SlmError("it diverged")
     assert path.read_text() == ('"the other"' if others else '"this one"')
 
 
