@@ -53,13 +53,15 @@ from pydantic import ConfigDict, Field, ValidationError
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from slm.errors import SlmError
 
@@ -334,6 +336,30 @@ with tempfile.TemporaryDirectory() as folder:
             raise KeyboardInterrupt("someone pressed Ctrl-C")
     except KeyboardInterrupt:
         print(os.listdir(folder), path.read_text().strip())
+
+# %% [markdown]
+# That a file is whole does not say that it is what was written: people edit files. So
+# what is read from JSON is asked first whether each key is there with a value of its
+# kind. Python counts `True` as the number one; here it is none.
+
+
+# %%
+#| export files
+def has_kinds(values: Any, kinds: Mapping[Any, Any]) -> bool:
+    """Whether these keys are there, with a value of their kind; True is no number."""
+    if not isinstance(values, Mapping) or not kinds.keys() <= values.keys():
+        return False
+    found = ((values[key], kind) for key, kind in kinds.items())
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v, kind in found)
+
+
+def json_object(content: bytes | str, kinds: Mapping[str, Any]) -> Any:
+    """The object that some JSON holds, if it `has_kinds`; else None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if has_kinds(found := json.loads(content), kinds):
+            return found
+    return None
+
 
 # %% [markdown]
 # What does the waiting cost? Measure it on your disk, since disks differ more than

@@ -7,13 +7,15 @@ Exported from chapters/90_files.py; edit it there.
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from slm.errors import SlmError
 
@@ -94,6 +96,22 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file whole, in UTF-8 with plain line ends."""
     with writing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def has_kinds(values: Any, kinds: Mapping[Any, Any]) -> bool:
+    """Whether these keys are there, with a value of their kind; True is no number."""
+    if not isinstance(values, Mapping) or not kinds.keys() <= values.keys():
+        return False
+    found = ((values[key], kind) for key, kind in kinds.items())
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v, kind in found)
+
+
+def json_object(content: bytes | str, kinds: Mapping[str, Any]) -> Any:
+    """The object that some JSON holds, if it `has_kinds`; else None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if has_kinds(found := json.loads(content), kinds):
+            return found
+    return None
 
 
 # Names, paths, servers
