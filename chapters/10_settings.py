@@ -120,7 +120,7 @@ from slm.training.config import RunConfig
 class GPU(BaseModel):
     """One GPU: its price, what it can do, what it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     dollars_per_second: PositiveFloat
@@ -154,7 +154,7 @@ ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
 class Prices(BaseModel):
     """What a provider charges, on one day."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     date: str
@@ -415,7 +415,7 @@ _FLOAT = r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+"
 _FLOAT += r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
 for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
     _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
-    _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
+    _Loader.add_implicit_resolver(_tag, re.compile(_rule, re.ASCII), _first)
 
 # %% [markdown]
 # Whatever is wrong with a file is told with its name and its line. A loader can fail in

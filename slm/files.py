@@ -6,6 +6,7 @@ Exported from chapters/90_files.py; edit it there.
 """
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -13,11 +14,14 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slm.errors import SlmError
+
+Result = TypeVar("Result")
 
 # Published, file or folder
 
@@ -160,26 +164,38 @@ def make_run_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """What some work gives, or raises, if it has ended in this time.
+
+    Raises:
+        TimeoutError: It has not; its thread ends with the program.
+    """
+    ended: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended.done():
+        raise TimeoutError(f"no whole answer came in {seconds:g} seconds")
+    return ended.result()
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers over HTTP in this time; an error's status is an answer.
 
     What is no URL of a server gets none.
     """
-    answered = threading.Event()
-    # no URL, no network, no such server, too late, an answer that is not HTTP
-    unanswered = (ValueError, OSError, http.client.HTTPException)
-
-    def ask() -> None:
-        with contextlib.suppress(*unanswered):
-            try:
-                request = urllib.request.Request(url, method="HEAD")
-                urllib.request.urlopen(request, timeout=seconds).close()
-            except urllib.error.HTTPError:
-                pass
-            answered.set()
-
-    # in a thread of its own, since looking up an address knows no time limit
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+    ask = functools.partial(urllib.request.urlopen, timeout=seconds)
+    try:
+        within(seconds, lambda: ask(urllib.request.Request(url, method="HEAD")).close())
+    except urllib.error.HTTPError:
+        return True
+    except (ValueError, OSError, http.client.HTTPException):
+        return False  # no URL, no network, no such server, too late, not HTTP
+    return True

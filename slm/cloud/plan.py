@@ -7,6 +7,7 @@ Exported from chapters/18_cost.py; edit it there.
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from slm.cloud.cost import (
     tokens_per_step,
 )
 from slm.errors import SlmError
+from slm.files import user_path, write_text
 from slm.gpus import MODAL, Prices
 from slm.model.config import GPTConfig, count_parameters
 from slm.training.config import ModalConfig, RunConfig, make_config
@@ -116,7 +118,7 @@ def _draft(shape: Shape, gpu: str, dollars: float) -> RunConfig:
 
 def _drafts(dollars: float, gpu: str | None, prices: Prices) -> Iterator[RunConfig]:
     """All shapes on all machines that so much money might need."""
-    for kind in [gpu] if gpu else [row.name for row in prices.gpus]:
+    for kind in [row.name for row in prices.gpus] if gpu is None else [gpu]:
         row = prices.find(kind.partition(":")[0])
         day = DAY * row.dollars_per_second
         needed = [n for n in (2, 4, 8) if n <= row.limit and dollars > n / 2 * day]
@@ -181,13 +183,9 @@ class Plan:
             SlmError: There is such a file already.
         """
         text = f"# What `slm plan {self.dollars:g}` proposes.\n{self.config.to_yaml()}"
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise SlmError(
-                f"{path} is there already, and is not overwritten."
-            ) from None
+        if os.path.lexists(file := user_path(path)):
+            raise SlmError(f"{file} is there already, and is not overwritten.")
+        write_text(file, text)
 
 
 def _spend(config: RunConfig, dollars: float, prices: Prices) -> Plan | None:
@@ -222,11 +220,13 @@ def plan(dollars: float, gpu: str | None = None, prices: Prices = MODAL) -> Plan
     """
     if not 0 < dollars <= MOST_DOLLARS:  # also false for nan
         allowed = f"allowed is a budget above 0 and up to {MOST_DOLLARS:,}"
-        raise SlmError(f"{dollars:g} dollars cannot be planned for; {allowed}.")
+        raise SlmError(f"{dollars!r} dollars cannot be planned for; {allowed}.")
     drafts = list(_drafts(dollars, gpu, prices))
     plans = [found for draft in drafts if (found := _spend(draft, dollars, prices))]
     if plans:
         return min(plans, key=lambda found: (found.loss, found.estimate.dollars[1]))
+    if not drafts:
+        raise SlmError(f"No model is small enough for {gpu or 'these GPUs'}.")
     least = min(
         (estimate(draft, prices) for draft in drafts), key=lambda row: row.dollars[1]
     )

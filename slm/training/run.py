@@ -36,6 +36,7 @@ from slm.hardware import (
 )
 from slm.model.config import GPTConfig, count_parameters
 from slm.model.gpt import GPT, sample_tokens
+from slm.model.pretrained import weights_tokenizer
 from slm.training.checkpoint import (
     Checkpointer,
     config_mismatch,
@@ -115,12 +116,13 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
     """Refuse a tokenizer whose ids are not those that the run's model has learned.
 
     Raises:
-        SlmError: The run folder says that it was trained with another one.
+        SlmError: The run folder, or its finished model, says that it was another one.
     """
-    if (before := read_tokenizer(folder.path)) not in (None, now.fingerprint):
-        trained = f"{folder.path} was trained with the tokenizer {before}"
-        cure = "put that one back, or choose another folder"
-        raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
+    for before in (read_tokenizer(folder.path), weights_tokenizer(folder.model)):
+        if before not in (None, now.fingerprint):
+            trained = f"{folder.path} was trained with the tokenizer {before}"
+            cure = "put that one back, or choose another folder"
+            raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
 
 
 def _unfinished_model(

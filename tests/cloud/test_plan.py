@@ -163,11 +163,14 @@ def test_a_mistake_is_one_sentence(words, said, capsys, tmp_path, monkeypatch):
     assert said in told and told.count("\n") == 1 and told.startswith("slm: ")
 
 
-def test_words_are_no_dollars(capsys):
+@pytest.mark.parametrize("words", ["plenty", "1_0", "٢"])
+def test_words_are_no_dollars(capsys, words):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["plan", "plenty"])
+        cli.main(["plan", words])
     assert caught.value.code == 2
-    assert "argument DOLLARS: invalid float value: 'plenty'" in capsys.readouterr().err
+    assert (
+        f"argument DOLLARS: invalid number value: '{words}'" in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- the command
