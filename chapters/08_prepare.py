@@ -209,8 +209,7 @@ class _Writer:
         """Go on with what a killed process left, as far as it agrees with its note."""
         if not (self.note.is_file() and self.partial.is_file()):
             return
-        kinds = get_type_hints(Progress)
-        note = json_object(self.note.read_bytes(), kinds)
+        note = json_object(self.note.read_bytes(), kinds := get_type_hints(Progress))
         if note is None or note.keys() != kinds.keys():  # of another version
             return
         noted = Progress(**note)
@@ -322,7 +321,6 @@ def discard(self) -> None:
 SIDECAR = {"format": int, "dtype": str, "tokens": int, "documents": int}
 SIDECAR |= {"split": str, "tokens_sha256": str, "tokenizer": dict}
 OF_TOKENIZER = {"name": str, "fingerprint": str, "eot_token": int}
-SIZES = {"uint16": 2, "uint32": 4}  # bytes of an id
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -338,13 +336,13 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             raise SlmError(f"{file} does not exist; {makes}.")
     about = json_object(sidecar.read_bytes(), SIDECAR)
     whole = about is not None and has_kinds(about["tokenizer"], OF_TOKENIZER)
-    if not whole or about["dtype"] not in SIZES:
+    if not whole or about["dtype"] not in ("uint16", "uint32"):
         cure = "delete it, and prepare the text again"
         raise SlmError(f"{sidecar} is damaged: {cure}.")
     if about["format"] != FORMAT:
         reads = f"this version of slm reads {FORMAT}: prepare the text again"
         raise SlmError(f"{path} has format {about['format']} and {reads}.")
-    expected = about["tokens"] * SIZES[about["dtype"]]
+    expected = about["tokens"] * np.dtype(about["dtype"]).itemsize
     if path.stat().st_size != expected:
         raise SlmError(
             f"{path} is damaged: it has {path.stat().st_size} bytes where its sidecar "

@@ -1049,7 +1049,6 @@ Table(header, rows, f"{fitted}, which span a factor of {span:.0f} in excess loss
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -1063,7 +1062,7 @@ from slm.cloud.cost import (
     tokens_per_step,
 )
 from slm.errors import SlmError
-from slm.files import user_path, write_text
+from slm.files import user_path
 from slm.gpus import MODAL, Prices
 from slm.model.config import GPTConfig, count_parameters
 from slm.training.config import ModalConfig, RunConfig, make_config
@@ -1341,9 +1340,13 @@ class Plan:
             SlmError: There is such a file already.
         """
         text = f"# What `slm plan {self.dollars:g}` proposes.\n{self.config.to_yaml()}"
-        if os.path.lexists(file := user_path(path)):
-            raise SlmError(f"{file} is there already, and is not overwritten.")
-        write_text(file, text)
+        try:
+            with open(user_path(path), "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise SlmError(
+                f"{path} is there already, and is not overwritten."
+            ) from None
 
 
 # %% [markdown]
@@ -1393,7 +1396,7 @@ def plan(dollars: float, gpu: str | None = None, prices: Prices = MODAL) -> Plan
     """
     if not 0 < dollars <= MOST_DOLLARS:  # also false for nan
         allowed = f"allowed is a budget above 0 and up to {MOST_DOLLARS:,}"
-        raise SlmError(f"{dollars!r} dollars cannot be planned for; {allowed}.")
+        raise SlmError(f"{dollars:.10g} dollars cannot be planned for; {allowed}.")
     drafts = list(_drafts(dollars, gpu, prices))
     plans = [found for draft in drafts if (found := _spend(draft, dollars, prices))]
     if plans:

@@ -155,8 +155,7 @@ def load_latest(
 PARTS: dict[str, Any] = {"config": dict, "trainer": dict, "observers": dict}
 TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
 TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
-TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "processes": int}
-TRAINER |= {"data": dict | str | None}
+TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": dict | str | None}
 
 
 def misfit(take_over: Callable[[], object]) -> str:
@@ -229,8 +228,7 @@ def trainer_mismatch(state: Mapping[str, Any], trainer: Trainer) -> str:
 
 def config_mismatch(state: Mapping[str, Any], config: RunConfig) -> str:
     """Why a checkpoint's state is not one of a run with this config; "" if it is."""
-    one = {"processes": 1}  # in a file of an earlier version
-    if not (has_kinds(state, PARTS) and has_kinds(one | state["trainer"], TRAINER)):
+    if not (has_kinds(state, PARTS) and has_kinds(state["trainer"], TRAINER)):
         return "was not written by a trainer"
     try:
         changed = "; ".join(changed_keys(state["config"], config.as_dict()))

@@ -120,9 +120,8 @@ def refuse_other_tokenizer(folder: RunFolder, now: Tokenizer, place: str) -> Non
     """
     for before in (read_tokenizer(folder.path), weights_tokenizer(folder.model)):
         if before not in (None, now.fingerprint):
-            trained = f"{folder.path} was trained with the tokenizer {before}"
-            cure = "put that one back, or choose another folder"
-            raise SlmError(f"{trained}, but {place} is now {now.fingerprint}: {cure}")
+            was = f"{folder.path} was trained with the tokenizer {before}, but {place}"
+            raise SlmError(f"{was} is now {now.fingerprint}: put that one back")
 
 
 def _unfinished_model(
@@ -163,8 +162,7 @@ def refuse_changes(config: RunConfig, folder: RunFolder) -> None:
         before, now = load_config(folder.config).as_dict(), config.as_dict()
         if changed := "; ".join(changed_keys(before, now)):
             what = f"{folder.path} holds a run with another config: {changed}"
-            cure = "Choose another --run-dir, or move that folder away"
-            raise SlmError(f"{what}. {cure}")
+            raise SlmError(f"{what}. Choose another --run-dir, or move it away")
         return
     known = (folder.metrics, folder.environment, folder.samples, folder.model)
     strangers = ", ".join(path.name for path in known if path.exists())

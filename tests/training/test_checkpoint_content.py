@@ -93,7 +93,7 @@ IN_THE_TRAINER = [
     (("data",), ["x"]),
     (("processes",), 0),
     (("processes",), "two"),
-    *[((key,), True) for key in ("step", "tokens_seen", "skipped_steps", "processes")],
+    *[((key,), True) for key in ("step", "tokens_seen", "skipped_steps")],
     (("seconds",), 5),
     (("seconds",), NAN),
     (("tokens_seen",), -1),
