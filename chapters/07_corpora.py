@@ -530,11 +530,12 @@ for name, content in wrong.items():
 # stored first. It asks again when a connection breaks, and goes on with half a
 # download. What it says when something is wrong fills a screen, and a hub that is down
 # is told as a file that cannot be found. A module of its own, `slm/data/hub.py`, turns
-# this into sentences. Four things go wrong. Nobody answers. The hub answers that it has
-# no such data set. It answers that it is in trouble; or something else answers in its
-# place, such as the login page of a hotel. Or a data set of several parts was asked for
-# without saying which. The first three are asked for before `datasets` begins, since it
-# would try for minutes, and `retry` tells a caller whether asking again may help.
+# this into sentences. Four things go wrong. Nobody answers, or too slowly. The hub
+# answers that it has no such data set. It answers that it is in trouble; or something
+# else answers in its place, such as the login page of a hotel. Or a data set of several
+# parts was asked for without saying which. The first three are asked for before
+# `datasets` begins, since it would try for minutes, and `retry` tells a caller whether
+# asking again may help.
 
 
 # %% tags=["hide-input"]
@@ -545,12 +546,16 @@ for name, content in wrong.items():
 """
 
 import difflib
+import errno
+import sys
 from typing import Any
 
 from yaml import YAMLError
 
 from slm.errors import SlmError
-from slm.files import answers
+from slm.files import answers, within
+
+PATIENCE = 120.0  # seconds for all that is asked before the data
 
 
 # %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (51 lines)"} tags=["hide-input"]
@@ -559,8 +564,15 @@ def hub_error(name: str, error: BaseException) -> SlmError:
     """What a library says about the hub, in one sentence."""
     from datasets import config
 
-    while error.__cause__ is not None:  # the first word, not the last
-        error = error.__cause__
+    failed = f"Cannot read {name!r} from the Hugging Face hub"
+    first: BaseException | None = error
+    while first is not None:  # the first word, not the last
+        if isinstance(first, OSError) and first.filename:  # this machine's disk
+            why = f"{first.strerror}: {first.filename}"
+            cure = "HF_HOME names the folder where it is stored"
+            full = first.errno == errno.ENOSPC
+            return SlmError(f"{failed}: {why}; {cure}.", retry=full)
+        error, first = error.__cause__ or error, first.__cause__ or first.__context__
     status = getattr(getattr(error, "response", None), "status_code", 0)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     no_data = isinstance(error, StopIteration | YAMLError)  # no rows; the card is wrong
@@ -576,7 +588,6 @@ def hub_error(name: str, error: BaseException) -> SlmError:
     later = ": try again in some minutes" if retry else ""
     if config.HF_HUB_OFFLINE:
         later = "; HF_HUB_OFFLINE is set, so only this machine's cache was searched"
-    failed = f"Cannot read {name!r} from the Hugging Face hub"
     return SlmError(f"{failed}: {reason}{later}.", retry=retry)
 
 
@@ -656,11 +667,22 @@ def load_hub(
     except ImportError:
         raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
-    if not offline:
-        _ask(name, repository, revision)
-    how = dict(revision=revision, streaming=streaming and not offline)
+
+    def asked() -> Any:
+        if not offline:
+            _ask(name, repository, revision)
+        found = datasets.load_dataset_builder(repository, config, revision=revision)
+        return found.as_streaming_dataset() if streaming and not offline else found
+
     try:
-        return datasets.load_dataset(repository, config, **how)
+        found = within(PATIENCE, asked)
+        if streaming and not offline:
+            return found
+        print(f"{name}: downloaded, unless it is stored here", file=sys.stderr)
+        found.download_and_prepare()
+        return found.as_dataset()
+    except SlmError:
+        raise
     except Exception as error:  # the library lets through those of five others
         if isinstance(error, ValueError) and not offline:
             _check_config(repository, config, revision)

@@ -82,7 +82,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force, make_folder, naming
+from slm.files import force, has_kinds, make_folder, naming
 from slm.training.config import RunConfig
 
 # %% [markdown]
@@ -113,7 +113,7 @@ from slm.training.config import RunConfig
 class GPU(BaseModel):
     """One GPU: its price, what it can do, what it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     dollars_per_second: PositiveFloat
@@ -145,7 +145,7 @@ ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
 class Prices(BaseModel):
     """What a provider charges, on one day."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     date: datetime.date
@@ -396,7 +396,7 @@ _FLOAT = r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+"
 _FLOAT += r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
 for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
     _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
-    _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
+    _Loader.add_implicit_resolver(_tag, re.compile(_rule, re.ASCII), _first)
 
 # %% [markdown]
 # Whatever is wrong with a file is told with its name and its line. A loader can fail in
@@ -955,6 +955,8 @@ class MetricsFile(Observer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut off the rows of steps that will be done again."""
+        if not (has_kinds(state, {"bytes": int, "step": int}) and state["bytes"] >= 0):
+            raise ValueError("the length of the metrics is no number")
         content = self.path.read_bytes() if self.path.exists() else b""
         kept = content[: state["bytes"]]
         if len(kept) < state["bytes"]:

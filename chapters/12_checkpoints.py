@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
+from slm.files import has_kinds, json_object
 
 # %% tags=["hide-input"]
 #| export training/checkpoint
@@ -64,7 +65,7 @@ import torch
 
 from slm.data.batches import TokenLoader
 from slm.errors import SlmError
-from slm.files import writing
+from slm.files import has_kinds, writing
 from slm.hardware import gather_from_ranks, rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
@@ -128,6 +129,9 @@ class RunFolder:
 
 # %%
 #| export
+CHECKPOINT = re.compile(r"step_[0-9]{8,18}\.pt")
+
+
 def checkpoint_path(folder: str | Path, step: int) -> Path:
     """Where the checkpoint of a step lies in a folder of checkpoints."""
     return Path(folder) / f"step_{step:08d}.pt"
@@ -135,8 +139,7 @@ def checkpoint_path(folder: str | Path, step: int) -> Path:
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a folder, newest first; other names are the user's own."""
-    name = re.compile(r"step_[0-9]{8,}")
-    found = [p for p in Path(folder).glob("step_*.pt") if name.fullmatch(p.stem)]
+    found = [p for p in Path(folder).glob("step_*.pt") if CHECKPOINT.fullmatch(p.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -166,22 +169,13 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %%
 #| export
-NUMBERS = ("train/", "val/", "perf/", "cost/", "model/", "seconds")  # of a row
+# what holds a number in a row
+NUMBERS = ("step", "train/", "val/", "perf/", "cost/", "model/", "seconds")
 
 
 def is_number(value: Any) -> bool:
     """Whether what was read from JSON is a number that can be computed with."""
     return type(value) is float or type(value) is int and abs(value) < 2**63
-
-
-def _is_row(row: Any) -> bool:
-    """Whether a line holds a step, and numbers wherever a trainer writes numbers."""
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return False
-    values = [row[key] for key in row if key.startswith(NUMBERS)]
-    return all(
-        is_number(value) for value in [row["step"], *values] if value is not None
-    )
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -198,10 +192,9 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     rows: list[Any] = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
-        row = None
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-        if not _is_row(row):
+        row = json_object(line, {"step": int})
+        values = [v for k, v in (row or {}).items() if k.startswith(NUMBERS)]
+        if row is None or not all(v is None or is_number(v) for v in values):
             damaged = "is not a row of metrics: mend or remove it"
             raise SlmError(f"{path}, line {number} {damaged}")
         rows.append(row)
@@ -237,13 +230,11 @@ def read_launched(run_dir: str | Path) -> list[dict[str, Any]]:
     Raises:
         SlmError: The note is damaged.
     """
-    note, found = RunFolder(Path(run_dir)).launched, None
+    note, told = RunFolder(Path(run_dir)).launched, ("app_id", "call_id", "run")
     if not note.exists():
         return []
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(note.read_bytes())
-    told, known = {"app_id", "call_id", "run"}, {"app_id", "call_id", "run", "result"}
-    if not isinstance(found, dict) or not told <= set(found) <= known:
+    found = json_object(note.read_bytes(), dict.fromkeys(told, str))
+    if found is None or not found.keys() <= {*told, "result"}:
         raise SlmError(f"{note} is damaged: remove it")
     return [found]
 
@@ -259,11 +250,21 @@ def parse_attempts(content: bytes, source: object) -> list[dict[str, Any]]:
     return attempts
 
 
+# what a meter notes of an attempt; what an earlier version did not note is left out
+_NOTED: dict[str, Any] = dict.fromkeys(("call", "app", "problem", "error"), str)
+_NOTED |= {"seconds": int | float, "dollars": int | float, "from": list, "to": list}
+_NOTED |= {"budget": int | float | None}
+
+
 def _is_attempt(attempt: Any) -> bool:
     """Whether this is what a meter notes of an attempt."""
-    if not isinstance(attempt, dict):
+    known = isinstance(attempt, dict) and {k: _NOTED[k] for k in _NOTED if k in attempt}
+    if known is False or not has_kinds(attempt, known):
         return False
-    return all(is_number(attempt.get(key, 0)) for key in ("seconds", "dollars"))
+    spent = [attempt.get(key) or 0 for key in ("seconds", "dollars", "budget")]
+    names = [*attempt.get("from", []), *attempt.get("to", [])]
+    named = all(CHECKPOINT.fullmatch(str(name)) for name in names)
+    return named and all(0 <= n < 2**63 for n in spent)  # nan is not
 
 
 # %% [markdown]
@@ -368,10 +369,9 @@ def read_tokenizer(run_dir: str | Path) -> str | None:
 
     Folders of earlier versions don't tell.
     """
-    path, known = RunFolder(Path(run_dir)).environment, None
-    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        known = json.loads(path.read_bytes()).get("tokenizer")
-    return known if isinstance(known, str) else None
+    path = RunFolder(Path(run_dir)).environment
+    content = path.read_bytes() if path.is_file() else b""
+    return (json_object(content, {"tokenizer": str}) or {}).get("tokenizer")
 
 
 # %% tags=["nbval-check-output"]
@@ -668,15 +668,10 @@ print(f"{path.name} is used, of step {state['step']}")
 
 # %%
 #| export training/checkpoint
-PARTS = {"config": dict, "trainer": dict, "observers": dict}
+PARTS: dict[str, Any] = {"config": dict, "trainer": dict, "observers": dict}
 TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
 TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
 TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": dict | str | None}
-
-
-def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
-    """Whether each of these keys is there, with a value of its kind."""
-    return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
 
 
 def misfit(take_over: Callable[..., object], *state: Any) -> str:
@@ -902,7 +897,9 @@ class Checkpointer(Observer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         best = state["best"]
-        self.best = best and (float(best[0]), int(best[1]))
+        if best and not has_kinds(dict(enumerate(best)), {0: float, 1: int}):
+            raise ValueError("its best loss and step are no numbers")
+        self.best = best and (best[0], best[1])
 
     def on_step(self, trainer: Any) -> None:
         """Save if it is time, and raise what went wrong with the one before."""

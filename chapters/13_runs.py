@@ -50,6 +50,7 @@ from slm.data.dataset import make_loaders
 from slm.errors import SlmError
 from slm.files import make_folder, make_run_name, publish, user_path, write_text
 from slm.model.gpt import GPT, sample_tokens
+from slm.model.pretrained import weights_tokenizer
 from slm.model.config import GPTConfig, count_parameters
 from slm.hardware import (
     gather_from_ranks,
@@ -191,10 +192,11 @@ def fitting_tokenizer(place: str, config: RunConfig, folder: RunFolder) -> Token
     """
     tokenizer = get_tokenizer(place)
     now, n_ids = tokenizer.fingerprint, tokenizer.n_vocab
-    if (before := read_tokenizer(folder.path)) not in (None, now):
-        trained = f"{folder.path} was trained with the tokenizer {before}"
-        cure = "put that one back, or choose another folder"
-        raise SlmError(f"{trained}, but {place} is now {now}: {cure}")
+    for before in (read_tokenizer(folder.path), weights_tokenizer(folder.model)):
+        if before not in (None, now):
+            trained = f"{folder.path} was trained with the tokenizer {before}"
+            cure = "put that one back, or choose another folder"
+            raise SlmError(f"{trained}, but {place} is now {now}: {cure}")
     if n_ids > config.model.vocab_size:
         small = f"model.vocab_size = {config.model.vocab_size} is too small"
         raise SlmError(f"{small} for tokenizer {place!r}, which has {n_ids} ids")
@@ -259,8 +261,7 @@ def refuse_changes(config: RunConfig, folder: RunFolder) -> None:
         before, now = load_config(folder.config).as_dict(), config.as_dict()
         if changed := "; ".join(changed_keys(before, now)):
             what = f"{folder.path} holds a run with another config: {changed}"
-            cure = "Choose another --run-dir, or move that folder away"
-            raise SlmError(f"{what}. {cure}")
+            raise SlmError(f"{what}. Choose another --run-dir, or move it away")
         return
     known = (folder.metrics, folder.environment, folder.samples, folder.model)
     strangers = ", ".join(path.name for path in known if path.exists())

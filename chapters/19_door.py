@@ -81,6 +81,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -97,6 +98,20 @@ from slm.errors import SlmError, shortened
 
 # %%
 #| export
+def number(text: str) -> float:
+    """A number in plain signs; `float` reads 1_0, and the digits of other scripts."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
+def whole(text: str) -> int:
+    """A whole number in plain digits."""
+    if not re.fullmatch(r"-?[0-9]{1,40}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from slm.training.config import load_config
 
@@ -135,9 +150,9 @@ def _add_train(commands: Any) -> None:
     folder = "the run's folder (runs/<name of the config> if not given)"
     add("--run-dir", metavar="DIR", help=folder)
     price = "price of the machine, for the metric cost/usd"
-    add("--dollars-per-hour", type=float, metavar="PRICE", help=price)
+    add("--dollars-per-hour", type=number, metavar="PRICE", help=price)
     stop = "stop after step N of the run; without it, the same command goes on"
-    add("--steps", type=int, metavar="N", help=stop)
+    add("--steps", type=whole, metavar="N", help=stop)
     only = "print the config with its defaults; train nothing"
     add("--print-config", action="store_true", help=only)
     parser.set_defaults(command=_train, more="overrides")
@@ -193,15 +208,15 @@ def _add_generate(commands: Any) -> None:
     beginning = "the beginning of the text (a new one if not given)"
     add("prompt", nargs="?", default="", help=beginning)
     most = "new tokens at most (default: %(default)s)"
-    add("--max-tokens", type=int, default=200, metavar="N", help=most)
+    add("--max-tokens", type=whole, default=200, metavar="N", help=most)
     greedy = "0 is greedy (default: %(default)s)"
-    add("--temperature", type=float, default=1.0, help=greedy)
+    add("--temperature", type=number, default=1.0, help=greedy)
     likeliest = "draw from the K likeliest tokens"
-    add("--top-k", type=int, metavar="K", help=likeliest)
+    add("--top-k", type=whole, metavar="K", help=likeliest)
     together = "draw from the likeliest tokens that reach P together"
-    add("--top-p", type=float, metavar="P", help=together)
+    add("--top-p", type=number, metavar="P", help=together)
     same = "the same seed writes the same text (default: %(default)s)"
-    add("--seed", type=int, default=0, help=same)
+    add("--seed", type=whole, default=0, help=same)
     full = "when the context is full (default: %(default)s)"
     add("--overflow", choices=("stop", "slide"), default="stop", help=full)
     parser.set_defaults(command=_generate, more="")
@@ -256,7 +271,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     from slm.gpus import MODAL, load_prices
     from slm.training.config import load_config
 
-    prices = load_prices(arguments.prices) if arguments.prices else MODAL
+    prices = MODAL if arguments.prices is None else load_prices(arguments.prices)
     overrides = [word for word in arguments.configs if _is_override(word)]
     paths = [word for word in arguments.configs if not _is_override(word)]
     if not paths:
@@ -303,10 +318,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from slm.cloud.plan import plan
     from slm.gpus import MODAL, load_prices
 
-    prices = load_prices(arguments.prices) if arguments.prices else MODAL
+    prices = MODAL if arguments.prices is None else load_prices(arguments.prices)
     found = plan(arguments.dollars, arguments.gpu, prices)
     print(f"{found.report()}\n\nPrices of {prices.date}, {prices.source}.")
-    if arguments.out:
+    if arguments.out is not None:
         found.write(arguments.out)
         check = shlex.join(["slm", "cost", arguments.out])
         print(f"{arguments.out} is written: `{check}` checks it.")
@@ -317,7 +332,7 @@ def _add_plan(commands: Any) -> None:
     about = "the run with the lowest predicted loss for so many dollars"
     parser = commands.add_parser("plan", help=about)
     add = parser.add_argument
-    add("dollars", type=float, metavar="DOLLARS", help="to be spent at most")
+    add("dollars", type=number, metavar="DOLLARS", help="to be spent at most")
     kind = "a kind of GPU, or several: H100:8 (default: the best of all)"
     add("--gpu", help=kind)
     add("--prices", metavar="FILE", help=PRICES)

@@ -52,16 +52,22 @@ from pydantic import ConfigDict, Field, ValidationError
 """
 
 import contextlib
+import functools
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, TypeVar
 
 from slm.errors import SlmError
+
+Result = TypeVar("Result")
 
 # %% tags=["hide-input"]
 #| export model/pretrained
@@ -70,13 +76,14 @@ from slm.errors import SlmError
     shape = read_shape(Path("runs/mine/model/config.json"))
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -336,6 +343,30 @@ with tempfile.TemporaryDirectory() as folder:
         print(os.listdir(folder), path.read_text().strip())
 
 # %% [markdown]
+# That a file is whole does not say that it is what was written: people edit files. So
+# what is read from JSON is asked first whether each key is there with a value of its
+# kind. Python counts `True` as the number one; here it is none.
+
+
+# %%
+#| export files
+def has_kinds(values: Any, kinds: Mapping[Any, Any]) -> bool:
+    """Whether these keys are there, with a value of their kind; True is no number."""
+    if not isinstance(values, Mapping) or not kinds.keys() <= values.keys():
+        return False
+    found = ((values[key], kind) for key, kind in kinds.items())
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v, kind in found)
+
+
+def json_object(content: bytes | str, kinds: Mapping[str, Any]) -> Any:
+    """The object that some JSON holds, if it `has_kinds`; else None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if has_kinds(found := json.loads(content), kinds):
+            return found
+    return None
+
+
+# %% [markdown]
 # What does the waiting cost? Measure it on your disk, since disks differ more than
 # processors do. The answer is why this is done for a file and not for a line: a log
 # that forces each line would spend its time waiting.
@@ -478,8 +509,8 @@ check.all_mistakes(with_isinstance)
 # nearest key if there is no such key. And nothing can be changed afterwards: a setting
 # that everybody reads must not be altered by one of them.
 #
-# The sentences first. `where` is what stands before a key, such as "run.yaml: model".
-# A file of a few lines can hold a value of gigabytes: each of ten lines repeats the one
+# The sentences first. `where` is what stands before a key, such as "run.yaml: model". A
+# file of a few lines can hold a value of gigabytes: each of ten lines repeats the one
 # before ten times. So what was given is only ever told `in_short`.
 
 
@@ -710,35 +741,48 @@ def make_run_name(text: str) -> str:
 
 # %% [markdown]
 # *Is there a network?* Libraries that download try again for minutes before they give
-# up. `answers` knows after a second: it asks in a thread of its own, and waits for that
-# thread no longer than it was told.
+# up, and wait for ever on a server that sends a byte now and then. So what asks is done
+# by `within`, in a thread of its own, and waited for no longer than it was told;
+# `answers` knows after a second.
 
 
 # %%
 #| export files
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """What some work gives, or raises, if it has ended in this time.
+
+    Raises:
+        TimeoutError: It has not; its thread ends with the program.
+    """
+    ended: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended.done():
+        raise TimeoutError(f"no whole answer came in {seconds:g} seconds")
+    return ended.result()
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers over HTTP in this time; an error's status is an answer.
 
     What is no URL of a server gets none.
     """
-    answered = threading.Event()
-    # no URL, no network, no such server, too late, an answer that is not HTTP
-    unanswered = (ValueError, OSError, http.client.HTTPException)
-
-    def ask() -> None:
-        with contextlib.suppress(*unanswered):
-            try:
-                request = urllib.request.Request(url, method="HEAD")
-                urllib.request.urlopen(request, timeout=seconds).close()
-            except urllib.error.HTTPError:
-                pass
-            answered.set()
-
-    # in a thread of its own, since looking up an address knows no time limit
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+    ask = functools.partial(urllib.request.urlopen, timeout=seconds)
+    try:
+        within(seconds, lambda: ask(urllib.request.Request(url, method="HEAD")).close())
+    except urllib.error.HTTPError:
+        return True
+    except (ValueError, OSError, http.client.HTTPException):
+        return False  # no URL, no network, no such server, too late, not HTTP
+    return True
 
 
 # %% [markdown]
@@ -896,13 +940,14 @@ def write_pretrained(
         "tie_word_embeddings": True,
         **config,
     }
+    ids = {} if tokenizer is None else {"tokenizer": tokenizer.fingerprint}
     stored = {}
     for name, weight in weights.items():
         theirs, transposed = published_name(name)
         stored[theirs] = (weight.T if transposed else weight).cpu().contiguous()
     try:
         with writing(folder / WEIGHTS) as part:
-            save_file(stored, part, metadata={"format": "pt"})
+            save_file(stored, part, metadata={"format": "pt"} | ids)
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS} could not be written: {error}") from error
     if tokenizer is not None:
@@ -919,6 +964,16 @@ def write_pretrained(
 
 # %%
 #| export model/pretrained
+def weights_tokenizer(folder: Path) -> str | None:
+    """The fingerprint of the tokenizer whose ids the weights know, if they tell."""
+    with (
+        contextlib.suppress(OSError, SafetensorError),  # told when they are read
+        safe_open(folder / WEIGHTS, "pt") as weights,
+    ):
+        return (weights.metadata() or {}).get("tokenizer")
+    return None
+
+
 def find_pretrained(name_or_folder: str | Path) -> tuple[Path, Path]:
     """The config and the weights of a folder, or of a GPT-2 on the Hugging Face hub.
 

@@ -6,16 +6,22 @@ Exported from chapters/90_files.py; edit it there.
 """
 
 import contextlib
+import functools
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, TypeVar
 
 from slm.errors import SlmError
+
+Result = TypeVar("Result")
 
 # Published, file or folder
 
@@ -96,6 +102,22 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
+def has_kinds(values: Any, kinds: Mapping[Any, Any]) -> bool:
+    """Whether these keys are there, with a value of their kind; True is no number."""
+    if not isinstance(values, Mapping) or not kinds.keys() <= values.keys():
+        return False
+    found = ((values[key], kind) for key, kind in kinds.items())
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v, kind in found)
+
+
+def json_object(content: bytes | str, kinds: Mapping[str, Any]) -> Any:
+    """The object that some JSON holds, if it `has_kinds`; else None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if has_kinds(found := json.loads(content), kinds):
+            return found
+    return None
+
+
 # Names, paths, servers
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -142,26 +164,38 @@ def make_run_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64] or "run"
 
 
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """What some work gives, or raises, if it has ended in this time.
+
+    Raises:
+        TimeoutError: It has not; its thread ends with the program.
+    """
+    ended: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended.done():
+        raise TimeoutError(f"no whole answer came in {seconds:g} seconds")
+    return ended.result()
+
+
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Whether a server answers over HTTP in this time; an error's status is an answer.
 
     What is no URL of a server gets none.
     """
-    answered = threading.Event()
-    # no URL, no network, no such server, too late, an answer that is not HTTP
-    unanswered = (ValueError, OSError, http.client.HTTPException)
-
-    def ask() -> None:
-        with contextlib.suppress(*unanswered):
-            try:
-                request = urllib.request.Request(url, method="HEAD")
-                urllib.request.urlopen(request, timeout=seconds).close()
-            except urllib.error.HTTPError:
-                pass
-            answered.set()
-
-    # in a thread of its own, since looking up an address knows no time limit
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
+    ask = functools.partial(urllib.request.urlopen, timeout=seconds)
+    try:
+        within(seconds, lambda: ask(urllib.request.Request(url, method="HEAD")).close())
+    except urllib.error.HTTPError:
+        return True
+    except (ValueError, OSError, http.client.HTTPException):
+        return False  # no URL, no network, no such server, too late, not HTTP
+    return True

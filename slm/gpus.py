@@ -20,7 +20,7 @@ from slm.errors import SlmError, in_short
 class GPU(BaseModel):
     """One GPU: its price, what it can do, what it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     dollars_per_second: PositiveFloat
@@ -44,7 +44,7 @@ ALIASES = {"A100": "A100-40GB", "H100!": "H100", "B200+": "B200"}
 class Prices(BaseModel):
     """What a provider charges, on one day."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     date: datetime.date

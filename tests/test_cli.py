@@ -175,6 +175,19 @@ def test_unknown_options_are_refused(config, capsys):
         assert "usage: slm" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["1_0", "٢", "+5", " 5", "1.0", "", 5000 * "1"])
+def test_a_number_on_the_command_line_is_in_plain_digits(config, capsys, value):
+    for command in (["train", config, "--steps"], ["generate", "run", "--max-tokens"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, value])
+        assert stop.value.code == 2
+        assert "is no whole number" in capsys.readouterr().err
+    for value in ("1_0", "٢"):
+        with pytest.raises(SystemExit):
+            cli.main(["generate", "run", "--temperature", value])
+        assert "invalid number value" in capsys.readouterr().err
+
+
 def test_a_run_that_was_stopped_ends_with_130(config, monkeypatch):
     """Whoever goes on after success (&&), or tries again until then, must not take it for a finished one."""
     original = Trainer.train_step

@@ -20,6 +20,7 @@ from slm.cloud.cost import (
     tokens_per_step,
 )
 from slm.errors import SlmError
+from slm.files import user_path
 from slm.gpus import MODAL, Prices
 from slm.model.config import GPTConfig, count_parameters
 from slm.training.config import ModalConfig, RunConfig, make_config
@@ -114,7 +115,7 @@ def _draft(shape: Shape, gpu: str, dollars: float) -> RunConfig:
 
 def _drafts(dollars: float, gpu: str | None, prices: Prices) -> Iterator[RunConfig]:
     """All shapes on all machines that so much money might need."""
-    for kind in [gpu] if gpu else [row.name for row in prices.gpus]:
+    for kind in [row.name for row in prices.gpus] if gpu is None else [gpu]:
         row = prices.find(kind.partition(":")[0])
         day = DAY * row.dollars_per_second
         needed = [n for n in (2, 4, 8) if n <= row.limit and dollars > n / 2 * day]
@@ -180,7 +181,7 @@ class Plan:
         """
         text = f"# What `slm plan {self.dollars:g}` proposes.\n{self.config.to_yaml()}"
         try:
-            with open(path, "x", encoding="utf-8") as file:
+            with open(user_path(path), "x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
             raise SlmError(
@@ -221,11 +222,13 @@ def plan(dollars: float, gpu: str | None = None, prices: Prices = MODAL) -> Plan
     """
     if not 0 < dollars <= MOST_DOLLARS:  # also false for nan
         allowed = f"allowed is a budget above 0 and up to {MOST_DOLLARS:,}"
-        raise SlmError(f"{dollars:g} dollars cannot be planned for; {allowed}.")
+        raise SlmError(f"{dollars:.10g} dollars cannot be planned for; {allowed}.")
     drafts = list(_drafts(dollars, gpu, prices))
     plans = [found for draft in drafts if (found := _spend(draft, dollars, prices))]
     if plans:
         return min(plans, key=lambda found: (found.loss, found.estimate.dollars[1]))
+    if not drafts:
+        raise SlmError(f"No model is small enough for {gpu or 'these GPUs'}.")
     costs = (estimate(draft, prices) for draft in drafts)
     least = min(costs, key=lambda row: row.dollars[1])
     cents = math.ceil(100 * least.dollars[1])

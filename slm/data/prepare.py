@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from filelock import FileLock
@@ -31,7 +31,7 @@ from slm.data.corpus import DataConfig, Part, Reading, find_source, split_name
 from slm.data.readers import Piece
 from slm.data.tokenizer import Tokenizer
 from slm.errors import SlmError
-from slm.files import force, publish, user_path, write_text
+from slm.files import force, has_kinds, json_object, publish, user_path, write_text
 
 # The note
 
@@ -103,10 +103,10 @@ class _Writer:
         """Go on with what a killed process left, as far as it agrees with its note."""
         if not (self.note.is_file() and self.partial.is_file()):
             return
-        try:
-            noted = Progress(**json.loads(self.note.read_bytes()))
-        except (ValueError, TypeError, RecursionError):  # of another version
+        note = json_object(self.note.read_bytes(), kinds := get_type_hints(Progress))
+        if note is None or note.keys() != kinds.keys():  # of another version
             return
+        noted = Progress(**note)
         digest = hashlib.sha256()
         for block in _blocks(self.partial, noted.tokens * self.dtype.itemsize):
             digest.update(block)
@@ -172,6 +172,10 @@ def _blocks(path: Path, size: int) -> Iterator[bytes]:
 
 # The sidecar
 
+SIDECAR = {"format": int, "dtype": str, "tokens": int, "documents": int}
+SIDECAR |= {"split": str, "tokens_sha256": str, "tokenizer": dict}
+OF_TOKENIZER = {"name": str, "fingerprint": str, "eot_token": int}
+
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """The JSON beside a token file, once the file agrees with it in format and size.
@@ -184,16 +188,15 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if not file.is_file():
             makes = "prepare_tokens makes a token file and its sidecar"
             raise SlmError(f"{file} does not exist; {makes}.")
-    try:
-        about = json.loads(sidecar.read_bytes())
-        version, size = about["format"], np.dtype(about["dtype"]).itemsize
-        expected = about["tokens"] * size
-    except (ValueError, KeyError, TypeError, RecursionError):
+    about = json_object(sidecar.read_bytes(), SIDECAR)
+    whole = about is not None and has_kinds(about["tokenizer"], OF_TOKENIZER)
+    if not whole or about["dtype"] not in ("uint16", "uint32"):
         cure = "delete it, and prepare the text again"
-        raise SlmError(f"{sidecar} is damaged: {cure}.") from None
-    if version != FORMAT:
+        raise SlmError(f"{sidecar} is damaged: {cure}.")
+    if about["format"] != FORMAT:
         reads = f"this version of slm reads {FORMAT}: prepare the text again"
-        raise SlmError(f"{path} has format {version} and {reads}.")
+        raise SlmError(f"{path} has format {about['format']} and {reads}.")
+    expected = about["tokens"] * np.dtype(about["dtype"]).itemsize
     if path.stat().st_size != expected:
         wrong = f"it has {path.stat().st_size} bytes where its sidecar says {expected}"
         cure = "delete it, and prepare the text again"

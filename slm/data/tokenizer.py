@@ -28,7 +28,7 @@ import tiktoken
 from slm.data import stories
 from slm.data.stories import END_OF_TEXT
 from slm.errors import SlmError
-from slm.files import answers, user_path, write_text, writing
+from slm.files import answers, user_path, within, write_text, writing
 
 # First, words are cut
 
@@ -244,6 +244,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     try:
         lines = [line.split() for line in file.read_bytes().rstrip().splitlines()]
         ranks = {base64.b64decode(t, validate=True): int(rank) for t, rank in lines}
+        if any(rank != b"%d" % int(rank) for _, rank in lines):
+            raise ValueError("a rank such as 1_0 or +5")
     except ValueError:
         why = "a line is not a token in base64 and its rank"
         raise SlmError(f"{file} is no tokenizer: {why}") from None
@@ -365,7 +367,8 @@ def _gpt2() -> Tokenizer:
     try:
         if not _gpt2_is_cached() and not answers(GPT2_URL + GPT2_FILES[0]):
             raise OSError("its server does not answer")
-        return Tokenizer("gpt2", tiktoken.get_encoding("gpt2")._mergeable_ranks)
+        published = within(120.0, lambda: tiktoken.get_encoding("gpt2"))
+        return Tokenizer("gpt2", published._mergeable_ranks)
     except (OSError, ValueError) as error:
         missing = f"GPT-2's vocabulary is not here, and fetching it failed ({error})"
         cure = "set TIKTOKEN_CACHE_DIR to a folder with it, or use tokenizer: stories"

@@ -18,6 +18,7 @@ from slm.errors import SlmError, settings
 
 IGNORE = -100  # a target that does not count
 MOST = 10**9  # of anything in a model's shape; more is a slip of the keyboard
+MOST_LAYERS = 10_000  # each costs a millisecond and 100 kB, however narrow it is
 
 
 @settings
@@ -33,7 +34,7 @@ class GPTConfig:
     """Ids that the tables hold (V); at least the tokenizer's."""
     context_length: int = Field(ge=1, le=MOST)
     """Tokens that the model can look back on (T)."""
-    n_layers: int = Field(ge=1, le=MOST)
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
     """Blocks."""
     n_heads: int = Field(ge=1, le=MOST)
     """Attention heads of each block (H); divides d_model."""

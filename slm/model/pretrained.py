@@ -5,13 +5,14 @@
 Exported from chapters/90_files.py; edit it there.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -102,19 +103,30 @@ def write_pretrained(
         "tie_word_embeddings": True,
         **config,
     }
+    ids = {} if tokenizer is None else {"tokenizer": tokenizer.fingerprint}
     stored = {}
     for name, weight in weights.items():
         theirs, transposed = published_name(name)
         stored[theirs] = (weight.T if transposed else weight).cpu().contiguous()
     try:
         with writing(folder / WEIGHTS) as part:
-            save_file(stored, part, metadata={"format": "pt"})
+            save_file(stored, part, metadata={"format": "pt"} | ids)
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS} could not be written: {error}") from error
     if tokenizer is not None:
         tokenizer.save(folder, shape["context_length"])
     for name, said in {GENERATION: generation, CONFIG: published}.items():
         write_text(folder / name, json.dumps(said, indent=2) + "\n")
+
+
+def weights_tokenizer(folder: Path) -> str | None:
+    """The fingerprint of the tokenizer whose ids the weights know, if they tell."""
+    with (
+        contextlib.suppress(OSError, SafetensorError),  # told when they are read
+        safe_open(folder / WEIGHTS, "pt") as weights,
+    ):
+        return (weights.metadata() or {}).get("tokenizer")
+    return None
 
 
 def find_pretrained(name_or_folder: str | Path) -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ import torch
 
 from slm.data.batches import TokenLoader
 from slm.errors import SlmError
-from slm.files import writing
+from slm.files import has_kinds, writing
 from slm.hardware import gather_from_ranks, rank, world_size
 from slm.training.config import RunConfig, changed_keys
 from slm.training.folder import checkpoint_path, list_checkpoints, step_of
@@ -152,15 +152,10 @@ def load_latest(
     return None
 
 
-PARTS = {"config": dict, "trainer": dict, "observers": dict}
+PARTS: dict[str, Any] = {"config": dict, "trainer": dict, "observers": dict}
 TRAINER: dict[str, Any] = {"step": int, "tokens_seen": int, "seconds": float}
 TRAINER |= {"skipped_steps": int, "model": dict, "optimizers": list, "scaler": dict}
 TRAINER |= {"rng_state": list, "pending": list, "dtype": str, "data": dict | str | None}
-
-
-def has_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
-    """Whether each of these keys is there, with a value of its kind."""
-    return all(k in values and isinstance(values[k], kinds[k]) for k in kinds)
 
 
 def misfit(take_over: Callable[..., object], *state: Any) -> str:
@@ -315,7 +310,9 @@ class Checkpointer(Observer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         best = state["best"]
-        self.best = best and (float(best[0]), int(best[1]))
+        if best and not has_kinds(dict(enumerate(best)), {0: float, 1: int}):
+            raise ValueError("its best loss and step are no numbers")
+        self.best = best and (best[0], best[1])
 
     def on_step(self, trainer: Any) -> None:
         """Save if it is time, and raise what went wrong with the one before."""

@@ -65,7 +65,7 @@ _FLOAT = r"^[-+]?(((\d[\d_]*\.\d*|\.\d+)([eE][-+]?\d+)?)|\d[\d_]*[eE][-+]?\d+"
 _FLOAT += r"|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"
 for _kind, _rule in (("int", _INT), ("float", _FLOAT)):
     _tag, _first = f"tag:yaml.org,2002:{_kind}", list("-+.0123456789")
-    _Loader.add_implicit_resolver(_tag, re.compile(_rule), _first)
+    _Loader.add_implicit_resolver(_tag, re.compile(_rule, re.ASCII), _first)
 
 
 def _read_yaml(text: str, source: str) -> Any:

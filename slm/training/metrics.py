@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import SlmError
-from slm.files import force, make_folder, naming
+from slm.files import force, has_kinds, make_folder, naming
 from slm.training.config import RunConfig
 
 # Observers
@@ -79,6 +79,8 @@ class MetricsFile(Observer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut off the rows of steps that will be done again."""
+        if not (has_kinds(state, {"bytes": int, "step": int}) and state["bytes"] >= 0):
+            raise ValueError("the length of the metrics is no number")
         content = self.path.read_bytes() if self.path.exists() else b""
         kept = content[: state["bytes"]]
         if len(kept) < state["bytes"]:

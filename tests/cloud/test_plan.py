@@ -150,6 +150,11 @@ def test_too_little_says_the_least_and_the_least_is_enough(gpu):
         (["nan"], "nan dollars cannot"),
         (["inf"], "inf dollars cannot"),
         (["1e12"], "above 0 and up to 100,000"),
+        (["100000.01"], "100000.01 dollars cannot"),
+        (["5", "--gpu", ""], "no price for GPU ''"),
+        (["5", "--prices", ""], "Is a directory"),
+        (["5", "--out", ""], "is there already"),
+        (["5", "--out", "$NOT_SET_HERE/x.yaml"], "$NOT_SET_HERE stands for nothing"),
         (["5", "--gpu", "T5"], "no price for GPU 'T5'"),
         (["5", "--gpu", "H100:9"], "of H100, 1 to 8 can be had"),
         (["5", "--gpu", "H100:"], "of H100, 1 to 8 can be had"),
@@ -163,11 +168,22 @@ def test_a_mistake_is_one_sentence(words, said, capsys, tmp_path, monkeypatch):
     assert said in told and told.count("\n") == 1 and told.startswith("slm: ")
 
 
-def test_words_are_no_dollars(capsys):
+def test_gpus_too_small_for_any_model_are_one_sentence():
+    small = [gpu.model_copy(update={"memory_gb": 0.1}) for gpu in MODAL.gpus]
+    prices = MODAL.model_copy(update={"gpus": tuple(small)})
+    for gpu, said in ((None, "these GPUs"), ("T4", "T4")):
+        with pytest.raises(SlmError, match=f"No model is small enough for {said}"):
+            plan.plan(5.0, gpu, prices)
+
+
+@pytest.mark.parametrize("words", ["plenty", "1_0", "٢"])
+def test_words_are_no_dollars(capsys, words):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["plan", "plenty"])
+        cli.main(["plan", words])
     assert caught.value.code == 2
-    assert "argument DOLLARS: invalid float value: 'plenty'" in capsys.readouterr().err
+    assert (
+        f"argument DOLLARS: invalid number value: '{words}'" in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- the command

@@ -94,6 +94,30 @@ def test_a_damaged_sidecar_is_refused(
     assert "is damaged" in sentence(error)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens": True},
+        {"documents": "60"},
+        {"format": 2.0},
+        {"dtype": "float16"},
+        {"tokens_sha256": None},
+        {"tokenizer": {"name": "stories", "fingerprint": "x", "eot_token": True}},
+        {"tokenizer": {}},
+        {"tokenizer": None},
+    ],
+    ids=str,
+)
+def test_a_sidecar_of_other_kinds_is_damaged(
+    small: Path, wrong: dict[str, object], sentence: Callable
+) -> None:
+    about = json.loads(small.with_suffix(".json").read_text())
+    small.with_suffix(".json").write_text(json.dumps(about | wrong))
+    with pytest.raises(SlmError) as error:
+        TokenDataset(small, 16)
+    assert f"{small.with_suffix('.json')} is damaged" in sentence(error)
+
+
 def test_another_format_is_refused(small: Path) -> None:
     about = json.loads(small.with_suffix(".json").read_text())
     small.with_suffix(".json").write_text(json.dumps(about | {"format": 99}))

@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 
 import pytest
+
+from slm.data.hub import hub_error
 
 COMMIT = "a" * 40
 ROWS = [{"text": f"document {i} " * 20} for i in range(2000)]
@@ -32,7 +35,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **head}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and self.fault == "drip":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.2)
+        elif self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.wfile.flush()
@@ -116,9 +123,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 READ = """
 import sys
 from slm.data.corpus import DataConfig, find_source
+from slm.data import hub
 from slm.errors import SlmError
 for name in sys.argv[1:]:
     name, _, streaming = name.partition(" ")
+    hub.PATIENCE = 2.0 if name.startswith("drip") else 600.0
     try:
         source = find_source(DataConfig(name, streaming=bool(streaming)))
         both = [list(source.read(side).pieces(lambda n: None)) for side in ("train", "validation")]
@@ -141,6 +150,7 @@ CASES = {
     "list/corpus": "True .*not the hub, but a login page or a proxy",
     "empty/corpus": r"False Cannot read 'empty/.*: what it holds is empty, or no data set \(Stop",
     "card/corpus": r"False Cannot read 'card/.*: what it holds is empty, or no data set \(while",
+    "drip/corpus": "True .*no whole answer came in 2 seconds: try again",
     "cut/corpus": "True Cannot read 'cut/corpus' from .*connection",
 }
 READABLE = ["well/corpus", "well/corpus stream", "cut-once/corpus", "parts/corpus:de"]
@@ -179,6 +189,17 @@ def test_what_it_can_give_is_read_whole_though_a_download_breaks_off(name, said)
     n_train, n_validation, characters = map(int, said[name].split())
     assert n_train + n_validation == len(ROWS) and n_validation > 100
     assert characters == sum(len(row["text"]) for row in ROWS)
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_a_disk_that_cannot_be_written_is_told_with_its_path(tmp_path, link):
+    """As `datasets` tells it: a file that cannot be found, because another failed."""
+    error = FileNotFoundError("Couldn't find any data file at /x/corpus.")
+    path = str(tmp_path / "token")
+    setattr(error, link, PermissionError(13, "Permission denied", path))
+    told = hub_error("well/corpus", error)
+    assert f": Permission denied: {path}; HF_HOME names the folder" in str(told)
+    assert not told.retry and "data file" not in str(told)
 
 
 def test_the_download_did_break_off(said):

@@ -415,6 +415,16 @@ def test_blank_lines_at_the_end_are_no_tokens(ours, tmp_path, end):
         get_tokenizer(file)
 
 
+@pytest.mark.parametrize("written", ["2_56", "+256", "0256", "٢٥٦"])
+def test_a_rank_is_written_in_plain_digits(ours, tmp_path, written):
+    file = tmp_path / "own.tiktoken"
+    ranks = ours.ranks_file()
+    assert ranks.count(b" 256\n") == 1
+    file.write_bytes(ranks.replace(b" 256\n", f" {written}\n".encode()))
+    with pytest.raises(SlmError, match="is no tokenizer: a line is not a token"):
+        get_tokenizer(file)
+
+
 def test_a_rank_that_spells_the_end_of_text_is_refused(ours, tmp_path):
     """Two ids would be decoded to the same text, and one of them ends a document."""
     ranks = dict(ours.ranks)

@@ -93,6 +93,8 @@ IN_THE_TRAINER = [
     (("data",), ["x"]),
     (("processes",), 0),
     (("processes",), "two"),
+    *[((key,), True) for key in ("step", "tokens_seen", "skipped_steps")],
+    (("seconds",), 5),
     (("seconds",), NAN),
     (("tokens_seen",), -1),
     (("step",), 10**30),
@@ -111,6 +113,10 @@ OUTSIDE = [
     (("state", "observers"), {"MetricsFile": {}}),
     (("state", "observers"), {"MetricsFile": 5}),
     (("state", "observers"), {"Checkpointer": {"best": 7}}),
+    (("state", "observers"), {"Checkpointer": {"best": [1.0, True]}}),
+    (("state", "observers"), {"Checkpointer": {"best": ["1.0", "2"]}}),
+    (("state", "observers"), {"MetricsFile": {"bytes": True, "step": 5}}),
+    (("state", "observers"), {"MetricsFile": {"bytes": -40, "step": 5}}),
 ]
 
 

@@ -66,17 +66,25 @@ def test_what_is_nested_too_deeply_is_damaged(tmp_path):
     assert read_tokenizer(tmp_path) is None
 
 
+NO_ATTEMPTS = ["5", '{"dollars": null}', '{"seconds": "x", "dollars": 1}']
+NO_ATTEMPTS += ['{"seconds": true}', '{"dollars": -1e9}', '{"dollars": NaN}']
+NO_ATTEMPTS += ['{"budget": true}', '{"budget": "5"}', '{"call": 5}', '{"error": null}']
+NO_ATTEMPTS += ['{"from": 5}', '{"to": ["latest"]}', '{"to": [7]}']
+NO_ATTEMPTS += [f'{{"from": ["step_{5000 * "1"}.pt"]}}']
+
+
 def test_an_attempt_or_a_note_of_another_kind_is_damaged(tmp_path):
-    for attempt in ("5", '{"dollars": null}', '{"seconds": "x", "dollars": 1}'):
+    for attempt in NO_ATTEMPTS:
         (tmp_path / "attempts.json").write_text(f"[{attempt}]")
         with pytest.raises(SlmError, match="attempts.json is not whole"):
             read_attempts(tmp_path)
     note = {"app_id": "a", "call_id": "b", "run": "c", "result": None}
     (tmp_path / "launched.json").write_text(json.dumps(note))
     assert read_launched(tmp_path) == [note]
-    (tmp_path / "launched.json").write_text('{"app_id": "a"}')
-    with pytest.raises(SlmError, match="launched.json is damaged: remove it"):
-        read_launched(tmp_path)
+    for wrong in ('{"app_id": "a"}', json.dumps(note | {"call_id": 5})):
+        (tmp_path / "launched.json").write_text(wrong)
+        with pytest.raises(SlmError, match="launched.json is damaged: remove it"):
+            read_launched(tmp_path)
 
 
 def test_checkpoints_are_sorted_by_step_and_other_names_are_left_out(tmp_path):

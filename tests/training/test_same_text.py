@@ -12,6 +12,7 @@ from slm.data import dataset, stories
 from slm.data.dataset import TokenDataset
 from slm.data.tokenizer import RANKS_FILE, Tokenizer, get_tokenizer
 from slm.errors import SlmError
+from slm.model.gpt import GPT
 from slm.training.checkpoint import (
     CheckpointError,
     copy_to_cpu,
@@ -98,13 +99,33 @@ def test_a_folder_that_does_not_tell_its_tokenizer_is_read(tmp_path, config, con
     assert load_run(tmp_path / "run").finished
 
 
+@pytest.mark.parametrize("content", ["", "{}", None])
+def test_the_weights_of_a_finished_run_know_their_tokenizer_too(
+    tmp_path, config, capsys, content
+):
+    train(config(), run_dir=tmp_path / "run")
+    if content is None:
+        (tmp_path / "run/environment.json").unlink()
+    else:
+        (tmp_path / "run/environment.json").write_text(content)
+    load_run(tmp_path / "run")
+    other_tokenizer().save(tmp_path / "run/model")
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "run")]) == 2
+    printed, before = capsys.readouterr(), get_tokenizer("stories").fingerprint
+    assert f"was trained with the tokenizer {before}, but " in printed.err
+    assert not printed.out
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path, config):
     ids = Path(tmp_path, "small")
     other_tokenizer(600).save(ids)
     small = config(model={"vocab_size": 600}, data={"tokenizer": str(ids)})
     train(small, run_dir=tmp_path / "run", verbose=False)
     (tmp_path / "run/environment.json").unlink()
-    get_tokenizer("stories").save(tmp_path / "run/model")
+    weights = tmp_path / "run/model"  # of an earlier version, which do not tell
+    GPT.from_pretrained(weights).save_pretrained(weights)
+    get_tokenizer("stories").save(weights)
     with pytest.raises(SlmError, match="vocab_size = 600 is too small.* has 1024"):
         load_run(tmp_path / "run")
 

@@ -64,7 +64,7 @@ def test_a_number_is_a_number_however_it_is_written(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["010", "1:30", "2024-13-45", "2024-01-02", "0x10", "0b11", "!!int abc"]
+    "text", ["010", "1:30", "2024-01-02", "0x10", "0b11", "!!int abc", "1٢", "1٢e3"]
 )
 def test_what_only_looks_like_a_number_is_none(tmp_path, text):
     path = tmp_path / "run.yaml"
