@@ -547,7 +547,7 @@ for name, content in wrong.items():
 
 import difflib
 import errno
-import sys
+import functools
 from typing import Any
 
 from yaml import YAMLError
@@ -558,7 +558,7 @@ from slm.files import answers, within
 PATIENCE = 120.0  # seconds for all that is asked before the data
 
 
-# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (51 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "The full name, and what to say when the hub does not answer (57 lines)"} tags=["hide-input"]
 #| export data/hub
 def hub_error(name: str, error: BaseException) -> SlmError:
     """What a library says about the hub, in one sentence."""
@@ -627,7 +627,7 @@ def _ask(name: str, repository: str, revision: str | None) -> None:
 # answer: a wrong name, a format that nobody can read. Then the door of this module:
 
 
-# %% mystnb={"code_prompt_show": "Which part of a data set, and the call that opens it (47 lines)"} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Which part of a data set, and the call that opens it (52 lines)"} tags=["hide-input"]
 #| export data/hub
 def _check_config(repository: str, config: str | None, revision: str | None) -> None:
     """Refuse if a part of the data set must be named, or is named wrongly."""
@@ -668,19 +668,13 @@ def load_hub(
         raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
 
-    def asked() -> Any:
-        if not offline:
-            _ask(name, repository, revision)
-        found = datasets.load_dataset_builder(repository, config, revision=revision)
-        return found.as_streaming_dataset() if streaming and not offline else found
-
+    how = dict(revision=revision, streaming=streaming and not offline)
+    load = functools.partial(datasets.load_dataset, repository, config, **how)
     try:
-        found = within(PATIENCE, asked)
-        if streaming and not offline:
-            return found
-        print(f"{name}: downloaded, unless it is stored here", file=sys.stderr)
-        found.download_and_prepare()
-        return found.as_dataset()
+        if not offline:
+            within(PATIENCE, lambda: _ask(name, repository, revision))
+        # a stream asks for the files only; what is stored may take as long as it takes
+        return within(PATIENCE, load) if how["streaming"] else load()
     except SlmError:
         raise
     except Exception as error:  # the library lets through those of five others

@@ -50,7 +50,7 @@ from slm.data.dataset import make_loaders
 from slm.errors import SlmError
 from slm.files import make_folder, make_run_name, publish, user_path, write_text
 from slm.model.gpt import GPT, sample_tokens
-from slm.model.pretrained import weights_tokenizer
+from slm.model.pretrained import known_tokenizer
 from slm.model.config import GPTConfig, count_parameters
 from slm.hardware import (
     gather_from_ranks,
@@ -192,7 +192,7 @@ def fitting_tokenizer(place: str, config: RunConfig, folder: RunFolder) -> Token
     """
     tokenizer = get_tokenizer(place)
     now, n_ids = tokenizer.fingerprint, tokenizer.n_vocab
-    for before in (read_tokenizer(folder.path), weights_tokenizer(folder.model)):
+    for before in (read_tokenizer(folder.path), known_tokenizer(folder.model)):
         if before not in (None, now):
             trained = f"{folder.path} was trained with the tokenizer {before}"
             cure = "put that one back, or choose another folder"

@@ -17,9 +17,9 @@
 # *An engine room: it can be skipped at first reading.* What every other chapter stands
 # on: files that are whole or not there, mistakes that are told in a sentence, and
 # GPT-2's published format. It exports `publish`, `writing` and `write_text`,
-# `SlmError`, `settings` and `section`, `check_run_name` and `answers`, and
-# `find_pretrained`, `read_shape`, `read_weights`, `told_of_generation` and
-# `write_pretrained`.
+# `json_object` and `has_kinds`, `SlmError`, `settings` and `section`, `check_run_name`,
+# `within` and `answers`, and `find_pretrained`, `read_shape`, `read_weights`,
+# `told_of_generation`, `write_pretrained` and `known_tokenizer`.
 
 # %%
 import course  # No module named 'course'? Get the whole repository, then `make lab`
@@ -83,12 +83,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slm.errors import SlmError, in_short
-from slm.files import write_text, writing
+from slm.files import json_object, write_text, writing
 
 # %% tags=["hide-input"]
 import tempfile
@@ -815,6 +815,7 @@ with socket.socket() as silent:
 # %%
 #| export model/pretrained
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FINGERPRINT = "tokenizer_fingerprint"  # a key of the config, ours alone
 GENERATION = "generation_config.json"
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -906,7 +907,9 @@ for said in told_of_generation(sizes, a_tokenizer):
 # Then the files. What is told to other programs comes first: the shape by their names,
 # and the choices that the format could make otherwise and ours does not. The weights
 # follow, under their published names, and turned where theirs lie the other way. A full
-# disk is an `OSError` whoever notices it, so the library's own error becomes one.
+# disk is an `OSError` whoever notices it, so the library's own error becomes one. One
+# key of the config is ours alone: the fingerprint of the tokenizer whose ids the
+# weights know, so that another one cannot take its place.
 
 
 # %%
@@ -940,14 +943,15 @@ def write_pretrained(
         "tie_word_embeddings": True,
         **config,
     }
-    ids = {} if tokenizer is None else {"tokenizer": tokenizer.fingerprint}
+    if tokenizer is not None:
+        published[FINGERPRINT] = tokenizer.fingerprint
     stored = {}
     for name, weight in weights.items():
         theirs, transposed = published_name(name)
         stored[theirs] = (weight.T if transposed else weight).cpu().contiguous()
     try:
         with writing(folder / WEIGHTS) as part:
-            save_file(stored, part, metadata={"format": "pt"} | ids)
+            save_file(stored, part, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS} could not be written: {error}") from error
     if tokenizer is not None:
@@ -964,13 +968,11 @@ def write_pretrained(
 
 # %%
 #| export model/pretrained
-def weights_tokenizer(folder: Path) -> str | None:
-    """The fingerprint of the tokenizer whose ids the weights know, if they tell."""
-    with (
-        contextlib.suppress(OSError, SafetensorError),  # told when they are read
-        safe_open(folder / WEIGHTS, "pt") as weights,
-    ):
-        return (weights.metadata() or {}).get("tokenizer")
+def known_tokenizer(folder: Path) -> str | None:
+    """The fingerprint of the tokenizer whose ids the model knows, if it is told."""
+    with contextlib.suppress(OSError):  # told when it is read
+        told = json_object((folder / CONFIG).read_bytes(), {FINGERPRINT: str})
+        return told and told[FINGERPRINT]
     return None
 
 

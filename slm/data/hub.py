@@ -7,7 +7,7 @@ Exported from chapters/07_corpora.py; edit it there.
 
 import difflib
 import errno
-import sys
+import functools
 from typing import Any
 
 from yaml import YAMLError
@@ -118,19 +118,13 @@ def load_hub(
         raise SlmError(f"{name!r} needs datasets: pip install datasets.") from None
     offline = datasets.config.HF_HUB_OFFLINE
 
-    def asked() -> Any:
-        if not offline:
-            _ask(name, repository, revision)
-        found = datasets.load_dataset_builder(repository, config, revision=revision)
-        return found.as_streaming_dataset() if streaming and not offline else found
-
+    how = dict(revision=revision, streaming=streaming and not offline)
+    load = functools.partial(datasets.load_dataset, repository, config, **how)
     try:
-        found = within(PATIENCE, asked)
-        if streaming and not offline:
-            return found
-        print(f"{name}: downloaded, unless it is stored here", file=sys.stderr)
-        found.download_and_prepare()
-        return found.as_dataset()
+        if not offline:
+            within(PATIENCE, lambda: _ask(name, repository, revision))
+        # a stream asks for the files only; what is stored may take as long as it takes
+        return within(PATIENCE, load) if how["streaming"] else load()
     except SlmError:
         raise
     except Exception as error:  # the library lets through those of five others

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slm.errors import SlmError, in_short
-from slm.files import write_text, writing
+from slm.files import json_object, write_text, writing
 
 # GPT-2's published format
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FINGERPRINT = "tokenizer_fingerprint"  # a key of the config, ours alone
 GENERATION = "generation_config.json"
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -103,14 +104,15 @@ def write_pretrained(
         "tie_word_embeddings": True,
         **config,
     }
-    ids = {} if tokenizer is None else {"tokenizer": tokenizer.fingerprint}
+    if tokenizer is not None:
+        published[FINGERPRINT] = tokenizer.fingerprint
     stored = {}
     for name, weight in weights.items():
         theirs, transposed = published_name(name)
         stored[theirs] = (weight.T if transposed else weight).cpu().contiguous()
     try:
         with writing(folder / WEIGHTS) as part:
-            save_file(stored, part, metadata={"format": "pt"} | ids)
+            save_file(stored, part, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS} could not be written: {error}") from error
     if tokenizer is not None:
@@ -119,13 +121,11 @@ def write_pretrained(
         write_text(folder / name, json.dumps(said, indent=2) + "\n")
 
 
-def weights_tokenizer(folder: Path) -> str | None:
-    """The fingerprint of the tokenizer whose ids the weights know, if they tell."""
-    with (
-        contextlib.suppress(OSError, SafetensorError),  # told when they are read
-        safe_open(folder / WEIGHTS, "pt") as weights,
-    ):
-        return (weights.metadata() or {}).get("tokenizer")
+def known_tokenizer(folder: Path) -> str | None:
+    """The fingerprint of the tokenizer whose ids the model knows, if it is told."""
+    with contextlib.suppress(OSError):  # told when it is read
+        told = json_object((folder / CONFIG).read_bytes(), {FINGERPRINT: str})
+        return told and told[FINGERPRINT]
     return None
 
 

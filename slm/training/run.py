@@ -36,7 +36,7 @@ from slm.hardware import (
 )
 from slm.model.config import GPTConfig, count_parameters
 from slm.model.gpt import GPT, sample_tokens
-from slm.model.pretrained import weights_tokenizer
+from slm.model.pretrained import known_tokenizer
 from slm.training.checkpoint import (
     Checkpointer,
     config_mismatch,
@@ -117,7 +117,7 @@ def fitting_tokenizer(place: str, config: RunConfig, folder: RunFolder) -> Token
     """
     tokenizer = get_tokenizer(place)
     now, n_ids = tokenizer.fingerprint, tokenizer.n_vocab
-    for before in (read_tokenizer(folder.path), weights_tokenizer(folder.model)):
+    for before in (read_tokenizer(folder.path), known_tokenizer(folder.model)):
         if before not in (None, now):
             trained = f"{folder.path} was trained with the tokenizer {before}"
             cure = "put that one back, or choose another folder"
