@@ -501,9 +501,10 @@ with tempfile.TemporaryDirectory() as home:
 #
 # Before anything is built: [is there room](#trainer/is-there-room) for the run? A text
 # that took an hour to prepare is a high price for the news that the first step fails.
-# And does the tokenizer fit? Then the batches of both texts. With several processes, whichever comes first prepares the tokens and the
-# others wait; that happens *before* they join hands, because a process that waits in an
-# exchange gives up after a while, and a large corpus takes longer.
+# And does the tokenizer fit? Then the batches of both texts. With several processes,
+# whichever comes first prepares the tokens and the others wait; that happens *before*
+# they join hands, because a process that waits in an exchange gives up after a while,
+# and a large corpus takes longer.
 #
 # The order of the observers matters. The price is added to a row first; the file and
 # the service then see it; the checkpointer comes last, because what it saves of the
