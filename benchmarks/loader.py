@@ -16,6 +16,7 @@ Speeds are tokens per second of CPU time. The ratio is the median over rounds in
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -107,6 +108,9 @@ def token_file(folder: Path, megabytes: int) -> Path:
     }
     about = {
         "format": FORMAT,
+        "split": "train",
+        "documents": 1,
+        "tokens_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "tokens": len(block) * megabytes + 2,
         "dtype": "uint16",
         "tokenizer": made_by,

@@ -188,14 +188,14 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         if not file.is_file():
             makes = "prepare_tokens makes a token file and its sidecar"
             raise SlmError(f"{file} does not exist; {makes}.")
-    about = json_object(sidecar.read_bytes(), SIDECAR)
-    whole = about is not None and has_kinds(about["tokenizer"], OF_TOKENIZER)
+    about = json_object(sidecar.read_bytes(), {"format": int})
+    if about is not None and about["format"] != FORMAT:
+        reads = f"this version of slm reads {FORMAT}: prepare the text again"
+        raise SlmError(f"{path} has format {about['format']} and {reads}.")
+    whole = has_kinds(about, SIDECAR) and has_kinds(about["tokenizer"], OF_TOKENIZER)
     if not whole or about["dtype"] not in ("uint16", "uint32"):
         cure = "delete it, and prepare the text again"
         raise SlmError(f"{sidecar} is damaged: {cure}.")
-    if about["format"] != FORMAT:
-        reads = f"this version of slm reads {FORMAT}: prepare the text again"
-        raise SlmError(f"{path} has format {about['format']} and {reads}.")
     expected = about["tokens"] * np.dtype(about["dtype"]).itemsize
     if path.stat().st_size != expected:
         wrong = f"it has {path.stat().st_size} bytes where its sidecar says {expected}"

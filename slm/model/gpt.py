@@ -148,7 +148,8 @@ class GPT(nn.Module):
             ValueError: As `forward`; or `targets` has another shape than `tokens`.
         """
         V = self.config.vocab_size
-        if targets.is_cpu and not torch.compiler.is_compiling():
+        eager_cpu = targets.is_cpu and not torch.compiler.is_compiling()
+        if eager_cpu:
             outside = (targets >= V) | (targets < 0) & (targets != IGNORE)
             if bool(outside.any()):
                 allowed = f"ids from 0 to {V - 1} are allowed, and {IGNORE} for none"
@@ -156,13 +157,16 @@ class GPT(nn.Module):
         if targets.shape != tokens.shape:
             shapes = f"{tuple(targets.shape)} and tokens {tuple(tokens.shape)}"
             raise ValueError(f"targets have shape {shapes}; they must be the same")
-        if targets.is_cpu and not torch.compiler.is_compiling():
+        if eager_cpu:
             self._check(tokens)  # all of them, before some are left out
             counted = (targets != IGNORE).any(0).nonzero()  # positions with a target
             end = 1 + int(counted.max()) if len(counted) else 1
             tokens, targets = tokens[:, :end], targets[:, :end]
         stream = self.hidden(tokens).flatten(0, 1)  # (B·T, D)
         table, y = self.token_embedding.weight, targets.flatten()  # (V, D), (B·T,)
+        if eager_cpu:
+            kept = (y != IGNORE).nonzero()[:, 0]
+            stream, y = stream.index_select(0, kept), y[kept]
         return _ChunkedCrossEntropy.apply(stream, table, y, torch.is_grad_enabled())
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:

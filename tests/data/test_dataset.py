@@ -83,7 +83,7 @@ def test_lost_ends_are_found(small: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 1}', '{"format": 1, "tokens": 5, "dtype": "uint9"}'],
+    ["", "{", "[]", '{"format": 2}', '{"format": 2, "tokens": 5, "dtype": "uint9"}'],
 )
 def test_a_damaged_sidecar_is_refused(
     small: Path, content: str, sentence: Callable
@@ -118,9 +118,8 @@ def test_a_sidecar_of_other_kinds_is_damaged(
     assert f"{small.with_suffix('.json')} is damaged" in sentence(error)
 
 
-def test_another_format_is_refused(small: Path) -> None:
-    about = json.loads(small.with_suffix(".json").read_text())
-    small.with_suffix(".json").write_text(json.dumps(about | {"format": 99}))
+def test_another_format_is_refused_whatever_else_it_holds(small: Path) -> None:
+    small.with_suffix(".json").write_text('{"format": 99}')
     with pytest.raises(SlmError, match="has format 99"):
         TokenDataset(small, 16)
 
