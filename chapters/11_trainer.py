@@ -1866,11 +1866,11 @@ print(f"so at least {math.exp(-excess):.0%}")
 # tell them apart. Most tokens are *certain*, given what stands before them: "gave away
 # her top for a kite. But at home she missed the …" leaves one word. There a perfect
 # model needs nothing at all. The others are *chosen*, and of these a perfect model
-# knows the odds. `benchmarks/stories.py` trained three recipes, with two seeds each, and
-# counted both kinds. {numref}`fig-missing` shows its results above those of the model
-# that this chapter has just trained; its committed table follows.
+# knows the odds. `benchmarks/stories.py` trained three recipes, with two seeds each,
+# and counted both kinds. {numref}`fig-missing` shows its results above those of the
+# model that this chapter has just trained; its committed table follows.
 
-# %% mystnb={"code_prompt_show": "Draw what is missing, by kind of token", "figure": {"caption": "What is missing, in two parts. A second layer takes away half of what the certain tokens cost; larger batches and no weight decay take away most of the rest, and much of what the chosen ones cost.", "name": "fig-missing"}, "image": {"alt": "Four horizontal bars in two parts each, certain and chosen tokens, in thousandths of a nat per token above the true surprise. Their lengths fall from one layer over two layers with weight decay to the shipped recipe; this chapter's run is about as long as the shipped one. The part of the certain tokens shrinks most."}} tags=["hide-input"]
+# %% mystnb={"code_prompt_show": "Draw what is missing, by kind of token", "figure": {"caption": "What is missing, in two parts. A second layer takes away most of what the certain tokens cost; without weight decay and in larger batches most of the rest goes, and much of what the chosen ones cost.", "name": "fig-missing"}, "image": {"alt": "Four horizontal bars in two parts each, certain and chosen tokens, in thousandths of a nat per token above the true surprise. Their lengths fall from one layer over two layers with weight decay to the shipped recipe; this chapter's run is about as long as the shipped one. The part of the certain tokens shrinks most."}} tags=["hide-input"]
 from course.figures.trainer import excess_by_kind, kinds_figure
 
 recorded = Path("benchmarks/results/stories.md").read_text(encoding="utf-8")
